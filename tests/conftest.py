@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 from tests.support import forked_cli
-from tests.support.feature_tree import Forest, must_be_whole, plant
+from tests.support.feature_tree import FeatureTree, make_feature_tree, must_be_complete
 from tests.support.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ def castore(home: Path) -> Callable[..., subprocess.CompletedProcess[Any]]:
 
 
 @pytest.fixture
-def forest(tmp_path: Path) -> Forest:
-    """A tree that has every feature of a file system; `forest.path` is its top."""
-    grown = plant(tmp_path / "forest")
-    if must_be_whole(tmp_path):
+def feature_tree(tmp_path: Path) -> FeatureTree:
+    """A tree that has every feature of a file system; `feature_tree.path` is its top."""
+    grown = make_feature_tree(tmp_path / "feature_tree")
+    if must_be_complete(tmp_path):
         assert grown.left_out == []
     return grown
 

@@ -18,20 +18,20 @@ from castore.content.streams import StreamReader
 from castore.content.versions import Found
 from castore.errors import DamageError, IdentityError, NotFoundError, UsageError
 from castore.services.snapshot import Tree, file_source
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
-    lab = Lab(tmp_path / "lab", average=4096)
-    monkeypatch.setenv("CASTORE_STORE", str(lab.store))
+def sandbox(tmp_path, monkeypatch):
+    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
+    monkeypatch.setenv("CASTORE_STORE", str(sandbox.store))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
     identity = tmp_path / "identity"
-    identity.write_text(lab.identity.text() + "\n")
+    identity.write_text(sandbox.identity.text() + "\n")
     identity.chmod(0o600)
     monkeypatch.setenv("CASTORE_IDENTITY", str(identity))
-    return lab
+    return sandbox
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def write(path, data="x"):
     return path
 
 
-def take(lab, tree, service="s", part="t"):
-    return lab.snapshot(service, {part: Tree(str(tree))}).number
+def take(sandbox, tree, service="s", part="t"):
+    return sandbox.snapshot(service, {part: Tree(str(tree))}).number
 
 
 def run(capsys, *arguments):
@@ -63,24 +63,24 @@ def spans(row):
     return [(one["first"], one["last"]) for one in row["versions"]]
 
 
-def test_a_deleted_file_is_found_with_the_generations_that_have_it(lab, tree, capsys):
+def test_a_deleted_file_is_found_with_the_generations_that_have_it(sandbox, tree, capsys):
     write(tree / "a" / "keep")
-    take(lab, tree)
+    take(sandbox, tree)
     lost = write(tree / "a" / "b" / "lost.txt")
-    take(lab, tree)
-    take(lab, tree)
+    take(sandbox, tree)
+    take(sandbox, tree)
     lost.unlink()
-    take(lab, tree)
+    take(sandbox, tree)
     (row,) = found(capsys, "lost.*")
     assert (row["service"], row["part"], row["path"], spans(row)) == ("s", "t", "a/b/lost.txt", [(2, 3)])
     assert "2-3" in run(capsys, "find", "lost.*", "s")
 
 
-def test_versions_of_a_path_are_apart(lab, tree, capsys):
+def test_versions_of_a_path_are_apart(sandbox, tree, capsys):
     write(tree / "f", "1")
-    take(lab, tree)
+    take(sandbox, tree)
     write(tree / "f", "22")
-    take(lab, tree)
+    take(sandbox, tree)
     (row,) = found(capsys, "f")
     assert spans(row) == [(1, 1), (2, 2)]
     assert [one["size"] for one in row["versions"]] == [1, 2]
@@ -102,70 +102,70 @@ def test_versions_of_a_path_are_apart(lab, tree, capsys):
         ("?.txt", ["a/é.txt"]),
     ],
 )
-def test_patterns(lab, tree, capsys, pattern, paths):
+def test_patterns(sandbox, tree, capsys, pattern, paths):
     for name in ("x.c", "a/x.c", "a/b/x.c", "a/é.txt"):
         write(tree / name)
-    take(lab, tree)
+    take(sandbox, tree)
     rows = found(capsys, pattern)
     assert sorted(row["path"] for row in rows) == paths
 
 
-def test_case_is_ignored_if_asked(lab, tree, capsys):
+def test_case_is_ignored_if_asked(sandbox, tree, capsys):
     write(tree / "ReadMe.TXT")
-    take(lab, tree)
+    take(sandbox, tree)
     assert len(found(capsys, "-i", "readme.txt")) == 1
 
 
-def test_an_absolute_path_is_taken_from_the_tree_that_it_is_in(lab, tree, capsys):
+def test_an_absolute_path_is_taken_from_the_tree_that_it_is_in(sandbox, tree, capsys):
     write(tree / "a" / "f")
-    take(lab, tree)
+    take(sandbox, tree)
     assert [row["path"] for row in found(capsys, f"{tree}/a/f")] == ["a/f"]
 
 
 @pytest.mark.parametrize("pattern", ["", "/", "a/../b", "a\0b"])
-def test_a_pattern_that_matches_no_path_is_refused(lab, tree, pattern):
-    take(lab, tree)
+def test_a_pattern_that_matches_no_path_is_refused(sandbox, tree, pattern):
+    take(sandbox, tree)
     with pytest.raises((UsageError, click.UsageError)):
         cli.main(["find", pattern], standalone_mode=False)
 
 
-def test_nothing_found_is_not_found(lab, tree):
-    take(lab, tree)
+def test_nothing_found_is_not_found(sandbox, tree):
+    take(sandbox, tree)
     with pytest.raises(NotFoundError, match="no path matches"):
         cli.main(["find", "no-such"], standalone_mode=False)
 
 
-def test_all_services_or_one_and_a_limit(lab, tree, capsys):
+def test_all_services_or_one_and_a_limit(sandbox, tree, capsys):
     write(tree / "f")
     write(tree / "g")
-    take(lab, tree)
-    take(lab, tree, "other", "part")
+    take(sandbox, tree)
+    take(sandbox, tree, "other", "part")
     assert {row["service"] for row in found(capsys, "f")} == {"s", "other"}
     assert {row["service"] for row in found(capsys, "f", "s")} == {"s"}
     assert found(capsys, "f", "--part", "part")[0]["service"] == "other"
     assert len(found(capsys, "*", "--limit", "1")) == 1
 
 
-def test_an_identity_is_needed(lab, tree, monkeypatch):
+def test_an_identity_is_needed(sandbox, tree, monkeypatch):
     write(tree / "f")
-    take(lab, tree)
+    take(sandbox, tree)
     monkeypatch.delenv("CASTORE_IDENTITY")
     for arguments in (["find", "f"], ["history", "s:t/f"]):
         with pytest.raises(IdentityError):
             cli.main(arguments, standalone_mode=False)
 
 
-def test_a_name_added_with_the_time_of_its_directory_set_back_to_a_whole_second(lab, tree, capsys):
+def test_a_name_added_with_the_time_of_its_directory_set_back_to_a_whole_second(sandbox, tree, capsys):
     write(tree / "d" / "a")
     os.utime(tree / "d", (1, 1))
-    take(lab, tree)
+    take(sandbox, tree)
     write(tree / "d" / "b")
     os.utime(tree / "d", (1, 1))
-    take(lab, tree)
+    take(sandbox, tree)
     assert spans(found(capsys, "b")[0]) == [(2, 2)]
 
 
-def test_random_trees_match_what_a_walk_finds(lab, tree):
+def test_random_trees_match_what_a_walk_finds(sandbox, tree):
     rng = random.Random(5)
     seen = []
     for _ in range(6):
@@ -175,9 +175,9 @@ def test_random_trees_match_what_a_walk_finds(lab, tree):
                 path.unlink()
             elif rng.random() < 0.8:
                 write(path, "x" * rng.randrange(20))
-        take(lab, tree)
+        take(sandbox, tree)
         seen.append({str(p.relative_to(tree)): p.lstat() for p in tree.rglob("*")})
-    with lab.open() as store, StreamReader(store) as reader:
+    with sandbox.open() as store, StreamReader(store) as reader:
         generations = sorted(store.generations("s"), key=lambda one: one.number)
         roots = [(one.time, one.parts[0].content) for one in generations]
         for pattern in ("*.x", "*", "a", "g.?"):
@@ -194,21 +194,21 @@ def test_random_trees_match_what_a_walk_finds(lab, tree):
             }
 
 
-def test_history_of_a_file(lab, tree, capsys):
+def test_history_of_a_file(sandbox, tree, capsys):
     write(tree / "other")
-    take(lab, tree)
+    take(sandbox, tree)
     path = write(tree / "d" / "f", "one")
-    take(lab, tree)
+    take(sandbox, tree)
     write(tree / "d" / "g", "beside it in the same small-file stream")
-    take(lab, tree)
+    take(sandbox, tree)
     path.chmod(0o600)
-    take(lab, tree)
+    take(sandbox, tree)
     times = path.stat()
     path.write_text("two")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    take(lab, tree)
+    take(sandbox, tree)
     path.unlink()
-    take(lab, tree)
+    take(sandbox, tree)
     (row,) = json.loads(run(capsys, "history", "--json", "s:t/d/f"))
     changes = [(one["first"], one["last"], one["change"], one["exists"]) for one in row["versions"]]
     assert changes == [
@@ -223,49 +223,49 @@ def test_history_of_a_file(lab, tree, capsys):
     assert len(row["versions"]) == 2
 
 
-def test_history_of_a_directory_and_of_a_tree(lab, tree, capsys):
+def test_history_of_a_directory_and_of_a_tree(sandbox, tree, capsys):
     write(tree / "d" / "e" / "f", "one")
     write(tree / "x")
-    take(lab, tree)
+    take(sandbox, tree)
     write(tree / "x", "changed")
-    take(lab, tree)
+    take(sandbox, tree)
     write(tree / "d" / "e" / "f", "other")
-    take(lab, tree)
+    take(sandbox, tree)
     for what, expected in (("s:t/d", [(3, 3), (1, 2)]), ("s:t", [(3, 3), (2, 2), (1, 1)])):
         assert spans(json.loads(run(capsys, "history", "--json", what))[0]) == expected
 
 
-def test_history_of_a_dump(lab, tmp_path, capsys):
+def test_history_of_a_dump(sandbox, tmp_path, capsys):
     dump = tmp_path / "dump"
     for data in ("one", "one", "two"):
         dump.write_text(data)
-        lab.snapshot("s", {"db": file_source(str(dump))})
+        sandbox.snapshot("s", {"db": file_source(str(dump))})
     (row,) = json.loads(run(capsys, "history", "--json", "s:db"))
     assert spans(row) == [(3, 3), (1, 2)]
     assert "content" in run(capsys, "history", "s:db")
 
 
 @pytest.mark.parametrize("what", ["s:t/none", "s:none", "none:t"])
-def test_history_of_what_is_not_stored(lab, tree, what):
-    take(lab, tree)
+def test_history_of_what_is_not_stored(sandbox, tree, what):
+    take(sandbox, tree)
     with pytest.raises(NotFoundError):
         cli.main(["history", what], standalone_mode=False)
 
 
 @pytest.mark.parametrize("what", ["s", "s@1:t", ":t", "s:"])
-def test_history_without_a_part_is_refused(lab, tree, what):
-    take(lab, tree)
+def test_history_without_a_part_is_refused(sandbox, tree, what):
+    take(sandbox, tree)
     with pytest.raises((UsageError, NotFoundError)):
         cli.main(["history", what], standalone_mode=False)
 
 
-def test_a_damaged_pack_is_reported_and_the_rest_is_searched(lab, tree, capsys):
+def test_a_damaged_pack_is_reported_and_the_rest_is_searched(sandbox, tree, capsys):
     write(tree / "old")
-    take(lab, tree)
-    first = set((lab.store / "packs").rglob("*"))
+    take(sandbox, tree)
+    first = set((sandbox.store / "packs").rglob("*"))
     write(tree / "new")
-    take(lab, tree)
-    for pack in set((lab.store / "packs").rglob("*")) - first:
+    take(sandbox, tree)
+    for pack in set((sandbox.store / "packs").rglob("*")) - first:
         if pack.is_file():
             data = bytearray(pack.read_bytes())
             data[40:400] = bytes(360)
@@ -276,14 +276,14 @@ def test_a_damaged_pack_is_reported_and_the_rest_is_searched(lab, tree, capsys):
     assert "s:t/old" in capsys.readouterr().out
 
 
-def test_only_directories_that_changed_are_read(lab, tree, monkeypatch):
+def test_only_directories_that_changed_are_read(sandbox, tree, monkeypatch):
     for number in range(40):
         write(tree / f"{number:02}" / "f")
     time.sleep(1.1)
     for number in range(5):
         write(tree / "00" / "f", "x" * number)
-        take(lab, tree)
-    with lab.open() as store, StreamReader(store) as reader:
+        take(sandbox, tree)
+    with sandbox.open() as store, StreamReader(store) as reader:
         store.sync()
         reads = []
         read = store.read_nodes_bytes

@@ -18,7 +18,7 @@ import castore as castore_package
 from castore.content.restore import file_comparison
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -123,13 +123,13 @@ def test_undo_removes_all_of_a_tree_that_did_not_exist(store: Run, tmp_path: Pat
 def test_what_cannot_be_compared_is_left_alone_and_its_neighbours_are_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab = Lab(tmp_path / "lab", average=4096)
+    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
     top = tmp_path / "live"
     (top / "sub").mkdir(parents=True)
     for name in ("a", "bad", "c"):
         (top / "sub" / name).write_text("stored")
         os.setxattr(top / "sub" / name, "user.x", b"1")
-    lab.snapshot("s", {"t": castore_package.Tree(str(top))})
+    sandbox.snapshot("s", {"t": castore_package.Tree(str(top))})
     for name in ("a", "c"):
         (top / "sub" / name).write_text("changed, and longer")
     os.chmod(top / "sub" / "bad", 0o600)
@@ -143,9 +143,9 @@ def test_what_cannot_be_compared_is_left_alone_and_its_neighbours_are_restored(
     monkeypatch.setattr(file_comparison, "read_xattrs_at", fail)
     os.utime(top / "sub" / "bad", ns=(1, os.stat(top / "sub" / "bad").st_mtime_ns))
     os.chmod(top / "sub" / "bad", 0o644)
-    with lab.open() as opened:
-        plan = plan_in_place(opened, select(opened, "s@1:t"), str(top), lab.ownership)
-        problems = restore_in_place(opened, plan, lab.ownership, castore_package.Progress())
+    with sandbox.open() as opened:
+        plan = plan_in_place(opened, select(opened, "s@1:t"), str(top), sandbox.ownership)
+        problems = restore_in_place(opened, plan, sandbox.ownership, castore_package.Progress())
     assert [path for path, _ in problems] == [b"sub/bad"]
     assert (top / "sub" / "a").read_text() == (top / "sub" / "c").read_text() == "stored"
 

@@ -13,26 +13,26 @@ from castore.errors import NotFoundError, UsageError
 from castore.services.selectors import find_range
 from castore.services.snapshot import Tree, file_source
 from tests.support.checkout import ROOT
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 RESCUE = ROOT / "tools" / "rescue.py"
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
-    lab = Lab(tmp_path / "lab", average=4096)
-    monkeypatch.setenv("CASTORE_STORE", str(lab.store))
+def sandbox(tmp_path, monkeypatch):
+    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
+    monkeypatch.setenv("CASTORE_STORE", str(sandbox.store))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
     identity = tmp_path / "identity"
-    identity.write_text(lab.identity.text() + "\n")
+    identity.write_text(sandbox.identity.text() + "\n")
     identity.chmod(0o600)
     monkeypatch.setenv("CASTORE_IDENTITY", str(identity))
-    return lab
+    return sandbox
 
 
 @pytest.fixture
-def two(lab, tmp_path):
+def two(sandbox, tmp_path):
     """Two generations of two trees and a dump, all of which changed."""
     for name in ("one", "other"):
         (tmp_path / name / "d").mkdir(parents=True)
@@ -44,7 +44,7 @@ def two(lab, tmp_path):
         (tmp_path / "one" / "d" / f"new{round_}").write_text("")
         dump.write_text(round_)
         trees = {name: Tree(str(tmp_path / name)) for name in ("one", "other")}
-        lab.snapshot("s", {**trees, "db": file_source(str(dump))})
+        sandbox.snapshot("s", {**trees, "db": file_source(str(dump))})
 
 
 def run(capsys, *arguments):
@@ -90,9 +90,9 @@ def test_show_of_a_part_and_a_path(two, capsys):
         cli.main(["show", "s@2:one/no"], standalone_mode=False)
 
 
-def test_log_and_show_say_what_is_pinned(two, lab, capsys):
+def test_log_and_show_say_what_is_pinned(two, sandbox, capsys):
     assert "pinned" not in run(capsys, "log", "s")
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.sync()
         store.pin("s", 1, "before the move")
     pinned, free = reversed(run(capsys, "log", "s").splitlines()[1:])
@@ -103,15 +103,15 @@ def test_log_and_show_say_what_is_pinned(two, lab, capsys):
 
 
 @pytest.fixture
-def nine(lab, tmp_path):
+def nine(sandbox, tmp_path):
     (tmp_path / "tree").mkdir()
     for _ in range(9):
-        lab.snapshot("s", {"t": Tree(str(tmp_path / "tree"))}, revision="r1")
-    return lab
+        sandbox.snapshot("s", {"t": Tree(str(tmp_path / "tree"))}, revision="r1")
+    return sandbox
 
 
-def numbers(lab):
-    with lab.open() as store:
+def numbers(sandbox):
+    with sandbox.open() as store:
         store.sync()
         return sorted(one.number for one in store.generations("s"))
 

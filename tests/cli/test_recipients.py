@@ -15,7 +15,7 @@ CHATTY = "unmistakable plain content "
 SECRET_TEXT = re.compile(r"castore-(?:identity|locked|writer)-[a-z2-7]{6,}")
 
 
-class Desk:
+class CommandLine:
     """A machine with a store, on which commands are run; all that they print is kept."""
 
     def __init__(self, run, folder):
@@ -106,8 +106,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(castore, tmp_path):
-    made = Desk(castore, tmp_path).init()
+def command_line(castore, tmp_path):
+    made = CommandLine(castore, tmp_path).init()
     yield made
     for text in made.printed:
         assert not SECRET_TEXT.search(text), "a secret was printed"
@@ -122,202 +122,202 @@ def mode(path):
     return stat.S_IMODE(os.stat(path).st_mode)
 
 
-def test_an_added_identity_alone_restores_old_and_new_on_a_fresh_machine(desk):
-    desk.snapshot()
-    packs = {path: (desk.store / path).read_bytes() for path in desk.objects() if path.parts[0] == "packs"}
-    second, public = desk.new_key("second")
+def test_an_added_identity_alone_restores_old_and_new_on_a_fresh_machine(command_line):
+    command_line.snapshot()
+    packs = {path: (command_line.store / path).read_bytes() for path in command_line.objects() if path.parts[0] == "packs"}
+    second, public = command_line.new_key("second")
     assert re.fullmatch(r"castore-pub-[a-z2-7]+", public)
-    desk.reads_nothing(second)
-    done = desk("key", "add", public, "--label", "off site", "--identity", desk.first)
+    command_line.reads_nothing(second)
+    done = command_line("key", "add", public, "--label", "off site", "--identity", command_line.first)
     assert public in done.stdout
     for path, data in packs.items():
-        assert (desk.store / path).read_bytes() == data, "adding rewrites no data"
-    desk.snapshot()
-    assert desk.listed()[public] == "off site"
-    assert len(desk.listed()) == 2
-    desk.reads_all(second)
-    desk.reads_all(desk.first)
+        assert (command_line.store / path).read_bytes() == data, "adding rewrites no data"
+    command_line.snapshot()
+    assert command_line.listed()[public] == "off site"
+    assert len(command_line.listed()) == 2
+    command_line.reads_all(second)
+    command_line.reads_all(command_line.first)
 
 
-def test_the_second_identity_works_when_the_first_and_its_machine_are_gone(desk):
-    desk.snapshot()
-    second, public = desk.new_key("second")
-    desk("key", "add", public, "--admin", desk.admins[-1], "--identity", desk.first)
-    desk.first.unlink()
-    other = desk.machine()
-    done = desk("key", "adopt", "--host", "other", "--identity", second, machine=other, expect=7)
-    assert f"--trust-admin {desk.admins[0]}" in done.stderr
-    desk("key", "adopt", "--host", "other", "--identity", second, *desk.trust, machine=other)
+def test_the_second_identity_works_when_the_first_and_its_machine_are_gone(command_line):
+    command_line.snapshot()
+    second, public = command_line.new_key("second")
+    command_line("key", "add", public, "--admin", command_line.admins[-1], "--identity", command_line.first)
+    command_line.first.unlink()
+    other = command_line.machine()
+    done = command_line("key", "adopt", "--host", "other", "--identity", second, machine=other, expect=7)
+    assert f"--trust-admin {command_line.admins[0]}" in done.stderr
+    command_line("key", "adopt", "--host", "other", "--identity", second, *command_line.trust, machine=other)
     (key,) = Path(other["HOME"]).rglob("writer.key")
     assert mode(key) == 0o600
     assert mode(key.parent) == 0o700
-    (desk.folder / "more").write_text("from elsewhere")
-    args = ("snapshot", "web-service", "--dump", f"dump-part={desk.folder / 'more'}")
-    desk(*args, machine=other)
-    args = ("cat", "web-service@latest:dump-part", "--host", "other", "--identity", second, *desk.trust)
-    done = desk(*args, machine=desk.machine())
+    (command_line.folder / "more").write_text("from elsewhere")
+    args = ("snapshot", "web-service", "--dump", f"dump-part={command_line.folder / 'more'}")
+    command_line(*args, machine=other)
+    args = ("cat", "web-service@latest:dump-part", "--host", "other", "--identity", second, *command_line.trust)
+    done = command_line(*args, machine=command_line.machine())
     assert done.stdout == "from elsewhere"
-    desk("snapshot", "web-service", "--dump", "x=/dev/null", machine=desk.machine(), expect=7)
+    command_line("snapshot", "web-service", "--dump", "x=/dev/null", machine=command_line.machine(), expect=7)
 
 
-def test_a_removed_identity_opens_nothing_any_more(desk):
-    desk.snapshot()
-    second, public = desk.new_key("second")
-    desk("key", "add", public, "--identity", desk.first)
-    desk.snapshot()
-    desk.reads_all(second)
-    before = {path for path in desk.objects() if path.parts[0] in {"sessions", "config"}}
-    desk("key", "remove", public, "--identity", desk.first)
-    desk.snapshot()
-    assert before.isdisjoint(desk.objects()), "what was sealed to it is gone"
-    assert public not in desk.listed()
-    desk.reads_nothing(second)
-    desk.reads_nothing(second, machine={})  # nor with the writer key
-    desk.reads_all(desk.first)
-    desk("key", "adopt", "--identity", second, machine=desk.machine(), expect=7)
-    desk("key", "add", public, "--identity", second, expect=7)
-    assert public not in desk.listed()
-    desk("verify", "--read-data", "--identity", desk.first)
+def test_a_removed_identity_opens_nothing_any_more(command_line):
+    command_line.snapshot()
+    second, public = command_line.new_key("second")
+    command_line("key", "add", public, "--identity", command_line.first)
+    command_line.snapshot()
+    command_line.reads_all(second)
+    before = {path for path in command_line.objects() if path.parts[0] in {"sessions", "config"}}
+    command_line("key", "remove", public, "--identity", command_line.first)
+    command_line.snapshot()
+    assert before.isdisjoint(command_line.objects()), "what was sealed to it is gone"
+    assert public not in command_line.listed()
+    command_line.reads_nothing(second)
+    command_line.reads_nothing(second, machine={})  # nor with the writer key
+    command_line.reads_all(command_line.first)
+    command_line("key", "adopt", "--identity", second, machine=command_line.machine(), expect=7)
+    command_line("key", "add", public, "--identity", second, expect=7)
+    assert public not in command_line.listed()
+    command_line("verify", "--read-data", "--identity", command_line.first)
 
 
-def test_the_first_can_be_removed_by_the_second(desk):
-    desk.snapshot()
-    first = desk("key", "show", "--identity", desk.first).stdout.split()[0]
-    second, public = desk.new_key("second")
-    desk("key", "add", public, "--identity", desk.first)
-    assert "no admin" in desk("key", "remove", first, "--identity", second, expect=7).stderr
-    desk("key", "add", public, "--admin", desk.admins[-1], "--identity", desk.first)
-    desk("key", "remove", first, "--identity", second)
-    assert "not an admin" in desk("key", "remove", desk.admins[0], "--identity", second, expect=6).stderr
-    assert list(desk.listed()) == [public]
-    desk.snapshot()
-    desk.reads_all(second)
-    desk.reads_nothing(desk.first)
+def test_the_first_can_be_removed_by_the_second(command_line):
+    command_line.snapshot()
+    first = command_line("key", "show", "--identity", command_line.first).stdout.split()[0]
+    second, public = command_line.new_key("second")
+    command_line("key", "add", public, "--identity", command_line.first)
+    assert "no admin" in command_line("key", "remove", first, "--identity", second, expect=7).stderr
+    command_line("key", "add", public, "--admin", command_line.admins[-1], "--identity", command_line.first)
+    command_line("key", "remove", first, "--identity", second)
+    assert "not an admin" in command_line("key", "remove", command_line.admins[0], "--identity", second, expect=6).stderr
+    assert list(command_line.listed()) == [public]
+    command_line.snapshot()
+    command_line.reads_all(second)
+    command_line.reads_nothing(command_line.first)
 
 
-def test_what_key_commands_refuse(desk):
-    desk.snapshot()
-    first = desk("key", "show", "--identity", desk.first).stdout.split()[0]
-    second, public = desk.new_key("second")
-    third, stranger = desk.new_key("third")
-    objects = desk.objects()
+def test_what_key_commands_refuse(command_line):
+    command_line.snapshot()
+    first = command_line("key", "show", "--identity", command_line.first).stdout.split()[0]
+    second, public = command_line.new_key("second")
+    third, stranger = command_line.new_key("third")
+    objects = command_line.objects()
     refusals = [
-        (("key", "remove", first, "--identity", desk.first), 2, "recipient"),  # the last
+        (("key", "remove", first, "--identity", command_line.first), 2, "recipient"),  # the last
         (("key", "remove", first, "--identity", second), 2, "recipient"),
-        (("key", "remove", stranger, "--identity", desk.first), 6, "key list"),
-        (("key", "add", first, "--identity", desk.first), 2, "already"),
+        (("key", "remove", stranger, "--identity", command_line.first), 6, "key list"),
+        (("key", "add", first, "--identity", command_line.first), 2, "already"),
         (("key", "add", public, "--identity", third), 7, "opens nothing"),
         (("key", "add", public), 7, "identity"),
-        (("key", "add", public[:-1], "--identity", desk.first), 2, "mistyped"),
-        (("key", "add", "nonsense", "--identity", desk.first), 2, "castore-pub-"),
-        (("key", "new", desk.first), 2, "never overwritten"),
-        (("key", "show", "--identity", desk.folder / "none"), 7, "none"),
+        (("key", "add", public[:-1], "--identity", command_line.first), 2, "mistyped"),
+        (("key", "add", "nonsense", "--identity", command_line.first), 2, "castore-pub-"),
+        (("key", "new", command_line.first), 2, "never overwritten"),
+        (("key", "show", "--identity", command_line.folder / "none"), 7, "none"),
     ]
-    kept = desk.first.read_bytes()
+    kept = command_line.first.read_bytes()
     for args, code, said in refusals:
-        done = desk(*args, expect=code)
+        done = command_line(*args, expect=code)
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert done.stdout == ""
-        assert list(desk.listed()) == [first], args
-    assert desk.first.read_bytes() == kept
-    assert desk.objects() == objects
-    desk.reads_all(desk.first)
-    desk("key", "add", public, "--identity", desk.first)
-    assert "identity that stays" in desk("key", "remove", first, "--identity", desk.first, expect=2).stderr
+        assert list(command_line.listed()) == [first], args
+    assert command_line.first.read_bytes() == kept
+    assert command_line.objects() == objects
+    command_line.reads_all(command_line.first)
+    command_line("key", "add", public, "--identity", command_line.first)
+    assert "identity that stays" in command_line("key", "remove", first, "--identity", command_line.first, expect=2).stderr
 
 
 @pytest.mark.parametrize("left", ["the sessions are not sealed anew", "the old ones are still there"])
-def test_adding_and_removing_that_were_interrupted_are_finished_by_repeating(desk, left):
-    desk.snapshot()
-    second, public = desk.new_key("second")
+def test_adding_and_removing_that_were_interrupted_are_finished_by_repeating(command_line, left):
+    command_line.snapshot()
+    second, public = command_line.new_key("second")
 
     def interrupt(*args):
-        before = {path: (desk.store / path).read_bytes() for path in desk.objects()}
-        desk(*args)
-        for path in desk.objects():
+        before = {path: (command_line.store / path).read_bytes() for path in command_line.objects()}
+        command_line(*args)
+        for path in command_line.objects():
             if path.parts[0] == "sessions" and path not in before and left.startswith("the sessions"):
-                (desk.store / path).unlink()
+                (command_line.store / path).unlink()
         for path, data in before.items():
-            (desk.store / path).write_bytes(data)
+            (command_line.store / path).write_bytes(data)
 
-    desk("key", "list")
-    add = ("key", "add", public, "--identity", desk.first)
+    command_line("key", "list")
+    add = ("key", "add", public, "--identity", command_line.first)
     interrupt(*add)
-    desk(*add)
-    desk.reads_all(second)
-    assert "already" in desk(*add, expect=2).stderr
-    remove = ("key", "remove", public, "--identity", desk.first)
+    command_line(*add)
+    command_line.reads_all(second)
+    assert "already" in command_line(*add, expect=2).stderr
+    remove = ("key", "remove", public, "--identity", command_line.first)
     interrupt(*remove)
-    sealed_to_second = desk.objects()
-    desk(*remove)
-    assert len(desk.objects()) < len(sealed_to_second)
-    desk.reads_nothing(second)
-    desk.reads_all(desk.first)
-    desk(*remove, expect=6)
+    sealed_to_second = command_line.objects()
+    command_line(*remove)
+    assert len(command_line.objects()) < len(sealed_to_second)
+    command_line.reads_nothing(second)
+    command_line.reads_all(command_line.first)
+    command_line(*remove, expect=6)
 
 
-def test_a_secret_given_where_a_public_key_belongs_is_not_repeated(desk):
-    second, _ = desk.new_key("second")
-    done = desk("key", "add", secret_of(second), "--identity", desk.first, expect=2)
+def test_a_secret_given_where_a_public_key_belongs_is_not_repeated(command_line):
+    second, _ = command_line.new_key("second")
+    done = command_line("key", "add", secret_of(second), "--identity", command_line.first, expect=2)
     assert "secret" in done.stderr
     assert secret_of(second) not in done.stdout + done.stderr
     mistyped = secret_of(second)[:-2]
     for env in ({"CASTORE_IDENTITY": mistyped}, {"CASTORE_IDENTITY_COMMAND": f"echo {mistyped}"}):
-        desk("key", "show", env=env, expect=7)
+        command_line("key", "show", env=env, expect=7)
 
 
-def test_a_passphrase_by_command(desk):
+def test_a_passphrase_by_command(command_line):
     phrase = {"CASTORE_PASSPHRASE_COMMAND": "echo 'correct horse ß'"}
-    locked, public = desk.new_key("locked", "--passphrase", env=phrase)
+    locked, public = command_line.new_key("locked", "--passphrase", env=phrase)
     assert secret_of(locked).startswith("castore-locked-")
     assert mode(locked) == 0o600
-    assert desk("key", "show", "--identity", locked, env=phrase).stdout.split()[0] == public
-    desk("key", "add", public, "--identity", desk.first)
-    desk.snapshot()
-    text = desk.versions[1][1]
+    assert command_line("key", "show", "--identity", locked, env=phrase).stdout.split()[0] == public
+    command_line("key", "add", public, "--identity", command_line.first)
+    command_line.snapshot()
+    text = command_line.versions[1][1]
     what = "web-service@1:dump-part"
-    done = desk("cat", what, "--identity", locked, *desk.trust, env=phrase, machine=desk.machine(), binary=True)
+    done = command_line("cat", what, "--identity", locked, *command_line.trust, env=phrase, machine=command_line.machine(), binary=True)
     assert done.stdout == text
     as_text = {**phrase, "CASTORE_IDENTITY": secret_of(locked)}
-    assert desk("cat", what, *desk.trust, env=as_text, machine=desk.machine(), binary=True).stdout == text
+    assert command_line("cat", what, *command_line.trust, env=as_text, machine=command_line.machine(), binary=True).stdout == text
     wrong = {"CASTORE_PASSPHRASE_COMMAND": "echo 'wrong horse'"}
-    done = desk("cat", what, "--identity", locked, env=wrong, expect=7)
+    done = command_line("cat", what, "--identity", locked, env=wrong, expect=7)
     assert "wrong passphrase" in done.stderr
-    assert "CASTORE_PASSPHRASE_COMMAND" in desk("cat", what, "--identity", locked, expect=7).stderr
-    assert "no passphrase" in desk("key", "show", "--identity", locked, env={"CASTORE_PASSPHRASE_COMMAND": "true"}, expect=7).stderr
-    desk("key", "show", "--identity", locked, env={"CASTORE_PASSPHRASE_COMMAND": "false"}, expect=7)
-    assert not any("horse" in text for text in desk.printed)
+    assert "CASTORE_PASSPHRASE_COMMAND" in command_line("cat", what, "--identity", locked, expect=7).stderr
+    assert "no passphrase" in command_line("key", "show", "--identity", locked, env={"CASTORE_PASSPHRASE_COMMAND": "true"}, expect=7).stderr
+    command_line("key", "show", "--identity", locked, env={"CASTORE_PASSPHRASE_COMMAND": "false"}, expect=7)
+    assert not any("horse" in text for text in command_line.printed)
 
 
-def test_init_with_a_passphrase(desk):
+def test_init_with_a_passphrase(command_line):
     phrase = {"CASTORE_PASSPHRASE_COMMAND": "echo correct horse"}
-    other, path = desk.folder / "other", desk.folder / "keys" / "other"
-    desk("init", other, "--identity", path, "--passphrase", env=phrase)
+    other, path = command_line.folder / "other", command_line.folder / "keys" / "other"
+    command_line("init", other, "--identity", path, "--passphrase", env=phrase)
     assert secret_of(path).startswith("castore-locked-")
     assert mode(path) == 0o600
-    assert not any("horse" in text for text in desk.printed)
+    assert not any("horse" in text for text in command_line.printed)
 
 
-def test_init_uses_the_identity_of_the_environment(desk):
-    public = desk("key", "show", "--identity", desk.first).stdout.split()[0]
-    for number, (way, env) in enumerate(ways(desk.first).items()):
-        made = json.loads(desk("init", desk.folder / f"store{number}", "--json", env=env).stdout)
+def test_init_uses_the_identity_of_the_environment(command_line):
+    public = command_line("key", "show", "--identity", command_line.first).stdout.split()[0]
+    for number, (way, env) in enumerate(ways(command_line.first).items()):
+        made = json.loads(command_line("init", command_line.folder / f"store{number}", "--json", env=env).stdout)
         assert (made["recipients"], made["identity"]) == ([public], None), way
-    failed = desk("init", desk.folder / "no", env={"CASTORE_IDENTITY_COMMAND": "false"}, expect=7)
+    failed = command_line("init", command_line.folder / "no", env={"CASTORE_IDENTITY_COMMAND": "false"}, expect=7)
     assert "CASTORE_IDENTITY_COMMAND" in failed.stderr
-    assert not (desk.folder / "no" / "config").exists()
+    assert not (command_line.folder / "no" / "config").exists()
 
 
-def test_init_writes_a_new_identity_where_the_environment_says(desk):
-    path, store = desk.folder / "keys" / "fresh", desk.folder / "fresh"
+def test_init_writes_a_new_identity_where_the_environment_says(command_line):
+    path, store = command_line.folder / "keys" / "fresh", command_line.folder / "fresh"
     env = {"CASTORE_IDENTITY": str(path), "CASTORE_STORE": str(store)}
-    made = json.loads(desk("init", store, "--json", env=env).stdout)
+    made = json.loads(command_line("init", store, "--json", env=env).stdout)
     assert made["identity"] == str(path)
     assert mode(path) == 0o600
-    (desk.folder / "file").write_text("content")
-    desk("snapshot", "web", "--dump", f"d={desk.folder / 'file'}", env=env)
-    assert desk("cat", "web@1:d", env=env).stdout == "content"
+    (command_line.folder / "file").write_text("content")
+    command_line("snapshot", "web", "--dump", f"d={command_line.folder / 'file'}", env=env)
+    assert command_line("cat", "web@1:d", env=env).stdout == "content"
 
 
 def ways(path):
@@ -333,17 +333,17 @@ def ways(path):
 
 
 @pytest.mark.parametrize("way", ["file", "text", "text with space", "command", "both", "empty"])
-def test_the_ways_to_give_an_identity(desk, way):
-    desk.snapshot()
-    env = ways(desk.first)[way]
-    expected = desk("key", "show", "--identity", desk.first).stdout
-    assert desk("key", "show", env=env).stdout == expected
-    done = desk("cat", "web-service@1:dump-part", env=env, machine=desk.machine(), binary=True)
-    assert done.stdout == desk.versions[1][1]
+def test_the_ways_to_give_an_identity(command_line, way):
+    command_line.snapshot()
+    env = ways(command_line.first)[way]
+    expected = command_line("key", "show", "--identity", command_line.first).stdout
+    assert command_line("key", "show", env=env).stdout == expected
+    done = command_line("cat", "web-service@1:dump-part", env=env, machine=command_line.machine(), binary=True)
+    assert done.stdout == command_line.versions[1][1]
     # The option wins over the environment.
-    other, public = desk.new_key("other")
-    assert desk("key", "show", "--identity", other, env=env).stdout.split()[0] == public
-    desk("cat", "web-service@1:dump-part", "--identity", other, env=env, expect=7)
+    other, public = command_line.new_key("other")
+    assert command_line("key", "show", "--identity", other, env=env).stdout.split()[0] == public
+    command_line("cat", "web-service@1:dump-part", "--identity", other, env=env, expect=7)
 
 
 @pytest.mark.parametrize(
@@ -358,23 +358,23 @@ def test_the_ways_to_give_an_identity(desk, way):
         {"CASTORE_IDENTITY_COMMAND": "/nowhere/program"},
     ],
 )
-def test_an_identity_that_is_none_is_one_line_and_exit_7(desk, env):
-    desk.snapshot()
-    done = desk("cat", "web-service@1:dump-part", env=env, expect=7)
+def test_an_identity_that_is_none_is_one_line_and_exit_7(command_line, env):
+    command_line.snapshot()
+    done = command_line("cat", "web-service@1:dump-part", env=env, expect=7)
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
-    assert "web-service" in desk("log", env=env).stdout, "listing takes no identity"
+    assert "web-service" in command_line("log", env=env).stdout, "listing takes no identity"
 
 
 def test_secret_files_are_for_their_owner_only_whatever_the_umask(castore, home, tmp_path):
     before = os.umask(0)
     try:
-        desk = Desk(castore, tmp_path)
-        desk("init", desk.store)
-        desk.admins = []
+        command_line = CommandLine(castore, tmp_path)
+        command_line("init", command_line.store)
+        command_line.admins = []
         (identity,) = home.rglob("*.identity")
         (writer,) = home.rglob("writer.key")
-        other, _ = desk.new_key("other")
+        other, _ = command_line.new_key("other")
     finally:
         os.umask(before)
     for path in (identity, writer, other):
@@ -383,64 +383,64 @@ def test_secret_files_are_for_their_owner_only_whatever_the_umask(castore, home,
         assert mode(path) == 0o700
     writer_secret = secret_of(writer)
     assert writer_secret.startswith("castore-writer-")
-    desk("key", "adopt")
+    command_line("key", "adopt")
     assert secret_of(writer) == writer_secret
     writer.unlink()
-    desk("key", "adopt", "--replace")
+    command_line("key", "adopt", "--replace")
     assert mode(writer) == 0o600
     assert secret_of(writer) != writer_secret
-    for text in desk.printed:
+    for text in command_line.printed:
         assert not SECRET_TEXT.search(text)
 
 
-def test_no_command_prints_a_secret(desk, home):
-    second, public = desk.new_key("second")
-    desk("key", "add", public, "--identity", desk.first)
-    desk.snapshot()
-    desk("key", "list")
-    desk("key", "show", "--json", "--identity", second)
-    desk("key", "adopt", "--identity", desk.first)
-    desk("key", "remove", public, "--identity", desk.first)
+def test_no_command_prints_a_secret(command_line, home):
+    second, public = command_line.new_key("second")
+    command_line("key", "add", public, "--identity", command_line.first)
+    command_line.snapshot()
+    command_line("key", "list")
+    command_line("key", "show", "--json", "--identity", second)
+    command_line("key", "adopt", "--identity", command_line.first)
+    command_line("key", "remove", public, "--identity", command_line.first)
     (writer,) = home.rglob("writer.key")
     for debug in ({}, {"CASTORE_DEBUG": "1"}):
-        desk("key", "show", env={"CASTORE_IDENTITY": secret_of(second)[:-3], **debug}, expect=7)
-        desk("key", "show", "--identity", writer, env=debug, expect=7)
-        desk("key", "add", secret_of(writer), "--identity", desk.first, env=debug, expect=2)
-        desk("init", desk.store, "--recipient", secret_of(second), env=debug, expect=2)
-    everything = "".join(desk.printed)
-    for path in (desk.first, second, writer):
+        command_line("key", "show", env={"CASTORE_IDENTITY": secret_of(second)[:-3], **debug}, expect=7)
+        command_line("key", "show", "--identity", writer, env=debug, expect=7)
+        command_line("key", "add", secret_of(writer), "--identity", command_line.first, env=debug, expect=2)
+        command_line("init", command_line.store, "--recipient", secret_of(second), env=debug, expect=2)
+    everything = "".join(command_line.printed)
+    for path in (command_line.first, second, writer):
         body = secret_of(path).split("-")[2][:120]  # of a writer key, before the admin keys that it pins
         for start in range(0, len(body) - 12, 6):
             assert body[start : start + 12] not in everything
 
 
-def test_nothing_of_what_is_stored_can_be_read_in_the_store(desk):
-    second, public = desk.new_key("second")
-    desk("key", "add", public, "--label", "label-of-recipient", "--identity", desk.first)
-    desk.snapshot()
-    desk.snapshot()
-    files, dump = desk.versions[2]
+def test_nothing_of_what_is_stored_can_be_read_in_the_store(command_line):
+    second, public = command_line.new_key("second")
+    command_line("key", "add", public, "--label", "label-of-recipient", "--identity", command_line.first)
+    command_line.snapshot()
+    command_line.snapshot()
+    files, dump = command_line.versions[2]
     needles = [
         b"web-service", b"revision-number", b"tree-part", b"dump-part", b"label-of-recipient",
         b"small-file", b"large-file", b"sub-folder", CHATTY.encode(), CHATTY.encode()[5:17],
-        os.fsencode(desk.folder), dump[:16], dump[50_000:50_016], files[Path("large-file")][:16],
+        os.fsencode(command_line.folder), dump[:16], dump[50_000:50_016], files[Path("large-file")][:16],
         files[Path("large-file")][150_000:150_016], b"castore-pub", b"castore-identity", b"castore-writer",
     ]  # fmt: skip
     from castore.crypto import Identity, Recipient, WriterKey
 
     needles.append(Recipient.parse(public).key)
-    for path in (desk.first, second):
+    for path in (command_line.first, second):
         identity = Identity.parse(path.read_text(), None)
         needles += [identity.recipient.key, bytes(identity._secret)]
-    (writer,) = desk.folder.rglob("writer.key")
+    (writer,) = command_line.folder.rglob("writer.key")
     needles.append(WriterKey.parse(writer.read_text()).secret)
     looked_at = 0
-    for path in desk.objects():
-        raw = (desk.store / path).read_bytes()
+    for path in command_line.objects():
+        raw = (command_line.store / path).read_bytes()
         looked_at += len(raw)
         for needle in needles:
             assert needle not in raw, (needle, path)
             assert needle not in os.fsencode(path), (needle, path)
     assert looked_at > 700_000
-    assert {path.parts[0] for path in desk.objects()} == {"config", "generations", "packs", "sessions"}
-    desk.reads_all(second)
+    assert {path.parts[0] for path in command_line.objects()} == {"config", "generations", "packs", "sessions"}
+    command_line.reads_all(second)

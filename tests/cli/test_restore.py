@@ -19,7 +19,7 @@ import pytest
 
 from castore.storage import LocalStorage
 from castore.store import Store
-from tests.support.feature_tree import plant
+from tests.support.feature_tree import make_feature_tree
 from tests.support.tree_walker import compare, walk
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -201,7 +201,7 @@ def test_one_file_is_never_missing_or_incomplete_while_it_is_restored(store: Run
 @pytest.fixture
 def several(store: Run, tmp_path: Path) -> Path:
     """A generation s@1 of a tree with everything and many files, and of a dump."""
-    plant(tmp_path / "live", many=50)
+    make_feature_tree(tmp_path / "live", many=50)
     rng = random.Random(1)
     for number in range(400):
         (tmp_path / "live" / f"d{number % 7}").mkdir(exist_ok=True)

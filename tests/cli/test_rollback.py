@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.feature_tree import plant
+from tests.support.feature_tree import make_feature_tree
 from tests.support.tree_walker import compare, walk
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -43,7 +43,7 @@ def leftovers(*tops: Path) -> list[str]:
     ]
 
 
-class Storm:
+class TreeMutator:
     """Changes a tree in many ways, the same ones for the same seed."""
 
     def __init__(self, top: Path, seed: int) -> None:
@@ -54,7 +54,7 @@ class Storm:
         self.done: list[str] = []
         self.ways = sorted(name for name in dir(self) if name.startswith("do_"))
 
-    def rage(self, count: int) -> list[str]:
+    def mutate(self, count: int) -> list[str]:
         """Try each way once at least, `count` ways in all; return what was done."""
         ways = [*self.ways, *self.chance.choices(self.ways, k=max(0, count - len(self.ways)))]
         self.chance.shuffle(ways)
@@ -287,11 +287,11 @@ class Storm:
 
 def test_a_storm_of_changes_is_rolled_back_whole(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
-    plant(live, many=200)
+    make_feature_tree(live, many=200)
     store("snapshot", "s", "--tree", f"t={live}")
     night = walk(live)
     for seed in range(6):
-        done = Storm(live, seed).rage(60)
+        done = TreeMutator(live, seed).mutate(60)
         assert compare(night, walk(live)) != []
         store("rollback", "s", "--to", "1", "--numeric-ids")
         assert compare(night, walk(live)) == [], f"seed {seed}: {done}"
@@ -300,28 +300,28 @@ def test_a_storm_of_changes_is_rolled_back_whole(store: Run, tmp_path: Path) -> 
 
 def test_the_safety_generation_brings_the_storm_back(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
-    plant(live, many=50)
+    make_feature_tree(live, many=50)
     store("snapshot", "s", "--tree", f"t={live}")
-    Storm(live, 77).rage(60)
-    storm = walk(live)
+    TreeMutator(live, 77).mutate(60)
+    mutator = walk(live)
     done = json.loads(store("rollback", "s", "--to", "1", "--numeric-ids", "--json").stdout)
     wanted = {"service": "s", "number": 1, "safety": 2, "parts": ["t"]}
     assert done.items() >= wanted.items()
     logged = json.loads(store("log", "s", "--json").stdout)
     assert [(g["number"], g["safety"]) for g in logged] == [(2, True), (1, False)]
     store("rollback", "s", "--to", "2", "--numeric-ids")
-    assert compare(storm, walk(live)) == []
+    assert compare(mutator, walk(live)) == []
     assert leftovers(live) == []
 
 
 def test_a_roll_back_that_fails_leaves_the_tree_exactly_as_it_was(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
-    plant(live, many=50)
+    make_feature_tree(live, many=50)
     dump = tmp_path / "dump"
     dump.write_bytes(b"first\n" * 10_000)
     store("snapshot", "s", "--tree", f"t={live}", "--dump", f"d={dump}")
     for seed in range(100, 104):
-        done = Storm(live, seed).rage(50)
+        done = TreeMutator(live, seed).mutate(50)
         dump.write_bytes(b"second\n" * 10_000)
         before = walk(live)
         failed = store("rollback", "s", "--to", "1", "--numeric-ids", "--restore", "d=false", expect=11)
@@ -340,9 +340,9 @@ def test_a_roll_back_that_fails_leaves_the_tree_exactly_as_it_was(store: Run, tm
 
 def test_a_roll_back_that_fails_without_safety_leaves_the_tree_as_it_was(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
-    plant(live, many=20)
+    make_feature_tree(live, many=20)
     store("snapshot", "s", "--tree", f"t={live}", "--exec", "d=echo hello")
-    Storm(live, 5).rage(40)
+    TreeMutator(live, 5).mutate(40)
     before = walk(live)
     arguments = ["rollback", "s", "--to", "1", "--numeric-ids", "--no-safety", "--restore", "d=false"]
     store(*arguments, expect=11)
@@ -371,11 +371,11 @@ def test_a_roll_back_that_is_interrupted_leaves_the_tree_as_it_was(
     store: Run, home: Path, tmp_path: Path, sleeper: Path, number: int
 ) -> None:
     live = tmp_path / "live"
-    plant(live, many=20)
+    make_feature_tree(live, many=20)
     dump = tmp_path / "dump"
     dump.write_bytes(b"first")
     store("snapshot", "s", "--tree", f"t={live}", "--dump", f"d={dump}")
-    Storm(live, 6).rage(40)
+    TreeMutator(live, 6).mutate(40)
     dump.write_bytes(b"second")
     before = walk(live)
     command = ["rollback", "s", "--to", "1", "--numeric-ids", "--restore", f"d={sleeper}"]
@@ -395,10 +395,10 @@ def test_a_roll_back_that_is_interrupted_leaves_the_tree_as_it_was(
 
 def test_no_safety_takes_none(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
-    plant(live, many=20)
+    make_feature_tree(live, many=20)
     store("snapshot", "s", "--tree", f"t={live}")
     night = walk(live)
-    Storm(live, 3).rage(0)
+    TreeMutator(live, 3).mutate(0)
     # Nobody looked at the content: what differs in neither size nor time is not seen.
     told = store("rollback", "s", "--to", "1", "--numeric-ids", "--no-safety").stdout
     assert told.startswith("s is back at generation 1: 1 part, ")
@@ -432,7 +432,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(store: Run, tmp_path
 def changed_at(top: Path) -> dict[bytes, int]:
     """When each file and directory was last touched in any way, in the tree that names can reach."""
     found = {}
-    for path in Storm(top, 0).paths():
+    for path in TreeMutator(top, 0).paths():
         with contextlib.suppress(OSError):
             found[path] = os.lstat(path).st_ctime_ns
     return found
@@ -440,7 +440,7 @@ def changed_at(top: Path) -> dict[bytes, int]:
 
 def test_nothing_to_do_touches_nothing(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
-    plant(live, many=20)
+    make_feature_tree(live, many=20)
     store("snapshot", "s", "--tree", f"t={live}")
     before = changed_at(live)
     store("rollback", "s", "--to", "1", "--numeric-ids")
@@ -449,7 +449,7 @@ def test_nothing_to_do_touches_nothing(store: Run, tmp_path: Path) -> None:
 
 def test_only_what_differs_is_touched(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
-    plant(live, many=200)
+    make_feature_tree(live, many=200)
     store("snapshot", "s", "--tree", f"t={live}")
     (live / "crowd" / "000005").write_text("changed")
     (live / "crowd" / "000006").unlink()

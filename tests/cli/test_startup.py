@@ -16,7 +16,7 @@ import pytest
 from castore.services.snapshot import file_source
 from castore.store import open_store
 from castore.store.format.generation import encode_generation, generation_name
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -112,12 +112,12 @@ def test_ten_thousand_generations_are_listed_fast(crowded: Run, home: Path) -> N
 
 def test_a_lab_lists_nothing_without_packs(tmp_path: Path) -> None:
     """What lists generations reads no pack and needs no identity."""
-    lab = Lab(tmp_path)
+    sandbox = Sandbox(tmp_path)
     (tmp_path / "d").write_text("x")
-    lab.snapshot("s", {"d": file_source(str(tmp_path / "d"))})
-    for pack in (lab.store / "packs").rglob("*"):
+    sandbox.snapshot("s", {"d": file_source(str(tmp_path / "d"))})
+    for pack in (sandbox.store / "packs").rglob("*"):
         if pack.is_file():
             pack.unlink()
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         store.sync_generations()
         assert [g.number for g in store.generations("s")] == [1]

@@ -18,8 +18,8 @@ from castore.content.scan import cache, small_files
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
 from castore.services.snapshot import Tree
-from tests.support.feature_tree import plant
-from tests.support.stores import Lab
+from tests.support.feature_tree import make_feature_tree
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 MIB = 1 << 20
@@ -63,8 +63,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab", average=16384)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox", average=16384)
 
 
 @pytest.fixture(autouse=True)
@@ -72,27 +72,27 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_RACY_NS", 10_000_000)
 
 
-def in_place(lab: Lab, what: str, top: Path) -> list[tuple[bytes, str]]:
-    with lab.open() as store:
+def in_place(sandbox: Sandbox, what: str, top: Path) -> list[tuple[bytes, str]]:
+    with sandbox.open() as store:
         selection = select(store, what)
         ownership = Ownership(change=True, numeric=True)
         plan = plan_in_place(store, selection, str(top), ownership)
         return restore_in_place(store, plan, ownership, castore.Progress())
 
 
-def test_every_kind_of_file_is_kept_and_restored(place, lab: Lab, tmp_path: Path, monkeypatch):
+def test_every_kind_of_file_is_kept_and_restored(place, sandbox: Sandbox, tmp_path: Path, monkeypatch):
     kind, point = place
     if kind != "overlay":
-        plant(point / "live", many=200)
+        make_feature_tree(point / "live", many=200)
         live = point / "live"
     else:
-        plant(point / "below" / "forest", many=200)
+        make_feature_tree(point / "below" / "feature_tree", many=200)
         live = point / "below"
     source = {"t": Tree(str(live))}
     time.sleep(0.02)
-    first = lab.snapshot("s", source)
+    first = sandbox.snapshot("s", source)
     assert first.skipped_files == 0
-    lab.restore("s@1:t", point / "out")
+    sandbox.restore("s@1:t", point / "out")
     # How a file system allocates is its own affair.
     left = [] if kind == "ext4" else ["blocks", "extents"]
     assert compare(walk(live), walk(point / "out"), ignore=left) == []
@@ -100,7 +100,7 @@ def test_every_kind_of_file_is_kept_and_restored(place, lab: Lab, tmp_path: Path
     read: list[int] = []
     real = small_files.read_files
     monkeypatch.setattr(small_files, "read_files", lambda *args: (read.append(len(args[2])), real(*args))[1])
-    assert lab.snapshot("s", source).parts[0].stored_bytes == 0
+    assert sandbox.snapshot("s", source).parts[0].stored_bytes == 0
     assert sum(read) == 0  # by what was seen of it then
     before = walk(live)
     rng = random.Random(3)
@@ -112,24 +112,24 @@ def test_every_kind_of_file_is_kept_and_restored(place, lab: Lab, tmp_path: Path
             path.unlink()
     (live / "new").mkdir()
     (live / "new" / "file").write_bytes(b"new")
-    assert lab.snapshot("s", source).skipped_files == 0
-    lab.restore("s@3:t", tmp_path / "out3")
+    assert sandbox.snapshot("s", source).skipped_files == 0
+    sandbox.restore("s@3:t", tmp_path / "out3")
     assert compare(walk(live), walk(tmp_path / "out3"), ignore=left) == []
-    assert in_place(lab, "s@1:t", live) == []
+    assert in_place(sandbox, "s@1:t", live) == []
     assert compare(before, walk(live), ignore=left) == []
 
 
-def test_blocks_of_a_large_file_are_shared_where_that_can_be(place, lab: Lab):
+def test_blocks_of_a_large_file_are_shared_where_that_can_be(place, sandbox: Sandbox):
     kind, point = place
     live = point / "live"
     live.mkdir()
     size = 40 * MIB
     data = bytearray(random.Random(4).randbytes(size))
     (live / "large").write_bytes(data)
-    lab.snapshot("s", {"t": Tree(str(live))})
+    sandbox.snapshot("s", {"t": Tree(str(live))})
     data[size // 2 : size // 2 + 6] = b"change"
     (live / "large").write_bytes(data)
-    assert in_place(lab, "s@1:t", live) == []
+    assert in_place(sandbox, "s@1:t", live) == []
     assert (live / "large").read_bytes() == random.Random(4).randbytes(size)
 
     if kind in {"xfs", "btrfs"}:
@@ -139,7 +139,7 @@ def test_blocks_of_a_large_file_are_shared_where_that_can_be(place, lab: Lab):
         os.sync()
         used = used_of(point)
         with open(live / "large", "rb"):
-            in_place(lab, "s@1:t", live)
+            in_place(sandbox, "s@1:t", live)
             os.sync()
             assert used_of(point) - used < 4 * MIB
 
@@ -150,7 +150,7 @@ def used_of(point: Path) -> int:
 
 
 @pytest.mark.parametrize("place", ["ramfs"], indirect=True)
-def test_what_a_file_system_cannot_have_is_told(place, lab: Lab, tmp_path: Path):
+def test_what_a_file_system_cannot_have_is_told(place, sandbox: Sandbox, tmp_path: Path):
     _, point = place
     live = tmp_path / "live"
     live.mkdir()
@@ -158,8 +158,8 @@ def test_what_a_file_system_cannot_have_is_told(place, lab: Lab, tmp_path: Path)
     os.setxattr(live / "attributed", "user.comment", b"hello")
     (live / "listed").write_bytes(b"file")
     subprocess.run(["setfacl", "-m", "u:12345:r", live / "listed"], check=True)
-    lab.snapshot("s", {"t": Tree(str(live))})
-    restored = lab.restore("s@1:t", point / "out")
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+    restored = sandbox.restore("s@1:t", point / "out")
     told = dict(restored.report.warnings)
     assert restored.report.damaged == []
     assert told.keys() == {b"attributed", b"listed"}

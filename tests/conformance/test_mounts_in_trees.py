@@ -19,7 +19,7 @@ from castore.content.restore.undo_area import UndoArea
 from castore.errors import CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -34,8 +34,8 @@ def mount(*words: object) -> None:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab", average=16384)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox", average=16384)
 
 
 @pytest.fixture
@@ -73,26 +73,26 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", tmp_path / "point"], check=True)
 
 
-def stored_without_the_layer(lab: Lab, tmp_path: Path) -> None:
+def stored_without_the_layer(sandbox: Sandbox, tmp_path: Path) -> None:
     """Snapshot what the overlay is to become, as s@1:t."""
     wanted = tmp_path / "wanted"
     (wanted / "kept").mkdir(parents=True)
     (wanted / "kept" / "file").write_bytes(b"stored")
     (wanted / "becomes-file").write_bytes(b"a file now")
-    lab.snapshot("s", {"t": package.Tree(str(wanted))})
+    sandbox.snapshot("s", {"t": package.Tree(str(wanted))})
 
 
-def test_directories_of_a_lower_layer_are_replaced_and_removed(lab: Lab, overlay: Path, tmp_path: Path) -> None:
-    stored_without_the_layer(lab, tmp_path)
-    lab.in_place("s@1:t", overlay)
+def test_directories_of_a_lower_layer_are_replaced_and_removed(sandbox: Sandbox, overlay: Path, tmp_path: Path) -> None:
+    stored_without_the_layer(sandbox, tmp_path)
+    sandbox.in_place("s@1:t", overlay)
     assert compare(walk(tmp_path / "wanted"), walk(overlay), ignore=["blocks", "extents"]) == []
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 5])
 def test_directories_of_a_lower_layer_come_back_after_a_failure(
-    lab: Lab, overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    sandbox: Sandbox, overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    stored_without_the_layer(lab, tmp_path)
+    stored_without_the_layer(sandbox, tmp_path)
     before = walk(overlay)
     left = [steps]
     begin = UndoArea.begin
@@ -104,14 +104,14 @@ def test_directories_of_a_lower_layer_come_back_after_a_failure(
         begin(aside)
 
     monkeypatch.setattr(UndoArea, "begin", fail_later)
-    with lab.open() as opened:
-        plan = plan_in_place(opened, select(opened, "s@1:t"), str(overlay), lab.ownership)
+    with sandbox.open() as opened:
+        plan = plan_in_place(opened, select(opened, "s@1:t"), str(overlay), sandbox.ownership)
         if len(plan.steps) < steps:
             pytest.skip("it has fewer steps")
         with pytest.raises(CastoreError):
-            restore_in_place(opened, plan, lab.ownership, package.Progress())
+            restore_in_place(opened, plan, sandbox.ownership, package.Progress())
     assert compare(before, walk(overlay), ignore=["blocks", "extents", "inode"]) == []
-    assert recover(lab.places.journals, str(overlay)) == []
+    assert recover(sandbox.places.journals, str(overlay)) == []
 
 
 def test_a_bind_mounted_file_is_overwritten_where_it_is(store: Run, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-class Crowd:
+class Workers:
     """The processes, and what is done to them."""
 
     def __init__(self, folder: Path, rng: random.Random, *, lockless: bool) -> None:
@@ -177,12 +177,12 @@ class Crowd:
 
 
 def crowded(folder: Path, seconds: float, seed: int, *, lockless: bool) -> str:
-    crowd = Crowd(folder, random.Random(seed), lockless=lockless)
-    crowd.run(seconds)
-    crowd.look()
-    assert crowd.counts["killed"]
-    assert crowd.counts["taken"]
-    told = ", ".join(f"{count} {what}" for what, count in sorted(crowd.counts.items()))
+    workers = Workers(folder, random.Random(seed), lockless=lockless)
+    workers.run(seconds)
+    workers.look()
+    assert workers.counts["killed"]
+    assert workers.counts["taken"]
+    told = ", ".join(f"{count} {what}" for what, count in sorted(workers.counts.items()))
     return f"at once, {'without' if lockless else 'with'} a lock: {seconds:.0f} s: {told}"
 
 

@@ -1,4 +1,4 @@
-"""Every operation of the file system fails in turn: it is told, nothing is half done, and the next try works.
+"""Every operation of the file system fails in turn: it is reported, nothing is half done, and the next try works.
 
 The same disk as in test_power_loss.py, of which one operation refuses: once, from then on, or with the word
 that it failed although it was done. After that the disk is well again, the step is repeated, and
@@ -23,9 +23,9 @@ from castore.storage import LocalStorage
 from castore.store import Store
 from castore.store.format.config import config_numbers
 from tests.support import store_histories
-from tests.support.power_loss_checks import Inspector
+from tests.support.power_loss_checks import PowerLossChecker
 from tests.support.power_loss_disk import AFTER, ON, ONCE, Disk, DiskFiles, Fault
-from tests.support.store_histories import ROOT, World, run
+from tests.support.store_histories import ROOT, SimulatedHost, run
 
 pytestmark = pytest.mark.usefixtures("small_packs")
 
@@ -43,46 +43,46 @@ GIVEN_UP = {"close", "unlink"}
 """What may still be done with a file whose sync has failed."""
 
 
-class Base:
-    """A world as it is before a step, to be begun from many times."""
+class HostBeforeStep:
+    """A host as it is before a step, to be begun from many times."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
-        self.world = World(folder / "base", f"errors {name}")
-        run(self.world, BEFORE[name])
-        self.state = self.world.disk.live()
-        self.chance = self.world.chance.getstate()
+        self.host = SimulatedHost(folder / "base", f"errors {name}")
+        run(self.host, BEFORE[name])
+        self.state = self.host.disk.live()
+        self.chance = self.host.chance.getstate()
         self._made = 0
 
-    def fresh(self) -> World:
-        """Return a world like it."""
+    def fresh(self) -> SimulatedHost:
+        """Return a host like it."""
         self._made += 1
         folder = self.folder / f"{self._made}"
-        world = World(folder, f"errors {self.name}")
+        host = SimulatedHost(folder, f"errors {self.name}")
         for part in ("state", "cache"):
             shutil.rmtree(folder / part)
-            shutil.copytree(self.world.folder / part, folder / part)
-        world.disk = Disk(self.state)
-        world.files = DiskFiles(world.disk)
-        world.chance.setstate(self.chance)
-        world.promised, world.identities = self.world.promised, dict(self.world.identities)
-        world.trees, world.dumps, world.old = dict(self.world.trees), dict(self.world.dumps), list(self.world.old)
-        return world
+            shutil.copytree(self.host.folder / part, folder / part)
+        host.disk = Disk(self.state)
+        host.files = DiskFiles(host.disk)
+        host.chance.setstate(self.chance)
+        host.guaranteed, host.identities = self.host.guaranteed, dict(self.host.identities)
+        host.trees, host.dumps, host.old = dict(self.host.trees), dict(self.host.dumps), list(self.host.old)
+        return host
 
 
-def let_fail(base: Base, fault: Fault, counts: Counter[str]) -> bool:
+def let_fail(base: HostBeforeStep, fault: Fault, counts: Counter[str]) -> bool:
     """Take the step with a fault; check all that must hold; tell whether anything was let fail."""
-    world = base.fresh()
-    world.files.fault = fault
-    before = set(world.promised.whole)
+    host = base.fresh()
+    host.files.fault = fault
+    before = set(host.guaranteed.whole)
     failure = None
     try:
-        store_histories.STEPS[base.name](world)
+        store_histories.STEPS[base.name](host)
     except StorageError as error:
         failure = error
-    world.files.fault = None
+    host.files.fault = None
     if not fault.fired:
-        shutil.rmtree(world.folder)
+        shutil.rmtree(host.folder)
         return False
     counts["operations that failed"] += 1
     counts["steps that failed"] += failure is not None
@@ -92,14 +92,14 @@ def let_fail(base: Base, fault: Fault, counts: Counter[str]) -> bool:
         assert os.strerror(fault.error) in str(failure), f"the error does not tell the reason: {failure}"
     elif fault.mode == ON:
         assert set(refused) <= {"close", "unlink"}, f"nothing was said of {refused}"
-    assert world.files.left_open() == []
+    assert host.files.left_open() == []
     _given_up(fault)
-    _nothing_half_done(world, base, before, failure, fault)
+    _nothing_half_done(host, base, before, failure, fault)
     # The disk is well again.
-    _again(world, base)
-    inspector = Inspector(world)
-    inspector.look(world.disk.worst(), world.promised, 0)
-    shutil.rmtree(world.folder)
+    _again(host, base)
+    checker = PowerLossChecker(host)
+    checker.look(host.disk.worst(), host.guaranteed, 0)
+    shutil.rmtree(host.folder)
     return True
 
 
@@ -112,11 +112,11 @@ def _given_up(fault: Fault) -> None:
             gone.update(paths)
 
 
-def _nothing_half_done(world: World, base: Base, before: set, failure: Exception | None, fault: Fault) -> None:
+def _nothing_half_done(host: SimulatedHost, base: HostBeforeStep, before: set, failure: Exception | None, fault: Fault) -> None:
     if base.name != "snapshot" or failure is None:
         return
-    assert set(world.promised.whole) == before
-    with world.open("first") as store:
+    assert set(host.guaranteed.whole) == before
+    with host.open("first") as store:
         store.sync()
         there = {(one.service, one.number) for one in store.generations()}
     if fault.mode != ON:
@@ -124,21 +124,21 @@ def _nothing_half_done(world: World, base: Base, before: set, failure: Exception
         assert there == before, "what was said to have failed is there"
 
 
-def _again(world: World, base: Base) -> None:
+def _again(host: SimulatedHost, base: HostBeforeStep) -> None:
     if base.name == "init":
         try:
-            store_histories.STEPS["init"](world)
+            store_histories.STEPS["init"](host)
         except UsageError:
             # It is there, whole, although its last sync had failed.
-            world.promise(begun=True, readers=frozenset({"first"}))
-        store_histories.STEPS["snapshot"](world)
+            host.guarantee(begun=True, readers=frozenset({"first"}))
+        store_histories.STEPS["snapshot"](host)
         return
-    store_histories.STEPS[base.name](world)
+    store_histories.STEPS[base.name](host)
 
 
 def everywhere(folder: Path, name: str, choices: list[tuple[int, str]], each: int) -> Counter[str]:
     """Let each operation of a step fail, in `each` of the ways, which take turns."""
-    base = Base(folder, name)
+    base = HostBeforeStep(folder, name)
     counts: Counter[str] = Counter()
     number = turn = 0
     while number < 300:
@@ -196,32 +196,32 @@ class Stubborn(LocalStorage):
 
 
 def test_a_store_that_tries_a_failed_sync_again_is_found_out(folder: Path) -> None:
-    world = World(folder, "stubborn", storage=Stubborn)
-    run(world, ["init", "snapshot"])
-    world.files.fault = Fault(0, errno.EIO, ONCE, frozenset({"fsync"}))
-    store_histories.STEPS["snapshot"](world)  # "done"
+    host = SimulatedHost(folder, "stubborn", storage=Stubborn)
+    run(host, ["init", "snapshot"])
+    host.files.fault = Fault(0, errno.EIO, ONCE, frozenset({"fsync"}))
+    store_histories.STEPS["snapshot"](host)  # "done"
     with pytest.raises((AssertionError, CastoreError)):
-        Inspector(world).look(world.disk.worst(), world.promised, 0)
+        PowerLossChecker(host).look(host.disk.worst(), host.guaranteed, 0)
     with pytest.raises(AssertionError, match="whose sync had failed"):
-        _given_up(world.files.fault)
+        _given_up(host.files.fault)
 
 
 def test_a_name_that_another_took_is_not_taken_back(folder: Path) -> None:
-    world = World(folder, "taken")
-    run(world, ["init", "snapshot"])
-    generation = next(iter(world.promised.whole))
-    with world.open("first") as store:
+    host = SimulatedHost(folder, "taken")
+    run(host, ["init", "snapshot"])
+    generation = next(iter(host.guaranteed.whole))
+    with host.open("first") as store:
         store.sync()
         found = store.generation(*generation)
-        name = next(name for name in world.disk.live().files if "/generations/" in name)
-        store._revert_commit(found, name.removeprefix(ROOT + "/"), b"of mine", StorageError("told"))
+        name = next(name for name in host.disk.live().files if "/generations/" in name)
+        store._revert_commit(found, name.removeprefix(ROOT + "/"), b"of mine", StorageError("reported"))
         assert store.generation(*generation) == found
-        assert name in world.disk.live().files
+        assert name in host.disk.live().files
 
 
 def test_what_must_be_kept_is_kept_before_the_store_is_there(folder: Path) -> None:
-    world = World(folder, "keep")
-    storage = LocalStorage(ROOT, create=True, files=world.files)
+    host = SimulatedHost(folder, "keep")
+    storage = LocalStorage(ROOT, create=True, files=host.files)
     kept = []
 
     def keep(store_id):
@@ -229,5 +229,5 @@ def test_what_must_be_kept_is_kept_before_the_store_is_there(folder: Path) -> No
         kept.append(store_id)
 
     to = [(Identity.generate().recipient, "")]
-    with Store.create(storage, world.places, to, keep=keep) as store:
+    with Store.create(storage, host.places, to, keep=keep) as store:
         assert kept == [store.store_id]

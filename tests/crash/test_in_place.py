@@ -15,7 +15,7 @@ import pytest
 from castore.content.restore import recover as recovering
 from castore.errors import UsageError
 from castore.services.snapshot import Tree
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 SCRIPT = """
@@ -60,12 +60,12 @@ print("done")
 
 
 def recover(top: str) -> list[str]:
-    return recovering.recover(os.path.join(os.path.dirname(top), "lab", "state", "in-place"), top)
+    return recovering.recover(os.path.join(os.path.dirname(top), "sandbox", "state", "in-place"), top)
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab", average=4096)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox", average=4096)
 
 
 def grow(top: Path) -> None:
@@ -94,15 +94,15 @@ def change(top: Path) -> None:
     (top / "new" / "file").write_text("new")
 
 
-def test_whatever_the_moment_it_is_put_back_or_finished(lab: Lab, tmp_path: Path) -> None:
+def test_whatever_the_moment_it_is_put_back_or_finished(sandbox: Sandbox, tmp_path: Path) -> None:
     live = tmp_path / "live"
     live.mkdir()
     grow(live)
-    lab.snapshot("s", {"t": Tree(str(live))})
+    sandbox.snapshot("s", {"t": Tree(str(live))})
     stored = walk(live)
     change(live)
     changed = walk(live)
-    arguments = [str(lab.store), lab.places.state, lab.places.cache, lab.identity.text()]
+    arguments = [str(sandbox.store), sandbox.places.state, sandbox.places.cache, sandbox.identity.text()]
     undone = finished = 0
     for point in range(200):
         work = tmp_path / f"work-{point}"

@@ -23,7 +23,7 @@ CASTORE = [sys.executable, "-m", "castore"]
 
 
 @dataclass
-class World:
+class CopiedMachine:
     """A machine whose state can be had again as it was."""
 
     folder: Path
@@ -31,17 +31,17 @@ class World:
 
     @property
     def live(self) -> Path:
-        return self.folder / "world" / "live"
+        return self.folder / "copied" / "live"
 
     def keep(self) -> None:
         """Remember the present state."""
         shutil.rmtree(self.folder / "base", ignore_errors=True)
-        subprocess.run(["cp", "-a", self.folder / "world", self.folder / "base"], check=True)
+        subprocess.run(["cp", "-a", self.folder / "copied", self.folder / "base"], check=True)
 
     def again(self) -> None:
         """Restore the remembered state."""
-        shutil.rmtree(self.folder / "world")
-        subprocess.run(["cp", "-a", self.folder / "base", self.folder / "world"], check=True)
+        shutil.rmtree(self.folder / "copied")
+        subprocess.run(["cp", "-a", self.folder / "base", self.folder / "copied"], check=True)
 
     def run(self, *words: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
         command = [*CASTORE, *map(str, words)]
@@ -71,13 +71,13 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    folder = tmp_path / "world"
+def copied(tmp_path: Path) -> CopiedMachine:
+    folder = tmp_path / "copied"
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CASTORE_", "XDG_"))}
     environment |= {"HOME": str(folder), "CASTORE_STORE": str(folder / "store"), "LC_ALL": "C.UTF-8"}
     environment |= {f"XDG_{kind}_HOME": str(folder / kind) for kind in ("DATA", "STATE", "CACHE", "CONFIG")}
-    made = World(tmp_path, environment)
+    made = CopiedMachine(tmp_path, environment)
     made.run("init", folder / "store")
     rng = random.Random(1)
     for number in range(150):
@@ -115,27 +115,27 @@ restore = ["sh", "-c", "cat > {folder}/restored"]
     return made
 
 
-def interrupted_rollback(world: World) -> None:
+def interrupted_rollback(copied: CopiedMachine) -> None:
     """Leave a rollback that was killed."""
-    config = world.folder / "world" / "killing.toml"
-    text = (world.folder / "world" / "castore.toml").read_text()
+    config = copied.folder / "copied" / "killing.toml"
+    text = (copied.folder / "copied" / "castore.toml").read_text()
     config.write_text(text.replace('start = ["true"]', 'start = ["true"]\nhealth = ["sh", "-c", "kill -9 $PPID"]'))
-    world.run("rollback", "--config", config, "s", "--to", "r1", expect=-9)
+    copied.run("rollback", "--config", config, "s", "--to", "r1", expect=-9)
 
 
 NAMES = ["snapshot", "restore", "in place", "rollback", "recover", "prune", "compact", "verify", "diff", "cat", "ls", "reindex"]
 
 
-def commands(world: World, name: str) -> tuple[tuple[object, ...], list[tuple[object, ...]]]:
+def commands(copied: CopiedMachine, name: str) -> tuple[tuple[object, ...], list[tuple[object, ...]]]:
     """Return a command, and what has to work after it, whenever it was interrupted."""
     again = ("snapshot", "s", "--revision", "r2")
-    out = world.folder / "world" / "out"
+    out = copied.folder / "copied" / "out"
     return {
         "snapshot": (("snapshot", "s"), [again]),
         "restore": (("restore", "s@r1", out), [again]),
         "in place": (
-            ("restore", "--in-place", "s@r1:t", world.live),
-            [("restore", "--in-place", "s@r1:t", world.live), again],
+            ("restore", "--in-place", "s@r1:t", copied.live),
+            [("restore", "--in-place", "s@r1:t", copied.live), again],
         ),
         "rollback": (("rollback", "s", "--to", "r1"), [again, ("rollback", "s", "--to", "r1")]),
         "recover": (("recover",), [("recover",), again]),
@@ -149,23 +149,23 @@ def commands(world: World, name: str) -> tuple[tuple[object, ...], list[tuple[ob
     }[name]
 
 
-def sweep(world: World, name: str, moments: int) -> None:
-    world.keep()
-    command, following = commands(world, name)
+def sweep(copied: CopiedMachine, name: str, moments: int) -> None:
+    copied.keep()
+    command, following = commands(copied, name)
     if name == "recover":
-        interrupted_rollback(world)
+        interrupted_rollback(copied)
     began = time.monotonic()
-    world.run(*command)
+    copied.run(*command)
     took = time.monotonic() - began
     rng = random.Random(name)
     outcomes = set()
     for number in range(moments):
-        world.again()
+        copied.again()
         if name == "recover":
             # Not part of the copy: the undo directory is known by its inode.
-            interrupted_rollback(world)
+            interrupted_rollback(copied)
         after = took * (number + rng.random()) / moments
-        code, errors = world.interrupt(after, command)
+        code, errors = copied.interrupt(after, command)
         shown = f"{name} after {after:.3f} s of {took:.3f}: {code}, {errors}"
         if "Traceback" in errors and not re.search("/castore/(cli|content|services|store|kernel)/", errors):
             continue  # the interpreter itself had not started
@@ -177,39 +177,39 @@ def sweep(world: World, name: str, moments: int) -> None:
         assert "ignored" not in errors, shown
         outcomes.add(code)
         if name == "restore":
-            restored(world, code)
+            restored(copied, code)
         for one in following:
-            done = world.run(*one)
+            done = copied.run(*one)
             assert "interrupted" not in done.stderr, (shown, one, done.stderr)
         if name in {"in place", "rollback"}:
-            world.run("restore", "--numeric-ids", "s@r1:t", world.folder / "world" / "compare")
+            copied.run("restore", "--numeric-ids", "s@r1:t", copied.folder / "copied" / "compare")
             left = ["blocks", "extents", "inode"]
-            assert compare(walk(world.folder / "world" / "compare"), walk(world.live), ignore=left) == [], shown
-        world.run("verify")
+            assert compare(walk(copied.folder / "copied" / "compare"), walk(copied.live), ignore=left) == [], shown
+        copied.run("verify")
     assert 130 in outcomes or moments < MANY
 
 
-def restored(world: World, code: int) -> None:
+def restored(copied: CopiedMachine, code: int) -> None:
     """Check that an interrupted restore can be continued, unless it was complete."""
-    out = world.folder / "world" / "out"
+    out = copied.folder / "copied" / "out"
     marked = out.is_dir() and any(one.startswith(".castore-restore-") for one in os.listdir(out))
     assert code == 130 or not marked
     if code == 130 and (marked or not out.is_dir() or not os.listdir(out)):
-        world.run("restore", "--resume", "s@r1", out)
+        copied.run("restore", "--resume", "s@r1", out)
     assert sorted(os.listdir(out)) == ["d", "e", "t"]
-    world.run("restore", "s@r1:t", world.folder / "world" / "compare")
+    copied.run("restore", "s@r1:t", copied.folder / "copied" / "compare")
     left = ["blocks", "extents", "inode"]
-    assert compare(walk(world.folder / "world" / "compare"), walk(out / "t"), ignore=left) == []
+    assert compare(walk(copied.folder / "copied" / "compare"), walk(out / "t"), ignore=left) == []
     shutil.rmtree(out)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_interrupt_leaves_a_state_in_which_the_next_command_works(world: World, name: str) -> None:
-    sweep(world, name, MOMENTS)
+def test_an_interrupt_leaves_a_state_in_which_the_next_command_works(copied: CopiedMachine, name: str) -> None:
+    sweep(copied, name, MOMENTS)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", NAMES)
-def test_an_interrupt_at_many_moments(world: World, name: str) -> None:
-    sweep(world, name, MANY)
+def test_an_interrupt_at_many_moments(copied: CopiedMachine, name: str) -> None:
+    sweep(copied, name, MANY)

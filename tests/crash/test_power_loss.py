@@ -4,7 +4,7 @@ A history (tests/support/store_histories.py: how to add a step to it is said the
 tells what is durable from what is not (tests/support/power_loss_disk.py), and is logged. Then, for each place in
 the log, what the disk may hold is built in several ways: nothing that was not synced is there; everything
 is; names without contents; names, and zeros for contents; and by chance, a part of it, torn. States that
-differ are each looked at once for all that was promised when they could come about:
+differ are each looked at once for all that was guaranteed when they could come about:
 
 - the store opens; or, if `init` had not returned, there is none, and `init` can be repeated;
 - every generation that was acknowledged restores, byte for byte, and so does any other that is listed;
@@ -42,9 +42,9 @@ from castore.storage.base import Writer
 from castore.store import MachinePaths, Store
 from castore.store.format.pack import pack_name
 from tests.support import store_histories
-from tests.support.power_loss_checks import CHANCES, look_at_all, shown
+from tests.support.power_loss_checks import CHANCES, check_all_losses, shown
 from tests.support.power_loss_disk import CHANGES, ON, Disk, DiskFiles, Fault, Killed, cuts
-from tests.support.store_histories import Watch, World, history, restored, run
+from tests.support.store_histories import DurabilityMonitor, SimulatedHost, history, restored, run
 
 pytestmark = pytest.mark.usefixtures("small_packs")
 
@@ -58,13 +58,13 @@ MORE_SEEDS = _CHOSEN or [str(seed) for seed in range(1000, 1200)]
 PLAIN = ["init", "snapshot", "snapshot", "add_recipient", "snapshot"]
 
 
-def recorded(folder: Path, seed: str, length: int, monkeypatch: pytest.MonkeyPatch, **options) -> tuple[World, Watch]:
+def recorded(folder: Path, seed: str, length: int, monkeypatch: pytest.MonkeyPatch, **options) -> tuple[SimulatedHost, DurabilityMonitor]:
     """Run a history, and return what it was run on."""
-    world = World(folder, seed, **options)
+    host = SimulatedHost(folder, seed, **options)
     with monkeypatch.context() as patch:
-        watch = Watch(world, patch)
-        run(world, history(seed, length))
-    return world, watch
+        monitor = DurabilityMonitor(host, patch)
+        run(host, history(seed, length))
+    return host, monitor
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -72,11 +72,11 @@ def test_whenever_the_power_is_lost_what_was_acknowledged_is_whole(
     folder: Path, seed: str, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
     began = time.monotonic()
-    world, watch = recorded(folder, seed, LENGTH, monkeypatch)
-    counts = look_at_all(world, watch)
-    counts["told"] = watch.told
+    host, monitor = recorded(folder, seed, LENGTH, monkeypatch)
+    counts = check_all_losses(host, monitor)
+    counts["reported"] = monitor.reported
     record_property("power loss", dict(counts))
-    print(f"seed {seed}: {world.done}\n{dict(counts)} in {time.monotonic() - began:.1f} s")
+    print(f"seed {seed}: {host.done}\n{dict(counts)} in {time.monotonic() - began:.1f} s")
 
 
 @pytest.mark.slow
@@ -84,8 +84,8 @@ def test_whenever_the_power_is_lost_what_was_acknowledged_is_whole(
 def test_and_in_many_more_and_longer_histories(
     folder: Path, seed: str, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
-    world, watch = recorded(folder, seed, 3 * LENGTH, monkeypatch)
-    record_property("power loss", dict(look_at_all(world, watch)))
+    host, monitor = recorded(folder, seed, 3 * LENGTH, monkeypatch)
+    record_property("power loss", dict(check_all_losses(host, monitor)))
 
 
 class WithoutLinks(DiskFiles):
@@ -109,8 +109,8 @@ class ShortWrites(DiskFiles):
 def test_and_on_file_systems_that_are_poor(
     folder: Path, files: type[DiskFiles], monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
-    world, watch = recorded(folder, "poor", LENGTH, monkeypatch, files=files)
-    record_property("power loss", dict(look_at_all(world, watch)))
+    host, monitor = recorded(folder, "poor", LENGTH, monkeypatch, files=files)
+    record_property("power loss", dict(check_all_losses(host, monitor)))
 
 
 KILLED = {
@@ -139,34 +139,34 @@ def killed_everywhere(folder: Path, name: str, every: int = 1, **options) -> Cou
     """Kill a step in front of its operations, `every` apart, do it again, and look at every loss of power from there on."""
     counts: Counter[str] = Counter()
     for number in range(len(name) % every, 100, every):
-        world = World(folder / f"{number}", f"killed {name} {number}", **options)
-        run(world, KILLED[name])
-        world.files.fault = Fault(number, Killed, ON, CHANGES)
+        host = SimulatedHost(folder / f"{number}", f"killed {name} {number}", **options)
+        run(host, KILLED[name])
+        host.files.fault = Fault(number, Killed, ON, CHANGES)
         with contextlib.suppress(Killed):
-            store_histories.STEPS[name.removeprefix("first_")](world)
-        fired, world.files.fault = world.files.fault.fired, None
-        world.files.forget()
-        begin = len(world.disk.log)
+            store_histories.STEPS[name.removeprefix("first_")](host)
+        fired, host.files.fault = host.files.fault.fired, None
+        host.files.forget()
+        begin = len(host.disk.log)
         try:
-            again(world, name)
-            counts += look_at_all(world, begin=begin)
+            again(host, name)
+            counts += check_all_losses(host, begin=begin)
         except BaseException as error:
-            error.add_note(f"killed in front of operation {number}; {shown(world.disk.log[begin - 12 :])}")
+            error.add_note(f"killed in front of operation {number}; {shown(host.disk.log[begin - 12 :])}")
             raise
-        shutil.rmtree(world.folder)
+        shutil.rmtree(host.folder)
         if not fired:
             break
     assert not fired, "there are more operations than were tried"
     return counts
 
 
-def again(world: World, name: str) -> None:
+def again(host: SimulatedHost, name: str) -> None:
     """Do again what was broken off."""
     if name == "init":
         # The machine that was killed has the writer key of each store that it began.
         with contextlib.suppress(UsageError):
-            store_histories.STEPS[name.removeprefix("first_")](world)
-    store_histories.STEPS["same_again" if name in {"init", "snapshot", "first_snapshot"} else name](world)
+            store_histories.STEPS[name.removeprefix("first_")](host)
+    store_histories.STEPS["same_again" if name in {"init", "snapshot", "first_snapshot"} else name](host)
 
 
 # Repair, which begins with a store that is not whole
@@ -174,22 +174,22 @@ def again(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: int, record_property) -> None:
-    world = World(folder, f"repair {seed}")
-    run(world, ["init", "snapshot", "snapshot", "snapshot"])
-    with world.open("first") as store:
+    host = SimulatedHost(folder, f"repair {seed}")
+    run(host, ["init", "snapshot", "snapshot", "snapshot"])
+    with host.open("first") as store:
         store.sync()
         packs = [pack_name(pack) for pack, _ in store.packs()]
-    hurt = world.chance.sample(packs, 2)
+    hurt = host.chance.sample(packs, 2)
     for name in hurt:
-        _hurt(world, f"{store_histories.ROOT}/{name}")
-    begin = len(world.disk.log)
-    with world.open("first") as store:
+        _hurt(host, f"{store_histories.ROOT}/{name}")
+    begin = len(host.disk.log)
+    with host.open("first") as store:
         _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
         lost = {(hit.service, hit.number) for hit in after.affected}
     assert after.damage == []
     chance = random.Random(f"repair cuts {seed}")
     looked, counts = set(), Counter()
-    for cut in cuts(world.disk.log, chance, CHANCES, begin):
+    for cut in cuts(host.disk.log, chance, CHANCES, begin):
         counts["cuts"] += 1
         for label, state in cut.losses:
             counts["states"] += 1
@@ -199,28 +199,28 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
             looked.add(key)
             counts["looked at"] += 1
             scratch = folder / f"cut{counts['looked at']}"
-            places = MachinePaths(str(world.folder / "state"), str(scratch / "cache"))
+            places = MachinePaths(str(host.folder / "state"), str(scratch / "cache"))
             storage = LocalStorage(store_histories.ROOT, files=DiskFiles(Disk(state)))
-            with Store.open(storage, places, lambda: world.identities["first"]) as store:
+            with Store.open(storage, places, lambda: host.identities["first"]) as store:
                 _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
                 assert after.damage == [], label
                 # Without the index of before, a pack with a broken footer is lost as a whole: here none is.
                 assert {(hit.service, hit.number) for hit in after.affected} <= lost, label
-                for key, content in world.promised.whole.items():
+                for key, content in host.guaranteed.whole.items():
                     if key not in lost:
                         assert restored(store, key, str(scratch / "out")) == content, label
             shutil.rmtree(scratch)
     record_property("power loss", dict(counts))
 
 
-def _hurt(world: World, path: str) -> None:
+def _hurt(host: SimulatedHost, path: str) -> None:
     """Flip a bit in the first record of a pack, durably."""
     at = 16 + 16 + 5
-    number = world.disk.find(path)
-    data = bytearray(world.disk.nodes[number].live)
+    number = host.disk.find(path)
+    data = bytearray(host.disk.nodes[number].live)
     data[at] ^= 1
-    world.disk.do("write", number, 0, bytes(data))
-    world.disk.do("fsync", number)
+    host.disk.do("write", number, 0, bytes(data))
+    host.disk.do("fsync", number)
 
 
 # Stores that are wrong are found out
@@ -324,10 +324,10 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_store_is_found_out(folder: Path, wrong: str) -> None:
-    world = World(folder, wrong, **WRONG[wrong])
+    host = SimulatedHost(folder, wrong, **WRONG[wrong])
     with pytest.raises(FOUND_OUT) as found:
-        run(world, PLAIN)
-        look_at_all(world)
+        run(host, PLAIN)
+        check_all_losses(host)
     print(f"a store {wrong}: {found.value}")
 
 
@@ -335,10 +335,10 @@ def test_a_store_is_found_out(folder: Path, wrong: str) -> None:
 def test_a_store_is_found_out_as_soon_as_it_tells_of_what_is_not_durable(
     folder: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(folder, wrong, **WRONG[wrong])
-    Watch(world, monkeypatch)
-    with pytest.raises(AssertionError, match="is told of, and"):
-        run(world, PLAIN)
+    host = SimulatedHost(folder, wrong, **WRONG[wrong])
+    DurabilityMonitor(host, monkeypatch)
+    with pytest.raises(AssertionError, match="is reported of, and"):
+        run(host, PLAIN)
 
 
 @pytest.mark.parametrize("name", ["init", "snapshot", "add_recipient"])

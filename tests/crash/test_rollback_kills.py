@@ -21,17 +21,17 @@ from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
 from castore.services.config import Service
 from castore.services.snapshot import EngineSource, Tree
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 WATCHED = ("rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "utime", "write")
 
 
 @dataclass
-class World:
+class LiveService:
     """A service with a tree, a database in it, a file, and a tree that comes and goes."""
 
     top: Path
-    lab: Lab
+    sandbox: Sandbox
 
     @property
     def live(self) -> Path:
@@ -101,15 +101,15 @@ class World:
         return False
 
     def begun(self) -> bool:
-        with self.lab.open(identity=False) as store:
+        with self.sandbox.open(identity=False) as store:
             return store.begun_rollback("s") is not None
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def live_service(tmp_path: Path) -> LiveService:
     top = tmp_path / "work"
     top.mkdir()
-    found = World(top, Lab(top / "lab", average=4096))
+    found = LiveService(top, Sandbox(top / "sandbox", average=4096))
     for name in ("a", "b", "gone"):
         found.write(f"t/{name}", "one")
     found.write("t/deep/er/file", "one")
@@ -118,7 +118,7 @@ def world(tmp_path: Path) -> World:
     found.write("running", "")
     found.sql("CREATE TABLE t (x)")
     found.sql("INSERT INTO t VALUES (1)")
-    found.lab.snapshot("s", found.sources())
+    found.sandbox.snapshot("s", found.sources())
     found.write("t/a", "two, and longer")
     found.write("t/new/file", "two")
     (found.live / "t" / "gone").unlink()
@@ -129,44 +129,44 @@ def world(tmp_path: Path) -> World:
     return found
 
 
-def sweep(world: World, work: Callable[[], object], step: int) -> None:
+def sweep(live_service: LiveService, work: Callable[[], object], step: int) -> None:
     """Kill `work` at every `step`th point, and recover, killed, too."""
-    base = world.top.with_name("base")
-    shutil.copytree(world.top, base, symlinks=True)
-    before = world.state()
+    base = live_service.top.with_name("base")
+    shutil.copytree(live_service.top, base, symlinks=True)
+    before = live_service.state()
     work()
-    after = world.state()
+    after = live_service.state()
     assert after != before
     outcomes = [0, 0]
     for point in range(0, 10_000, step):
-        shutil.rmtree(world.top)
-        shutil.copytree(base, world.top, symlinks=True)
+        shutil.rmtree(live_service.top)
+        shutil.copytree(base, live_service.top, symlinks=True)
         chance = random.Random(point)
-        if not world.forked(work, point):
+        if not live_service.forked(work, point):
             break
         for _ in range(chance.randrange(4)):
-            if world.begun():
-                world.forked(world.lab.recover, chance.randrange(25))
-        if world.begun():
+            if live_service.begun():
+                live_service.forked(live_service.sandbox.recover, chance.randrange(25))
+        if live_service.begun():
             with pytest.raises(CastoreError, match="interrupted"):
-                world.lab.rollback(1, world.settings)
-            world.lab.recover()
-        now = world.state()
+                live_service.sandbox.rollback(1, live_service.settings)
+            live_service.sandbox.recover()
+        now = live_service.state()
         assert now in (before, after), point
         outcomes[now == after] += 1
         if now == after:
-            world.lab.undo(world.settings)
-            assert world.state() == before, point
+            live_service.sandbox.undo(live_service.settings)
+            assert live_service.state() == before, point
     print(outcomes)
     assert min(outcomes) > 3
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_roll_back_ends_in_one_state_and_can_be_undone(world: World, step: int) -> None:
-    sweep(world, lambda: world.lab.rollback(1, world.settings), step)
+def test_a_roll_back_ends_in_one_state_and_can_be_undone(live_service: LiveService, step: int) -> None:
+    sweep(live_service, lambda: live_service.sandbox.rollback(1, live_service.settings), step)
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
-def test_an_undo_ends_in_one_state_and_can_be_undone(world: World, step: int) -> None:
-    world.lab.rollback(1, world.settings)
-    sweep(world, lambda: world.lab.undo(world.settings), step)
+def test_an_undo_ends_in_one_state_and_can_be_undone(live_service: LiveService, step: int) -> None:
+    live_service.sandbox.rollback(1, live_service.settings)
+    sweep(live_service, lambda: live_service.sandbox.undo(live_service.settings), step)

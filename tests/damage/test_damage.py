@@ -28,7 +28,7 @@ from castore.model.refs import PackId
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
 from castore.services.snapshot import Tree, file_source
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _RECORD = re.compile(r"(chunk|node) [0-9a-f]{64}")
 MODES = ("index kept", "index deleted", "another machine")
 """Another machine has neither index nor writer key: all comes through the identity."""
 
-# The classes of bytes of each object; `Master.position` says where they lie.
+# The classes of bytes of each object; `PristineStore.position` says where they lie.
 FLIPS = {
     "config/1": ("kind", "version", "zeros", "store id", "count", "seal", "nonce", "ciphertext", "tag"),
     "session 1": ("kind", "version", "zeros", "id", "nonce", "ciphertext", "tag"),
@@ -65,10 +65,10 @@ CASES += [(name, fate) for name in FLIPS for fate in FATES]
 
 
 @dataclass
-class Master:
+class PristineStore:
     """The sound store that every case damages a copy of."""
 
-    lab: Lab
+    sandbox: Sandbox
     names: dict[str, str]
     """The object's name in the store of each name used here."""
     trees: dict[int, dict] = field(default_factory=dict)
@@ -129,31 +129,31 @@ def _content(live: Path, dump: Path, generation: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Master:
-    folder = tmp_path_factory.mktemp("master")
-    lab = Lab(folder / "lab", average=16384)
-    found = Master(lab, {"config/1": "config/1"})
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> PristineStore:
+    folder = tmp_path_factory.mktemp("pristine")
+    sandbox = Sandbox(folder / "sandbox", average=16384)
+    found = PristineStore(sandbox, {"config/1": "config/1"})
     live, dump = folder / "live", folder / "dump"
     live.mkdir()
     known: set[str] = set()
     for number in (1, 2):
         _content(live, dump, number)
         sources = {"t": Tree(str(live)), "d": file_source(str(dump))}
-        assert lab.snapshot("s", sources).number == number
+        assert sandbox.snapshot("s", sources).number == number
         found.trees[number], found.dumps[number] = walk(live), dump.read_bytes()
         for kind in ("session", "pack", "generation"):
-            (new,) = {f"{kind}s/{path.name}" for path in (lab.store / f"{kind}s").iterdir()} - known
+            (new,) = {f"{kind}s/{path.name}" for path in (sandbox.store / f"{kind}s").iterdir()} - known
             known.add(new)
             found.names[f"{kind} {number}"] = new
-    with lab.open() as store:
+    with sandbox.open() as store:
         for what in ("pack 1", "pack 2"):
             name = found.names[what]
             found.layouts[what] = store.pack_entries(PackId(bytes.fromhex(name[6:])))
             # The box holds who signed it, the signature, the count of sessions, the one id, an entry of 48 bytes
             # for each record, and bases.
             box = 32 + 64 + 2 + 16 + sum(48 + 32 * len(entry.bases) for entry in found.layouts[what]) + 40
-            found.footers[what] = (lab.store / name).stat().st_size - 48 - box
-    other = Lab(folder / "other")
+            found.footers[what] = (sandbox.store / name).stat().st_size - 48 - box
+    other = Sandbox(folder / "other")
     found.foreign["config/1"] = (other.store / "config/1").read_bytes()
     return found
 
@@ -170,12 +170,12 @@ def counted(request: pytest.FixtureRequest) -> Iterator[list[int]]:
             reporter.write_line(f"damage: {count[0]} cases")
 
 
-def _damage(master: Master, store: Path, what: str, how: str) -> None:
-    path = store / master.names[what]
+def _damage(pristine: PristineStore, store: Path, what: str, how: str) -> None:
+    path = store / pristine.names[what]
     data = bytearray(path.read_bytes())
     verb, _, where = how.partition(" ")
     if verb == "flip":
-        data[master.position(what, where, len(data))] ^= 0x41
+        data[pristine.position(what, where, len(data))] ^= 0x41
     elif verb == "cut":
         if where.endswith("more"):
             data += os.urandom(1 if where == "one more" else 16)
@@ -187,10 +187,10 @@ def _damage(master: Master, store: Path, what: str, how: str) -> None:
     elif verb == "deleted":
         path.unlink()
         return
-    elif what in master.foreign:
-        data[:] = master.foreign[what]
+    elif what in pristine.foreign:
+        data[:] = pristine.foreign[what]
     else:
-        partner = store / master.names[what[:-1] + {"1": "2", "2": "1"}[what[-1]]]
+        partner = store / pristine.names[what[:-1] + {"1": "2", "2": "1"}[what[-1]]]
         data[:] = partner.read_bytes()
         partner.write_bytes(path.read_bytes())
     path.write_bytes(data)
@@ -204,18 +204,18 @@ def room() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _copy(master: Master, folder: Path, mode: str) -> Lab:
-    copy = object.__new__(Lab)
-    copy.folder, copy.identity = folder, master.lab.identity
-    shutil.copytree(master.lab.store, copy.store)
+def _copy(pristine: PristineStore, folder: Path, mode: str) -> Sandbox:
+    copy = object.__new__(Sandbox)
+    copy.folder, copy.identity = folder, pristine.sandbox.identity
+    shutil.copytree(pristine.sandbox.store, copy.store)
     if mode != "another machine":
-        shutil.copytree(master.lab.folder / "state", folder / "state")
+        shutil.copytree(pristine.sandbox.folder / "state", folder / "state")
     if mode == "index kept":
-        shutil.copytree(master.lab.folder / "cache", folder / "cache")
+        shutil.copytree(pristine.sandbox.folder / "cache", folder / "cache")
     return copy
 
 
-def _restored_rightly(master: Master, store: Store, number: int, into: Path) -> str:
+def _restored_rightly(pristine: PristineStore, store: Store, number: int, into: Path) -> str:
     """Restore a generation, part by part; return what was told of damage. Nothing may be wrong."""
     told = ""
     for part in ("t", "d"):
@@ -235,13 +235,13 @@ def _restored_rightly(master: Master, store: Store, number: int, into: Path) -> 
             failed = error
         told += f"{failed or ''}{damaged or ''}"
         if part == "d":
-            _dump_is_right(master.dumps[number], out, failed)
+            _dump_is_right(pristine.dumps[number], out, failed)
         elif failed is None:
-            _tree_is_right(master.trees[number], walk(out), damaged)
+            _tree_is_right(pristine.trees[number], walk(out), damaged)
         elif out.exists():
             partial = walk(out)
             for path, node in partial.items():
-                assert node.get("hash") in {None, master.trees[number][path].get("hash")}
+                assert node.get("hash") in {None, pristine.trees[number][path].get("hash")}
     return told
 
 
@@ -267,9 +267,9 @@ def _tree_is_right(original: dict, restored: dict, damaged: list[tuple[bytes, st
     assert compare(kept, {path: node for path, node in restored.items() if sound(path)}) == []
 
 
-def _names(master: Master, what: str, text: str, location: str) -> bool:
+def _names(pristine: PristineStore, what: str, text: str, location: str) -> bool:
     """Whether a message names the object, or the records that are lost with it."""
-    name = master.names[what].partition(".")[0]
+    name = pristine.names[what].partition(".")[0]
     if name in text or (what.startswith("config") and location in text):
         return True
     if what.startswith("generation") and "generation" in text:
@@ -280,17 +280,17 @@ def _names(master: Master, what: str, text: str, location: str) -> bool:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("what", "how"), CASES, ids=[f"{what}, {how}" for what, how in CASES])
 def test_damage_is_named_and_nothing_wrong_is_restored(
-    master: Master, counted: list[int], room: Path, what: str, how: str, mode: str
+    pristine: PristineStore, counted: list[int], room: Path, what: str, how: str, mode: str
 ) -> None:
-    lab = _copy(master, room, mode)
-    _damage(master, lab.store, what, how)
+    sandbox = _copy(pristine, room, mode)
+    _damage(pristine, sandbox.store, what, how)
     counted[0] += 1
     try:
-        store = lab.open()
+        store = sandbox.open()
     except CastoreError as error:
         assert what.startswith("config")
         assert isinstance(error, _ACCEPTED), error
-        assert _names(master, what, str(error), str(lab.store))
+        assert _names(pristine, what, str(error), str(sandbox.store))
         return
     with store:
         if "padding" in how:
@@ -306,55 +306,55 @@ def test_damage_is_named_and_nothing_wrong_is_restored(
             if isinstance(error, StaleStoreError):
                 assert (what, how) == ("generation 2", "deleted"), "what is damaged is no older store"
                 store._accept_older = True
-        told = "".join(_restored_rightly(master, store, number, room / str(number)) for number in (1, 2))
+        told = "".join(_restored_rightly(pristine, store, number, room / str(number)) for number in (1, 2))
         if "padding" in how:
             assert told == ""
         if what.startswith("generation") and how == "deleted":
             # A generation that was forgotten looks the same: only who asks for it can be told.
             report = told
         assert report, "nothing reported the damage"
-        assert _names(master, what, report, str(lab.store)), report
+        assert _names(pristine, what, report, str(sandbox.store)), report
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_store_undamaged_is_sound(master: Master, room: Path, mode: str) -> None:
-    lab = _copy(master, room, mode)
-    with lab.open() as store:
+def test_the_store_undamaged_is_sound(pristine: PristineStore, room: Path, mode: str) -> None:
+    sandbox = _copy(pristine, room, mode)
+    with sandbox.open() as store:
         assert verify_store(store, castore.Progress(), read_data=True).sound
-        assert [_restored_rightly(master, store, n, room / str(n)) for n in (1, 2)] == ["", ""]
+        assert [_restored_rightly(pristine, store, n, room / str(n)) for n in (1, 2)] == ["", ""]
 
 
 @pytest.mark.parametrize("what", ["pack 1", "pack 2"])
 @pytest.mark.parametrize("how", ["cut a half", "cut all but 1", "cut one more", "emptied", "deleted"])
 def test_a_pack_of_another_length_is_found_without_reading_it(
-    master: Master, room: Path, what: str, how: str
+    pristine: PristineStore, room: Path, what: str, how: str
 ) -> None:
-    lab = _copy(master, room, "index kept")
-    _damage(master, lab.store, what, how)
-    with lab.open(identity=False) as store:
+    sandbox = _copy(pristine, room, "index kept")
+    _damage(pristine, sandbox.store, what, how)
+    with sandbox.open(identity=False) as store:
         assert not verify_store(store, castore.Progress()).sound
 
 
 @pytest.mark.parametrize("what", ["generation 1", "generation 2"])
 @pytest.mark.parametrize("how", ["flip ciphertext", "cut a half", "emptied", "swapped"])
 def test_a_damaged_generation_is_found_with_the_writer_key_only(
-    master: Master, room: Path, what: str, how: str
+    pristine: PristineStore, room: Path, what: str, how: str
 ) -> None:
-    lab = _copy(master, room, "index kept")
-    _damage(master, lab.store, what, how)
-    with lab.open(identity=False) as store:
+    sandbox = _copy(pristine, room, "index kept")
+    _damage(pristine, sandbox.store, what, how)
+    with sandbox.open(identity=False) as store:
         found = verify_store(store, castore.Progress())
-    assert any(line.startswith(master.names[what]) for line in found.damage)
+    assert any(line.startswith(pristine.names[what]) for line in found.damage)
 
 
 @pytest.mark.parametrize("how", ["flip ciphertext", "flip tag", "cut a half", "emptied"])
-def test_no_older_generation_is_taken_for_one_that_is_damaged(master: Master, room: Path, how: str) -> None:
-    lab = _copy(master, room, "index deleted")
-    _damage(master, lab.store, "generation 2", how)
-    with lab.open() as store:
+def test_no_older_generation_is_taken_for_one_that_is_damaged(pristine: PristineStore, room: Path, how: str) -> None:
+    sandbox = _copy(pristine, room, "index deleted")
+    _damage(pristine, sandbox.store, "generation 2", how)
+    with sandbox.open() as store:
         store.sync_generations()
         for selector in ("latest", "2", "#2", "2999-01-01", "r"):
-            with pytest.raises(DamageError, match=master.names["generation 2"]):
+            with pytest.raises(DamageError, match=pristine.names["generation 2"]):
                 select(store, f"s@{selector}:t")
         for selector in ("1", "#1"):
             assert select(store, f"s@{selector}:t").generation.number == 1

@@ -28,7 +28,7 @@ from castore.store import MachinePaths, open_store
 from castore.store.format import generation
 from tests.support.checkout import ROOT
 from tests.support.forged_generations import forge
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -36,8 +36,8 @@ NAMES = ["../../x", "/nonexistent/x", "a\0b", "a\nb", ".", "..", "", "a/b", "-a"
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab", average=4096)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox", average=4096)
 
 
 @pytest.fixture
@@ -53,20 +53,20 @@ def named(name: str) -> Callable[[Generation], Generation]:
     return lambda one: msgspec.structs.replace(one, parts=tuple(msgspec.structs.replace(part, name=name) for part in one.parts))
 
 
-def fill(lab: Lab, tree: Path) -> None:
+def fill(sandbox: Sandbox, tree: Path) -> None:
     """Put a generation that is valid into a store, and one for each hostile name of a part."""
-    lab.snapshot("web", {"t": Tree(str(tree))})
-    with lab.open(identity=False) as store:
+    sandbox.snapshot("web", {"t": Tree(str(tree))})
+    with sandbox.open(identity=False) as store:
         for number, name in enumerate(NAMES, 2):
             forge(store, "web", {"t": Tree(str(tree))}, lambda one, name=name: named(name)(one))
             store.index.remove_generations(g.partition("/")[2] for g in store.generation_objects("web", [number]))
             store._seen.forget("web", {number}, store.generation("web", 1))
 
 
-def machine(lab: Lab, home: Path, castore: Run) -> None:
-    """Make `home` a machine that uses a lab's store."""
-    (home / "identity").write_text(lab.identity.text())
-    os.environ["CASTORE_STORE"], os.environ["CASTORE_IDENTITY"] = str(lab.store), str(home / "identity")
+def machine(sandbox: Sandbox, home: Path, castore: Run) -> None:
+    """Make `home` a machine that uses a sandbox's store."""
+    (home / "identity").write_text(sandbox.identity.text())
+    os.environ["CASTORE_STORE"], os.environ["CASTORE_IDENTITY"] = str(sandbox.store), str(home / "identity")
     castore("key", "adopt", "--host", "victim")
 
 
@@ -80,9 +80,9 @@ def everything(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*")}
 
 
-def test_no_name_of_a_part_becomes_a_path(lab: Lab, tree: Path, home: Path, castore: Run, tmp_path: Path) -> None:
-    fill(lab, tree)
-    machine(lab, home, castore)
+def test_no_name_of_a_part_becomes_a_path(sandbox: Sandbox, tree: Path, home: Path, castore: Run, tmp_path: Path) -> None:
+    fill(sandbox, tree)
+    machine(sandbox, home, castore)
     scratch = tmp_path / "deep/er/scratch"
     scratch.mkdir(parents=True)
     listed = castore("log", "web")
@@ -101,17 +101,17 @@ def test_no_name_of_a_part_becomes_a_path(lab: Lab, tree: Path, home: Path, cast
     assert everything(tmp_path / "deep") <= before
     rescue = ROOT / "tools/rescue.py"
     for number in range(2, 2 + len(NAMES)):
-        command = [sys.executable, rescue, lab.store, "--identity", home / "identity", "web", str(number), scratch / f"r{number}"]
+        command = [sys.executable, rescue, sandbox.store, "--identity", home / "identity", "web", str(number), scratch / f"r{number}"]
         subprocess.run(command, capture_output=True, check=False, timeout=60)
         made = everything(tmp_path / "deep") - before
         assert all(path.startswith(f"{scratch}/r") for path in made)
-    done = subprocess.run([sys.executable, rescue, lab.store, "--identity", home / "identity"], capture_output=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, rescue, sandbox.store, "--identity", home / "identity"], capture_output=True, check=False, timeout=60)
     assert b"\x1b" not in done.stdout
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_record_has_a_name_that_could_be_a_path(lab: Lab, tree: Path, name: str) -> None:
-    taken = lab.snapshot("web", {"t": Tree(str(tree))})
+def test_no_record_has_a_name_that_could_be_a_path(sandbox: Sandbox, tree: Path, name: str) -> None:
+    taken = sandbox.snapshot("web", {"t": Tree(str(tree))})
     replace = msgspec.structs.replace
     changed = [named(name)(taken), replace(taken, service=name), replace(taken, missing_parts=(name,))]
     if not name.isprintable() or "/" in name:
@@ -137,15 +137,15 @@ def test_no_record_has_a_name_that_could_be_a_path(lab: Lab, tree: Path, name: s
         {"revision": "x" * 256}, {"parent": 1 << 40}, {"host": "x" * 256}, {"host": "*"},
     ],
 )
-def test_no_record_has_an_impossible_value(lab: Lab, tree: Path, change: dict) -> None:
-    taken = lab.snapshot("web", {"t": Tree(str(tree))})
+def test_no_record_has_an_impossible_value(sandbox: Sandbox, tree: Path, change: dict) -> None:
+    taken = sandbox.snapshot("web", {"t": Tree(str(tree))})
     with pytest.raises(DamageError):
         decode_generation(msgspec.msgpack.encode(msgspec.structs.replace(taken, **change)))
 
 
 @pytest.mark.parametrize("change", [{"files": (1 << 32) + 1}, {"files": -1}, {"size": -1}, {"size": 1 << 63}, {"skipped_files": -1}, {"name": "t"}])
-def test_no_part_has_an_impossible_value(lab: Lab, tree: Path, change: dict) -> None:
-    taken = lab.snapshot("web", {"t": Tree(str(tree))})
+def test_no_part_has_an_impossible_value(sandbox: Sandbox, tree: Path, change: dict) -> None:
+    taken = sandbox.snapshot("web", {"t": Tree(str(tree))})
     part = msgspec.structs.replace(taken.parts[0], name="other") if change != {"name": "t"} else taken.parts[0]
     parts = (taken.parts[0], msgspec.structs.replace(part, **change))
     with pytest.raises(DamageError):
@@ -193,14 +193,14 @@ def test_one_validator_serves_what_is_written_and_what_is_read() -> None:
         assert check_host(host_name(odd)) == host_name(odd)
 
 
-def test_a_name_in_the_store_is_checked_where_it_is_opened(lab: Lab, tree: Path) -> None:
-    with lab.open(identity=False) as store:
+def test_a_name_in_the_store_is_checked_where_it_is_opened(sandbox: Sandbox, tree: Path) -> None:
+    with sandbox.open(identity=False) as store:
         forged = forge(store, "web", {"t": Tree(str(tree))}, named("../x"))
         name = generation.generation_name(store.writer_key, "web", forged.number)
         with pytest.raises(DamageError, match=name):
             generation.open_generation(name, store.storage.get(name), store.writer_key)
-    fresh = MachinePaths(str(lab.folder / "state2"), str(lab.folder / "cache2"))
-    with open_store(str(lab.store), fresh, lambda: lab.identity) as store:
+    fresh = MachinePaths(str(sandbox.folder / "state2"), str(sandbox.folder / "cache2"))
+    with open_store(str(sandbox.store), fresh, lambda: sandbox.identity) as store:
         store.sync()
         assert list(store.damaged) == [name]
         assert store.services() == []

@@ -128,7 +128,7 @@ def commit(hostile: Hostile, service: str, tree: Ref, dump: Ref, files: int, siz
         Part("t", "tree", StoredRef.of(tree), size, files=files, **zeros),
         Part("d", "dump", StoredRef.of(dump), dump.size, files=0, **zeros),
     )
-    live = hostile.lab.folder / "live"
+    live = hostile.sandbox.folder / "live"
     live.mkdir(exist_ok=True)
     (live / "file").write_text(service)
 
@@ -142,8 +142,8 @@ def commit(hostile: Hostile, service: str, tree: Ref, dump: Ref, files: int, siz
 
 def attack(hostile: Hostile, home: Path, castore: Run, services: list[str], monkeypatch: pytest.MonkeyPatch, *, damaged: bool = True) -> None:
     """Run all commands that read on a machine that never saw the store; damaged: whether something in it does not open."""
-    (home / "identity").write_text(hostile.lab.identity.text())
-    monkeypatch.setenv("CASTORE_STORE", str(hostile.lab.store))
+    (home / "identity").write_text(hostile.sandbox.identity.text())
+    monkeypatch.setenv("CASTORE_STORE", str(hostile.sandbox.store))
     monkeypatch.setenv("CASTORE_IDENTITY", str(home / "identity"))
     castore("key", "adopt", "--host", "victim")
     commands = []
@@ -235,7 +235,7 @@ def test_objects_of_any_size_are_refused_before_they_are_read(hostile, home, cas
         tree = root(hostile, session, directory(hostile, session, [], []))
     commit(hostile, "sparse", tree, small, 1)
     for name in ("generations/0123456789abcdef-0000000001", "sessions/" + "0" * 32 + ".0", "removals/0123456789abcdef-" + "0" * 32, "packs/" + "0" * 64):
-        path = hostile.lab.store / name
+        path = hostile.sandbox.store / name
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
             file.truncate(1 << 42)

@@ -29,7 +29,7 @@ from castore.errors import BusyError, CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
 from castore.services.snapshot import snapshot as take_snapshot
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights that a user may want")
@@ -56,8 +56,8 @@ def tmp_path() -> Iterator[Path]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab", average=4096)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox", average=4096)
 
 
 @pytest.fixture
@@ -99,14 +99,14 @@ def as_user(work: Callable[[], object]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def planned(lab: Lab, what: str, top: Path) -> TreePlan:
-    with lab.open() as opened:
-        return plan_in_place(opened, select(opened, what), str(top), lab.ownership)
+def planned(sandbox: Sandbox, what: str, top: Path) -> TreePlan:
+    with sandbox.open() as opened:
+        return plan_in_place(opened, select(opened, what), str(top), sandbox.ownership)
 
 
-def carry_out(lab: Lab, plan: TreePlan) -> list[tuple[bytes, str]]:
-    with lab.open() as opened:
-        return restore_in_place(opened, plan, lab.ownership, package.Progress())
+def carry_out(sandbox: Sandbox, plan: TreePlan) -> list[tuple[bytes, str]]:
+    with sandbox.open() as opened:
+        return restore_in_place(opened, plan, sandbox.ownership, package.Progress())
 
 
 def interrupted(store: Run, live: Path) -> Path:
@@ -175,32 +175,32 @@ def test_without_arguments_recover_ends_restores_in_place(store: Run, live: Path
 
 
 def test_a_restore_at_work_is_neither_recovered_nor_passed_over(
-    lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, live: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.snapshot("s", {"t": package.Tree(str(live))})
+    sandbox.snapshot("s", {"t": package.Tree(str(live))})
     (live / "c").write_text("changed")
     real = UndoArea.begin
 
     def begin(aside: UndoArea) -> None:
         monkeypatch.setattr(undo_journal, "_AT_WORK", set())  # as another process sees it
         for work in (
-            lambda: recover(lab.places.journals, str(live)),
-            lambda: lab.snapshot("other", {"t": package.Tree(str(live / "data"))}),
+            lambda: recover(sandbox.places.journals, str(live)),
+            lambda: sandbox.snapshot("other", {"t": package.Tree(str(live / "data"))}),
         ):
             with pytest.raises(BusyError, match="is running"):
                 work()
         real(aside)
 
     monkeypatch.setattr(UndoArea, "begin", begin)
-    assert lab.in_place("s@1:t", live) > 0
+    assert sandbox.in_place("s@1:t", live) > 0
 
 
-def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_s_own_restore_is_theirs_to_recover(sandbox: Sandbox, live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (live / "own").mkdir()
     give(live)
 
     def killed() -> None:
-        own = Lab(live / "own" / "lab", average=4096)
+        own = Sandbox(live / "own" / "sandbox", average=4096)
         own.snapshot("s", {"t": package.Tree(str(live / "data"))})
         (live / "data" / "a").write_text("changed")
         monkeypatch.setattr(UndoArea, "discard", lambda _self: os._exit(0))
@@ -209,15 +209,15 @@ def test_a_user_s_own_restore_is_theirs_to_recover(lab: Lab, live: Path, monkeyp
     as_user(killed)
     (undo,) = (live / "data").glob(".castore-aside-*")
     told: list[str] = []
-    with lab.open() as opened:
+    with sandbox.open() as opened:
         opened.say = told.append
         take_snapshot(opened, "s", {"t": package.Tree(str(live))})
         take_snapshot(opened, "d", {"t": package.Tree(str(live / "data"))})
     assert [f"{undo} belongs to no restore" in line for line in told] == [True]
-    assert "was left alone" in recover(lab.places.journals, str(live / "data"))[0]
+    assert "was left alone" in recover(sandbox.places.journals, str(live / "data"))[0]
 
     def recovered() -> None:
-        (line,) = recover(str(live / "own" / "lab" / "state" / "in-place"), str(live / "data"))
+        (line,) = recover(str(live / "own" / "sandbox" / "state" / "in-place"), str(live / "data"))
         assert "reverted" in line
 
     as_user(recovered)
@@ -263,41 +263,41 @@ def test_a_top_that_became_a_link_is_refused(store: Run, live: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["c", "data"])
-def test_metadata_is_not_given_to_what_took_a_file_s_place(lab: Lab, live: Path, name: str) -> None:
+def test_metadata_is_not_given_to_what_took_a_file_s_place(sandbox: Sandbox, live: Path, name: str) -> None:
     os.chmod(live / "c", 0o604)
     os.chmod(live / "data", 0o705)
-    lab.snapshot("s", {"t": package.Tree(str(live))})
+    sandbox.snapshot("s", {"t": package.Tree(str(live))})
     as_user(lambda: os.chmod(live / name, 0o700))
-    plan = planned(lab, "s@1:t", live)
+    plan = planned(sandbox, "s@1:t", live)
     assert (b"metadata", (name.encode(),)) in [(step.action.encode(), step.path) for step in plan.steps]
     as_user(lambda: os.rename(live / name, live / "old"))
     as_user(lambda: (live / name).write_text("theirs") if name == "c" else os.mkdir(live / name))
     before = walk(live)
     with pytest.raises(CastoreError, match="another file has taken its place"):
-        carry_out(lab, plan)
+        carry_out(sandbox, plan)
     assert compare(before, walk(live)) == []
 
 
-def test_a_directory_that_took_another_s_place_is_not_removed(lab: Lab, live: Path) -> None:
+def test_a_directory_that_took_another_s_place_is_not_removed(sandbox: Sandbox, live: Path) -> None:
     (live / "root's").mkdir(mode=0o700)
     (live / "root's" / "file").write_text("not stored, and left out")
-    lab.snapshot("s", {"t": package.Tree(str(live), ("/root's",))})
+    sandbox.snapshot("s", {"t": package.Tree(str(live), ("/root's",))})
     as_user(lambda: os.mkdir(live / "extra"))
-    plan = planned(lab, "s@1:t", live)
+    plan = planned(sandbox, "s@1:t", live)
     as_user(lambda: [os.rename(live / "extra", live / "x"), os.rename(live / "root's", live / "extra")])
     before = walk(live)
     with pytest.raises(CastoreError, match="another directory took its place"):
-        carry_out(lab, plan)
+        carry_out(sandbox, plan)
     assert compare(before, walk(live)) == []
 
 
-def test_a_top_that_was_exchanged_since_it_was_compared_is_left(lab: Lab, live: Path, tmp_path: Path) -> None:
-    lab.snapshot("s", {"t": package.Tree(str(live / "data"))})
+def test_a_top_that_was_exchanged_since_it_was_compared_is_left(sandbox: Sandbox, live: Path, tmp_path: Path) -> None:
+    sandbox.snapshot("s", {"t": package.Tree(str(live / "data"))})
     (live / "data" / "a").write_text("changed")
-    plan = planned(lab, "s@1:t", live / "data")
+    plan = planned(sandbox, "s@1:t", live / "data")
     as_user(lambda: [os.rename(live / "data", live / "old"), os.mkdir(live / "data")])
     with pytest.raises(CastoreError, match="replaced by another directory"):
-        carry_out(lab, plan)
+        carry_out(sandbox, plan)
     assert os.listdir(live / "data") == []
 
 
@@ -322,10 +322,10 @@ def is_privileged(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["setuid", "setgid", "capability"])
-def test_a_file_that_a_user_may_have_open_does_not_become_privileged(lab: Lab, live: Path, kind: str) -> None:
+def test_a_file_that_a_user_may_have_open_does_not_become_privileged(sandbox: Sandbox, live: Path, kind: str) -> None:
     path = live / "c"
     make_privileged(path, kind)
-    lab.snapshot("s", {"t": package.Tree(str(live))})
+    sandbox.snapshot("s", {"t": package.Tree(str(live))})
     info, content = path.stat(), path.read_bytes()
 
     def exchange() -> None:
@@ -336,7 +336,7 @@ def test_a_file_that_a_user_may_have_open_does_not_become_privileged(lab: Lab, l
     as_user(exchange)
     theirs = os.open(path, os.O_WRONLY)
     try:
-        lab.in_place("s@1:t", live)
+        sandbox.in_place("s@1:t", live)
         os.pwrite(theirs, b"theirs", 0)
     finally:
         os.close(theirs)
@@ -348,10 +348,10 @@ def test_a_file_that_a_user_may_have_open_does_not_become_privileged(lab: Lab, l
 @pytest.mark.parametrize("kind", ["setuid", "setgid", "capability"])
 @pytest.mark.parametrize("nameless", [True, False])
 def test_nobody_reaches_a_file_before_it_has_its_owner_and_bits(
-    lab: Lab, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, nameless: bool
+    sandbox: Sandbox, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, nameless: bool
 ) -> None:
     make_privileged(live / "c", kind)
-    lab.snapshot("s", {"t": package.Tree(str(live))})
+    sandbox.snapshot("s", {"t": package.Tree(str(live))})
     into = tmp_path / "into"
     into.mkdir()
     give(into)
@@ -365,7 +365,7 @@ def test_nobody_reaches_a_file_before_it_has_its_owner_and_bits(
     monkeypatch.setattr(file_writer, "set_attributes", watched)
     if not nameless:
         monkeypatch.setattr(file_writer, "_open_nameless", lambda _folder: -1)
-    done = lab.restore("s@1:t", into)
+    done = sandbox.restore("s@1:t", into)
     assert is_privileged(into / "c") == nameless
     if nameless:
         assert all("c" not in names for names in seen)
@@ -375,13 +375,13 @@ def test_nobody_reaches_a_file_before_it_has_its_owner_and_bits(
 
 
 def test_a_replaced_file_that_its_owner_may_write_to_gives_nothing_to_root_s(
-    lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, live: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = os.urandom(3 << 20)
     path = live / "large"
     path.write_bytes(content)
     path.chmod(0o755)
-    lab.snapshot("s", {"t": package.Tree(str(live))})
+    sandbox.snapshot("s", {"t": package.Tree(str(live))})
     os.unlink(path)
     as_user(lambda: path.write_bytes(content + b"more"))
     theirs = os.open(path, os.O_WRONLY)
@@ -394,7 +394,7 @@ def test_a_replaced_file_that_its_owner_may_write_to_gives_nothing_to_root_s(
 
     monkeypatch.setattr(large_files, "find_chunks", meanwhile)
     try:
-        lab.in_place("s@1:t", live)
+        sandbox.in_place("s@1:t", live)
     finally:
         os.close(theirs)
     assert path.read_bytes() == content
@@ -402,7 +402,7 @@ def test_a_replaced_file_that_its_owner_may_write_to_gives_nothing_to_root_s(
 
 
 def test_attributes_of_another_file_are_not_stored(
-    lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, live: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_privileged(live / "data" / "b", "capability")
     os.setxattr(live / "data" / "a", "user.x", b"1")
@@ -417,9 +417,9 @@ def test_attributes_of_another_file_are_not_stored(
         return found
 
     monkeypatch.setattr(small_files, "read_files", reading)
-    lab.snapshot("s", {"t": package.Tree(str(live))})
+    sandbox.snapshot("s", {"t": package.Tree(str(live))})
     out = live.parent / "out"
-    lab.restore("s@1:t", out)
+    sandbox.restore("s@1:t", out)
     assert (out / "data" / "a").read_text() == "the first data/a"
     assert not is_privileged(out / "data" / "a")
 
@@ -450,7 +450,7 @@ def test_a_copy_has_the_metadata_of_the_file_that_it_is_a_copy_of(
 @pytest.mark.parametrize("size", [20, 200_000])
 @pytest.mark.parametrize("kind", ["fifo", "device", "link"])
 def test_what_takes_the_place_of_a_file_is_not_read(
-    lab: Lab, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+    sandbox: Sandbox, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
 ) -> None:
     (live / "data" / "a").write_bytes(b"x" * size)
     (tmp_path / "secret").write_text("secret")
@@ -479,14 +479,14 @@ def test_what_takes_the_place_of_a_file_is_not_read(
         return fd
 
     monkeypatch.setattr(os, "open", watched)
-    taken = lab.snapshot("s", {"t": package.Tree(str(live))})
+    taken = sandbox.snapshot("s", {"t": package.Tree(str(live))})
     assert taken.parts[0].skipped_files == 1
     assert opened == []
 
 
-def test_a_tag_of_caches_that_is_a_pipe_does_not_hang(lab: Lab, live: Path) -> None:
+def test_a_tag_of_caches_that_is_a_pipe_does_not_hang(sandbox: Sandbox, live: Path) -> None:
     as_user(lambda: os.mkfifo(live / "data" / "CACHEDIR.TAG"))
-    lab.snapshot("s", {"t": package.Tree(str(live), exclude_caches=True)})
+    sandbox.snapshot("s", {"t": package.Tree(str(live), exclude_caches=True)})
 
 
 # Files whose size and time were kept

@@ -26,7 +26,7 @@ from castore.errors import CastoreError
 from castore.process.open_files import refuse_open
 from castore.services import detect, folders
 from castore.services.snapshot import EngineSource
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be harmed in this way")
 
@@ -99,18 +99,18 @@ def test_the_journal_of_this_attack_deletes_a_file_if_root_opens_the_database(da
 
 @pytest.mark.parametrize("act", ["snapshot", "check", "rollback"])
 def test_a_journal_that_names_a_file_of_root_does_not_delete_it(act: str, database: Path, precious: Path, tmp_path: Path):
-    lab = Lab(tmp_path / "lab")
+    sandbox = Sandbox(tmp_path / "sandbox")
     engine = SQLite(path=str(database))
-    lab.snapshot("s", {"db": EngineSource("sqlite", engine)})
+    sandbox.snapshot("s", {"db": EngineSource("sqlite", engine)})
     with as_user():
         Path(f"{database}-journal").write_bytes(hot_journal(database, precious))
     with contextlib.suppress(CastoreError):
         if act == "snapshot":
-            lab.snapshot("s", {"db": EngineSource("sqlite", engine)})
+            sandbox.snapshot("s", {"db": EngineSource("sqlite", engine)})
         elif act == "check":
             engine.check()
         else:
-            lab.rollback(1)
+            sandbox.rollback(1)
     assert precious.read_text() == "of root\n"
 
 
@@ -121,7 +121,7 @@ def test_a_link_in_the_place_of_a_journal_leads_nowhere(ending: str, database: P
             connection.execute("PRAGMA journal_mode = WAL")
         os.symlink(precious, f"{database}{ending}")
     with pytest.raises(CastoreError, match=f"app.db{ending} is not a regular file"):
-        Lab(tmp_path / "lab").snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(database)))})
+        Sandbox(tmp_path / "sandbox").snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(database)))})
     assert precious.read_text() == "of root\n"
 
 
@@ -174,12 +174,12 @@ def test_a_database_of_root_where_others_may_write_is_refused(database: Path):
 def test_a_database_goes_back_as_its_user(database: Path, tmp_path: Path):
     with as_user(), contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-    lab = Lab(tmp_path / "lab")
-    lab.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(database)))})
+    sandbox = Sandbox(tmp_path / "sandbox")
+    sandbox.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(database)))})
     with as_user(), contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("INSERT INTO t VALUES (2)")
         connection.commit()
-    lab.rollback(1)
+    sandbox.rollback(1)
     info = database.stat()
     assert (info.st_uid, info.st_gid) == (USER, USER)
     with as_user():
@@ -250,7 +250,7 @@ def test_a_link_in_the_place_of_a_file_is_not_read(file: Path, precious: Path, t
         file.unlink()
         file.symlink_to(precious)
     with pytest.raises(CastoreError, match=f"{file} is a symbolic link that another user could have made"):
-        Lab(tmp_path / "lab").snapshot("s", source(file))
+        Sandbox(tmp_path / "sandbox").snapshot("s", source(file))
 
 
 def test_a_directory_exchanged_for_a_link_is_not_followed(file: Path, precious: Path, tmp_path: Path):
@@ -258,12 +258,12 @@ def test_a_directory_exchanged_for_a_link_is_not_followed(file: Path, precious: 
     with as_user():
         inner.mkdir()
         (inner / "precious").write_text("first\n")
-    lab = Lab(tmp_path / "lab")
-    lab.snapshot("s", source(inner / "precious"))
+    sandbox = Sandbox(tmp_path / "sandbox")
+    sandbox.snapshot("s", source(inner / "precious"))
     with as_user():
         inner.rename(file.parent / "away")
         inner.symlink_to(precious.parent)
-    for act in (lambda: lab.snapshot("s", source(inner / "precious")), lambda: lab.rollback(1)):
+    for act in (lambda: sandbox.snapshot("s", source(inner / "precious")), lambda: sandbox.rollback(1)):
         with pytest.raises(CastoreError, match="is a symbolic link that another user could have made"):
             act()
     assert precious.read_text() == "of root\n"
@@ -272,8 +272,8 @@ def test_a_directory_exchanged_for_a_link_is_not_followed(file: Path, precious: 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "link"])
 def test_a_special_file_in_the_place_of_a_file_is_neither_waited_for_nor_replaced(kind: str, file: Path, tmp_path: Path, precious: Path):
-    lab = Lab(tmp_path / "lab")
-    lab.snapshot("s", source(file))
+    sandbox = Sandbox(tmp_path / "sandbox")
+    sandbox.snapshot("s", source(file))
     with as_user():
         file.unlink()
         if kind == "pipe":
@@ -283,7 +283,7 @@ def test_a_special_file_in_the_place_of_a_file_is_neither_waited_for_nor_replace
         else:
             with socket.socket(socket.AF_UNIX) as server:
                 server.bind(str(file))
-    for act in (lambda: lab.snapshot("s", source(file)), lambda: lab.rollback(1, take_pre_rollback=False)):
+    for act in (lambda: sandbox.snapshot("s", source(file)), lambda: sandbox.rollback(1, take_pre_rollback=False)):
         with pytest.raises(CastoreError, match=f"is a {kind}|is a symbolic link"):
             act()
     assert precious.read_text() == "of root\n"
@@ -291,19 +291,19 @@ def test_a_special_file_in_the_place_of_a_file_is_neither_waited_for_nor_replace
 
 def test_a_file_of_the_user_never_becomes_a_set_user_id_program_of_root(file: Path, tmp_path: Path):
     """As if the user had linked /usr/bin/passwd there, or root's own copy of it lay there."""
-    lab = Lab(tmp_path / "lab")
-    lab.snapshot("s", source(file))
+    sandbox = Sandbox(tmp_path / "sandbox")
+    sandbox.snapshot("s", source(file))
     file.write_text("second\n")
     os.chown(file, 0, 0)
     file.chmod(0o6755)
-    lab.rollback(1)
+    sandbox.rollback(1)
     assert file.stat().st_mode & 0o7777 == 0o755
 
 
 def test_what_the_user_puts_in_the_place_of_a_staged_file_is_not_given_to_them(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The file is missing, so that the new one gets the recorded owner: of the file that was written, and no other."""
-    lab = Lab(tmp_path / "lab")
-    lab.snapshot("s", source(file))
+    sandbox = Sandbox(tmp_path / "sandbox")
+    sandbox.snapshot("s", source(file))
     secret = file.parent / "secret"
     secret.write_text("of root\n")
     secret.chmod(0o600)
@@ -317,7 +317,7 @@ def test_what_the_user_puts_in_the_place_of_a_staged_file_is_not_given_to_them(f
 
     monkeypatch.setattr(folders, "give", exchange)
     with pytest.raises(CastoreError, match="another user replaced it"):
-        lab.rollback(1)
+        sandbox.rollback(1)
     # The rollback removes what it staged.
     assert not any(path.stat().st_uid == USER and path.read_text() == "of root\n" for path in file.parent.iterdir())
 

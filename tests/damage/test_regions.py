@@ -29,7 +29,7 @@ from castore.services.selectors import select
 from castore.services.snapshot import Tree, file_source
 from castore.store.format.deletion import write_deletion
 from tests.support.fault_sweep import plain_tree, stored_tree
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,11 +40,11 @@ WAYS = ("flipped", "zeroed", "cut", "grown", "swapped", "older", "emptied", "rem
 MODES = ("index kept", "index deleted")
 
 
-class Master:
+class PristineStore:
     """A sound store with two of everything, and what its generations hold."""
 
     def __init__(self, folder: Path) -> None:
-        self.lab = Lab(folder / "lab", average=4096)
+        self.sandbox = Sandbox(folder / "sandbox", average=4096)
         self.live, self.dump = folder / "live", folder / "dump"
         self.kept: dict[int, tuple[object, bytes]] = {}
         self.older: dict[str, bytes] = {}
@@ -53,21 +53,21 @@ class Master:
         self.older |= self.objects()
         for number in (1, 2, 3):
             self.change(number)
-            self.lab.snapshot("web", self.sources())
+            self.sandbox.snapshot("web", self.sources())
             self.kept[number] = self.content()
             self.older |= self.objects()
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             store.sync()
             forget(store, "web", [store.generation("web", 3)])
             # A machine that never saw the third gives its number again.
-            os.unlink(self.lab.places.seen_of(store.store_id, store.storage.place))
+            os.unlink(self.sandbox.places.seen_of(store.store_id, store.storage.place))
             # Nor is there a record of the removal.
-            shutil.rmtree(self.lab.store / "removals")
+            shutil.rmtree(self.sandbox.store / "removals")
         self.change(4)
-        self.lab.snapshot("web", self.sources())
+        self.sandbox.snapshot("web", self.sources())
         self.replaced = self.kept[3]
         self.kept[3] = self.content()
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             store.sync()
             store.pin("web", 1, "old")
             self.older |= {name: data for name, data in self.objects().items() if name.startswith("pins/")}
@@ -78,11 +78,11 @@ class Master:
             store.reseal([*store.recipients, (other.recipient, "other")])
         for seed in (7, 8):
             self.change(seed)
-            self.lab.snapshot("gone", self.sources())
-        with self.lab.open() as store:
+            self.sandbox.snapshot("gone", self.sources())
+        with self.sandbox.open() as store:
             store.sync()
             gone = store.generations("gone")
-            packs = {p.name for p in (self.lab.store / "packs").iterdir()}
+            packs = {p.name for p in (self.sandbox.store / "packs").iterdir()}
             forget(store, "gone", gone)
             needed = {name for name in self.older if name.startswith("packs/")}
             dead = sorted(name for name in packs if f"packs/{name}" not in needed)[-2:]
@@ -92,7 +92,7 @@ class Master:
         self.names = {kind: sorted(n for n in self.objects() if n.startswith(f"{kind}/")) for kind in KINDS}
 
     def objects(self) -> dict[str, bytes]:
-        store = self.lab.store
+        store = self.sandbox.store
         return {
             f"{folder}/{path.name}": path.read_bytes()
             for folder in KINDS
@@ -120,8 +120,8 @@ class Master:
 
 
 @pytest.fixture(scope="module")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Master:
-    return Master(tmp_path_factory.mktemp("regions"))
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> PristineStore:
+    return PristineStore(tmp_path_factory.mktemp("regions"))
 
 
 @pytest.fixture
@@ -131,9 +131,9 @@ def room() -> Iterator[Path]:
         yield Path(folder)
 
 
-def damages(master: Master, name: str, way: str) -> Iterator[bytes | None]:
+def damages(pristine: PristineStore, name: str, way: str) -> Iterator[bytes | None]:
     """Yield what becomes of an object; None: it is removed."""
-    data = (master.lab.store / name).read_bytes()
+    data = (pristine.sandbox.store / name).read_bytes()
     kind = name.partition("/")[0]
     borders = [len(data) * at // REGIONS for at in range(REGIONS + 1)]
     # The first and the last 64 bytes hold more than one thing.
@@ -153,30 +153,30 @@ def damages(master: Master, name: str, way: str) -> Iterator[bytes | None]:
     elif way == "grown":
         yield from (data + b"\0", data + data[-48:], b"\0" + data)
     elif way == "swapped":
-        for other in master.names[kind]:
+        for other in pristine.names[kind]:
             if other != name:
-                yield (master.lab.store / other).read_bytes()
+                yield (pristine.sandbox.store / other).read_bytes()
     elif way == "older":
-        found = {k: v for k, v in master.older.items() if k.partition("/")[0] == kind and k.partition(".")[0] == name.partition(".")[0]}
+        found = {k: v for k, v in pristine.older.items() if k.partition("/")[0] == kind and k.partition(".")[0] == name.partition(".")[0]}
         yield from (old for old in found.values() if old != data)
     else:
         yield b"" if way == "emptied" else None
 
 
 class Case:
-    """A copy of the master, one object of which is damaged."""
+    """A copy of the pristine, one object of which is damaged."""
 
-    def __init__(self, master: Master, folder: Path, name: str, mode: str) -> None:
-        self.master, self.name = master, name
-        self.lab = object.__new__(Lab)
-        self.lab.folder, self.lab.identity = folder, master.lab.identity
+    def __init__(self, pristine: PristineStore, folder: Path, name: str, mode: str) -> None:
+        self.pristine, self.name = pristine, name
+        self.sandbox = object.__new__(Sandbox)
+        self.sandbox.folder, self.sandbox.identity = folder, pristine.sandbox.identity
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(master.lab.folder, folder)
+        shutil.copytree(pristine.sandbox.folder, folder)
         if mode == "index deleted":
             shutil.rmtree(folder / "cache")
 
     def damage(self, data: bytes | None) -> None:
-        path = self.lab.store / self.name
+        path = self.sandbox.store / self.name
         if data is None:
             path.unlink()
         else:
@@ -186,7 +186,7 @@ class Case:
     def reads(self, number: int, *contents: tuple[object, bytes]) -> bool:
         """Restore a generation; it is one of these, or an error says that it is not."""
         try:
-            with self.lab.open() as store, StreamReader(store) as reader:
+            with self.sandbox.open() as store, StreamReader(store) as reader:
                 store.sync()
                 dump = b"".join(read(reader, select(store, f"web@#{number}:d")))
                 part = select(store, f"web@#{number}:t").part
@@ -200,7 +200,7 @@ class Case:
 
     def verified(self) -> str:
         try:
-            with self.lab.open() as store:
+            with self.sandbox.open() as store:
                 found = verify(store, castore.Progress(), read_data=True)
                 return "\n".join(found.damage + [hit.reason for hit in found.affected])
         except CastoreError as error:
@@ -209,29 +209,29 @@ class Case:
     def runs(self) -> Counter[str]:
         """Verify, restore, take, compact; then put the object right, and see that all is there."""
         counts: Counter[str] = Counter()
-        kept = dict(self.master.kept)
+        kept = dict(self.pristine.kept)
         told = self.verified()
         for number, content in kept.items():
-            right = self.reads(number, content, *([self.master.replaced] if number == 3 else []))
+            right = self.reads(number, content, *([self.pristine.replaced] if number == 3 else []))
             counts["restored" if right else "refused"] += 1
             # A generation whose record is removed is one that was forgotten.
-            gone = not (self.lab.store / self.name).exists() and number in number_of(self.name)
+            gone = not (self.sandbox.store / self.name).exists() and number in number_of(self.name)
             assert right or told or gone, "what does not restore was not told of"
         taken = 0
         try:
-            generation = self.lab.snapshot("web", self.master.sources())
+            generation = self.sandbox.snapshot("web", self.pristine.sources())
             taken = generation.number
             counts["taken"] += 1
         except CastoreError:
             counts["not taken"] += 1
         if taken:
-            shutil.rmtree(self.lab.folder / "cache")
-            whole = self.reads(taken, self.master.content())
+            shutil.rmtree(self.sandbox.folder / "cache")
+            whole = self.reads(taken, self.pristine.content())
             # Bytes of a pack that were changed are seen by who reads them: then it is told.
             assert whole or (self.name.startswith(("packs/", "sessions/")) and self.verified())
             counts["taken, and whole" if whole else "taken, and told to be damaged"] += 1
         try:
-            with self.lab.open(identity=False) as store:
+            with self.sandbox.open(identity=False) as store:
                 compact(store, castore.Progress(), max_unused=0, grace=0)
             counts["compacted"] += 1
         except CastoreError:
@@ -240,10 +240,10 @@ class Case:
 
     def mended(self, *, forgotten: set[int]) -> None:
         """With the object as it was, everything is as it was: nothing was removed for what was damaged."""
-        path = self.lab.store / self.name
-        path.write_bytes((self.master.lab.store / self.name).read_bytes())
-        shutil.rmtree(self.lab.folder / "cache", ignore_errors=True)
-        for number, content in self.master.kept.items():
+        path = self.sandbox.store / self.name
+        path.write_bytes((self.pristine.sandbox.store / self.name).read_bytes())
+        shutil.rmtree(self.sandbox.folder / "cache", ignore_errors=True)
+        for number, content in self.pristine.kept.items():
             if number not in forgotten:
                 assert self.reads(number, content), f"{number} was lost"
 
@@ -252,16 +252,16 @@ def number_of(name: str) -> set[int]:
     return {int(name[-10:])} if name.startswith("generations/") else set()
 
 
-def sweep(master: Master, room: Path, kind: str, mode: str, *, sample: int) -> Counter[str]:
+def sweep(pristine: PristineStore, room: Path, kind: str, mode: str, *, sample: int) -> Counter[str]:
     rng = random.Random(f"{kind} {mode}")
     counts: Counter[str] = Counter()
-    cases = [(name, way, data) for name in master.names[kind] for way in WAYS for data in damages(master, name, way)]
+    cases = [(name, way, data) for name in pristine.names[kind] for way in WAYS for data in damages(pristine, name, way)]
     if sample and len(cases) > sample:
         # Of each way some.
         by_way = {way: [case for case in cases if case[1] == way] for way in WAYS}
         cases = [case for some in by_way.values() for case in rng.sample(some, min(len(some), -(-sample // len(WAYS))))]
     for name, way, data in cases:
-        case = Case(master, room / "case", name, mode)
+        case = Case(pristine, room / "case", name, mode)
         case.damage(data)
         try:
             counts += case.runs()
@@ -279,9 +279,9 @@ def sweep(master: Master, room: Path, kind: str, mode: str, *, sample: int) -> C
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_some_regions_damaged(master: Master, room: Path, kind: str, mode: str) -> None:
-    assert len(master.names[kind]) >= (2 if kind != "config" else 1)
-    counts = sweep(master, room, kind, mode, sample=10)
+def test_some_regions_damaged(pristine: PristineStore, room: Path, kind: str, mode: str) -> None:
+    assert len(pristine.names[kind]) >= (2 if kind != "config" else 1)
+    counts = sweep(pristine, room, kind, mode, sample=10)
     print(f"damaged: {kind}, {mode}: {dict(counts)}")
     assert counts["damages"]
 
@@ -290,6 +290,6 @@ def test_some_regions_damaged(master: Master, room: Path, kind: str, mode: str) 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_region_damaged(master: Master, room: Path, kind: str, mode: str) -> None:
-    counts = sweep(master, room, kind, mode, sample=0)
+def test_every_region_damaged(pristine: PristineStore, room: Path, kind: str, mode: str) -> None:
+    counts = sweep(pristine, room, kind, mode, sample=0)
     print(f"damaged: {kind}, {mode}: {dict(counts)}")

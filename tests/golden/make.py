@@ -21,7 +21,7 @@ from castore.services.snapshot import Tree, file_source
 from castore.store.format.pack import DELTA, DELTA_PAIR, GROUPED
 from castore.store.write import session
 from castore.store.write.delta_encoder import Deltas, Encoded
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import walk
 
 TIME = 1_700_000_000_123_456_789
@@ -84,7 +84,7 @@ def plain(tree: dict) -> dict:
 def make(into: Path) -> None:
     into.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(Path(folder))
+        sandbox = Sandbox(Path(folder))
         expected = {}
         for number in (1, 2):
             live = Path(folder, "live")
@@ -94,14 +94,14 @@ def make(into: Path) -> None:
             (live / "dump").write_bytes(dump(number))
             os.chmod(live / "dump", 0o600)
             sources = {"tree": Tree(str(live / "tree")), "dump": file_source(str(live / "dump"))}
-            taken = lab.snapshot("golden", sources, revision=f"r{number}")
+            taken = sandbox.snapshot("golden", sources, revision=f"r{number}")
             assert (taken.number, taken.skipped_files) == (number, 0)
             found = plain(walk(live))
             del found["."], found["dump"]["mtime"]  # restores make these anew
             expected[f"r{number}"] = found
-        shutil.copytree(lab.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
-        (key,) = Path(lab.places.state).glob("*/writer.key")
-        (into / "identity").write_text(lab.identity.text() + "\n")
+        shutil.copytree(sandbox.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
+        (key,) = Path(sandbox.places.state).glob("*/writer.key")
+        (into / "identity").write_text(sandbox.identity.text() + "\n")
         (into / "writer.key").write_text(
             "".join(line for line in key.read_text().splitlines(True) if not line.startswith("#"))
         )
@@ -139,12 +139,12 @@ def make_deltas(into: Path) -> None:
     into.mkdir(parents=True)
     session.Deltas = SingleDeltas
     with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(Path(folder), average=16384)
+        sandbox = Sandbox(Path(folder), average=16384)
         for number in range(5):
             Path(folder, "dump").write_bytes(night(number))
-            lab.snapshot("nights", {"dump": file_source(f"{folder}/dump")})
-        shutil.copytree(lab.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
-        (into / "identity").write_text(lab.identity.text() + "\n")
+            sandbox.snapshot("nights", {"dump": file_source(f"{folder}/dump")})
+        shutil.copytree(sandbox.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
+        (into / "identity").write_text(sandbox.identity.text() + "\n")
 
 
 def make_rotated(into: Path) -> None:
@@ -154,7 +154,7 @@ def make_rotated(into: Path) -> None:
     """
     into.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(Path(folder), average=16384)
+        sandbox = Sandbox(Path(folder), average=16384)
         second = Identity.generate()
         former = []
         for number in range(5):
@@ -162,16 +162,16 @@ def make_rotated(into: Path) -> None:
             (Path(folder) / "tree").mkdir(exist_ok=True)
             (Path(folder) / "tree" / f"night {number}").write_text(f"it is night {number}\n")
             tree = Tree(f"{folder}/tree")
-            lab.snapshot("nights", {"dump": file_source(f"{folder}/dump"), "tree": tree})
-            with lab.open() as store:
+            sandbox.snapshot("nights", {"dump": file_source(f"{folder}/dump"), "tree": tree})
+            with sandbox.open() as store:
                 if number in {0, 2}:
                     former.append(store.writer_key.text())
                     store.rotate_writer(new_ids=number == 2)
                 if number == 1:
                     store.reseal([*store.recipients, (second.recipient, "second")])
                 key = store.writer_key.text()
-        shutil.copytree(lab.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
-        (into / "identity").write_text(lab.identity.text() + "\n")
+        shutil.copytree(sandbox.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
+        (into / "identity").write_text(sandbox.identity.text() + "\n")
         (into / "second").write_text(second.text() + "\n")
         (into / "writer.key").write_text(key + "\n")
         (into / "former.keys").write_text("\n".join(former) + "\n")

@@ -36,7 +36,7 @@ from castore.services.rollback import (
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -216,36 +216,36 @@ def live(request: pytest.FixtureRequest) -> Live:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
-def rollback(lab: Lab, live: Live, number: int, settings: Service | None = None) -> execute.RolledBack:
-    return lab.rollback(number, settings)
+def rollback(sandbox: Sandbox, live: Live, number: int, settings: Service | None = None) -> execute.RolledBack:
+    return sandbox.rollback(number, settings)
 
 
-def recover(lab: Lab) -> str:
-    return lab.recover()
+def recover(sandbox: Sandbox) -> str:
+    return sandbox.recover()
 
 
-def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
+def test_a_migrated_database_goes_back_and_forth(sandbox: Sandbox, live: Live):
     live.engine.check()
     first = live.fingerprint()
-    lab.snapshot("s", {"db": live.source}, revision="r1")
-    again = lab.snapshot("s", {"db": live.source}, revision="r1")
+    sandbox.snapshot("s", {"db": live.source}, revision="r1")
+    again = sandbox.snapshot("s", {"db": live.source}, revision="r1")
     assert again.parts[0].stored_bytes == 0  # the same bytes each time
     live.migrate()
     second = live.fingerprint()
     assert second != first
-    done = rollback(lab, live, 1)
+    done = rollback(sandbox, live, 1)
     assert done.problems == []
     assert live.fingerprint() == first
     assert live.left() == []
     assert done.pre_rollback is not None
-    rollback(lab, live, done.pre_rollback.number)
+    rollback(sandbox, live, done.pre_rollback.number)
     assert live.fingerprint() == second
     assert live.left() == []
-    with lab.open() as store:
+    with sandbox.open() as store:
         taken = store.generation("s", 1)
         assert taken is not None
         made_by = plan.read_details(store, taken).origins["db"].producer
@@ -253,31 +253,31 @@ def test_a_migrated_database_goes_back_and_forth(lab: Lab, live: Live):
     assert live.engine.compatibility_warning(made_by) == ""
 
 
-def test_what_is_equal_is_left_alone(lab: Lab, live: Live, monkeypatch):
-    lab.snapshot("s", {"db": live.source})
+def test_what_is_equal_is_left_alone(sandbox: Sandbox, live: Live, monkeypatch):
+    sandbox.snapshot("s", {"db": live.source})
     before = live.fingerprint()
     monkeypatch.setattr(type(live.engine), "swap", lambda *_: pytest.fail("it is equal"))
-    done = rollback(lab, live, 1)
+    done = rollback(sandbox, live, 1)
     assert done.parts == ()
     assert live.fingerprint() == before
     assert live.left() == []
 
 
-def test_a_service_that_is_not_healthy_after_it_is_put_back(lab: Lab, live: Live, tmp_path: Path):
-    lab.snapshot("s", {"db": live.source})
+def test_a_service_that_is_not_healthy_after_it_is_put_back(sandbox: Sandbox, live: Live, tmp_path: Path):
+    sandbox.snapshot("s", {"db": live.source})
     live.migrate()
     second = live.fingerprint()
     log = tmp_path / "log"
     hooks = {name: ("sh", "-c", f"echo {name} >> {log}") for name in ("stop", "start")}
     with pytest.raises(ProgramError, match="false failed"):
-        rollback(lab, live, 1, Service(**hooks, health=("false",), health_timeout=0.2))
+        rollback(sandbox, live, 1, Service(**hooks, health=("false",), health_timeout=0.2))
     assert log.read_text().split() == ["stop", "start", "stop", "start"]
     assert live.fingerprint() == second
     assert live.left() == []
 
 
-def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeypatch):
-    lab.snapshot("s", {"db": live.source})
+def test_a_dump_that_does_not_load_changes_nothing(sandbox: Sandbox, live: Live, monkeypatch):
+    sandbox.snapshot("s", {"db": live.source})
     live.migrate()
     second = live.fingerprint()
     real = execute.contents_of
@@ -294,7 +294,7 @@ def test_a_dump_that_does_not_load_changes_nothing(lab: Lab, live: Live, monkeyp
     monkeypatch.setattr(execute, "contents_of", broken)
     marker = Service(stop=("false",))  # it does not come to that
     with pytest.raises(CastoreError) as caught:
-        rollback(lab, live, 1, marker)
+        rollback(sandbox, live, 1, marker)
     assert "false failed" not in str(caught.value)
     assert live.fingerprint() == second
     assert live.left() == []
@@ -345,29 +345,29 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
     return kill
 
 
-def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, int]:
+def sweep(sandbox: Sandbox, live: Live, kill_at, points: Iterator[int]) -> tuple[int, int]:
     """Kill a roll-back at many points, and recover; return how often which state came out."""
     first = live.fingerprint()
-    lab.snapshot("s", {"db": live.source})
+    sandbox.snapshot("s", {"db": live.source})
     live.migrate()
     second = live.fingerprint()
-    lab.snapshot("s", {"db": live.source})
+    sandbox.snapshot("s", {"db": live.source})
     outcomes = [0, 0]
     for point in points:
         alive = kill_at(point)
         killed = False
         try:
-            lab.rollback(1, take_pre_rollback=False)
+            sandbox.rollback(1, take_pre_rollback=False)
         except Killed:
             killed = True
         finally:
             alive()
-        with lab.open() as store:
+        with sandbox.open() as store:
             begun = store.begun_rollback("s") is not None
         if begun:
             with pytest.raises(CastoreError, match="interrupted"):
-                rollback(lab, live, 1)
-            recover(lab)
+                rollback(sandbox, live, 1)
+            recover(sandbox)
         now = live.fingerprint()
         assert now in {first, second}, point
         assert live.left() == [], point
@@ -375,7 +375,7 @@ def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, in
         if not killed:
             break
         if now == first:
-            rollback(lab, live, 2)
+            rollback(sandbox, live, 2)
             assert live.fingerprint() == second
     else:
         return outcomes[0], outcomes[1]
@@ -383,32 +383,32 @@ def sweep(lab: Lab, live: Live, kill_at, points: Iterator[int]) -> tuple[int, in
     return outcomes[0], outcomes[1]
 
 
-def test_a_roll_back_that_is_killed_is_undone_or_finished(lab: Lab, live: Live, kill_at):
+def test_a_roll_back_that_is_killed_is_undone_or_finished(sandbox: Sandbox, live: Live, kill_at):
     every = {"sqlite": 1, "postgresql": 5, "mariadb": 13}[live.name]
-    old, new = sweep(lab, live, kill_at, iter(range(1, 400, every)))
+    old, new = sweep(sandbox, live, kill_at, iter(range(1, 400, every)))
     assert old > 3
     assert new >= 1
 
 
 @pytest.mark.slow
-def test_a_roll_back_that_is_killed_anywhere_is_undone_or_finished(lab: Lab, live: Live, kill_at):
-    old, new = sweep(lab, live, kill_at, iter(range(400)))
+def test_a_roll_back_that_is_killed_anywhere_is_undone_or_finished(sandbox: Sandbox, live: Live, kill_at):
+    old, new = sweep(sandbox, live, kill_at, iter(range(400)))
     print(f"{live.name}: {old} times as before, {new} times as after")
 
 
-def test_a_castore_that_is_killed_while_it_loads_is_recovered_at_once(lab: Lab, live: Live, postgres, mariadb):
+def test_a_castore_that_is_killed_while_it_loads_is_recovered_at_once(sandbox: Sandbox, live: Live, postgres, mariadb):
     if live.name == "sqlite":
         pytest.skip("has no program that loads it")
     run, rows = (postgres.psql, "generate_series(1, 400000) seq") if live.name == "postgresql" else (mariadb.sql, "seq_1_to_400000")
     run(f"CREATE TABLE large AS SELECT seq, md5(seq{'::text' if live.name == 'postgresql' else ''}) AS x FROM {rows}", live.engine.database)
-    lab.snapshot("s", {"db": live.source})
+    sandbox.snapshot("s", {"db": live.source})
     run("DELETE FROM large WHERE seq % 2 = 0", live.engine.database)
     live.migrate()
     second = live.fingerprint()
     castore = os.fork()
     if not castore:
         try:
-            rollback(lab, live, 1)
+            rollback(sandbox, live, 1)
         finally:
             os._exit(0)
     try:
@@ -419,17 +419,17 @@ def test_a_castore_that_is_killed_while_it_loads_is_recovered_at_once(lab: Lab, 
         os.kill(castore, signal.SIGKILL)
         os.waitpid(castore, 0)
     # The program that loads may still be at it.
-    recover(lab)
+    recover(sandbox)
     assert live.fingerprint() == second
     time.sleep(0.5)
     assert live.left() == []
-    rollback(lab, live, 1)
+    rollback(sandbox, live, 1)
     assert run("SELECT count(*) FROM large", live.engine.database) == "400000"
 
 
-def test_a_database_that_is_gone_comes_back(lab: Lab, live: Live, postgres, mariadb):
+def test_a_database_that_is_gone_comes_back(sandbox: Sandbox, live: Live, postgres, mariadb):
     first = live.fingerprint()
-    lab.snapshot("s", {"db": live.source})
+    sandbox.snapshot("s", {"db": live.source})
     if live.name == "postgresql":
         owner = live.engine.database
         postgres.dropdb(owner)
@@ -441,18 +441,18 @@ def test_a_database_that_is_gone_comes_back(lab: Lab, live: Live, postgres, mari
     with pytest.raises((ProgramError, UsageError)):
         live.engine.check()
     with pytest.raises((ProgramError, UsageError)):
-        lab.snapshot("s", {"db": live.source})
+        sandbox.snapshot("s", {"db": live.source})
     with pytest.raises((ProgramError, UsageError)):
-        lab.rollback(1, Service(health=("false",), health_timeout=0), take_pre_rollback=False)
+        sandbox.rollback(1, Service(health=("false",), health_timeout=0), take_pre_rollback=False)
     assert live.left() == []
     with pytest.raises((ProgramError, UsageError)):
         live.engine.check()
-    lab.rollback(1, take_pre_rollback=False)
+    sandbox.rollback(1, take_pre_rollback=False)
     assert live.fingerprint() == first  # its owner, settings and rights, too, which pg_dump does not write
     assert live.left() == []
 
 
-def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_database: Live, lab: Lab, tmp_path, monkeypatch):
+def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_database: Live, sandbox: Sandbox, tmp_path, monkeypatch):
     secret = 'p"a\\ss w#rd'
     quoted = secret.replace("\\", "\\\\").replace("'", "''")
     mariadb.sql(f"CREATE OR REPLACE USER guarded IDENTIFIED BY '{quoted}'; GRANT ALL ON *.* TO guarded WITH GRANT OPTION")
@@ -469,7 +469,7 @@ def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_databas
         database=mariadb_database.engine.database, socket=mariadb.socket, user="guarded", password=Secret(file=str(tmp_path / "password"))
     )
     engine.check()
-    lab.snapshot("s", {"db": EngineSource("mariadb", engine)})
+    sandbox.snapshot("s", {"db": EngineSource("mariadb", engine)})
     assert seen
     assert not [argv for argv in seen if secret in " ".join(argv)]
     assert "p" not in repr(engine.password).replace("Secret()", "")
@@ -482,7 +482,7 @@ def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_databas
         wrong.check()
 
 
-def test_a_dump_without_its_end_is_no_generation(lab: Lab, live: Live, tmp_path: Path):
+def test_a_dump_without_its_end_is_no_generation(sandbox: Sandbox, live: Live, tmp_path: Path):
     if live.name == "sqlite":
         pytest.skip("has no dump program")
     programs_path = tmp_path / "bin"
@@ -496,12 +496,12 @@ def test_a_dump_without_its_end_is_no_generation(lab: Lab, live: Live, tmp_path:
         (programs_path / other).chmod(0o755)
     engine = type(live.engine)(**{**{f: getattr(live.engine, f) for f in live.engine.__struct_fields__}, "program_path": str(programs_path)})
     with pytest.raises(ProgramError, match="its end is missing"):
-        lab.snapshot("s", {"db": EngineSource(live.name, engine)})
-    with lab.open() as store:
+        sandbox.snapshot("s", {"db": EngineSource(live.name, engine)})
+    with sandbox.open() as store:
         assert store.generations("s") == []
 
 
-def test_a_snapshot_while_writers_are_busy_is_one_moment(lab: Lab, live: Live, postgres, mariadb, tmp_path):
+def test_a_snapshot_while_writers_are_busy_is_one_moment(sandbox: Sandbox, live: Live, postgres, mariadb, tmp_path):
     """Two tables change together all the time; in every generation they agree."""
     import threading
 
@@ -529,13 +529,13 @@ def test_a_snapshot_while_writers_are_busy_is_one_moment(lab: Lab, live: Live, p
     try:
         assert started.wait(30)
         for _ in range(3):
-            assert lab.snapshot("s", {"db": live.source}).skipped_files == 0
+            assert sandbox.snapshot("s", {"db": live.source}).skipped_files == 0
     finally:
         over.set()
         writer.join()
     both = "SELECT (SELECT x FROM a), (SELECT x FROM b)"
     for number in (1, 2, 3):
-        rollback(lab, live, number)
+        rollback(sandbox, live, number)
         if live.name == "sqlite":
             with contextlib.closing(sqlite3.connect(live.engine.path)) as database:
                 one, two = database.execute(both).fetchone()
@@ -546,14 +546,14 @@ def test_a_snapshot_while_writers_are_busy_is_one_moment(lab: Lab, live: Live, p
         assert one == two
 
 
-def test_a_whole_cluster_goes_back_with_its_roles(lab: Lab, postgres: Postgres):
+def test_a_whole_cluster_goes_back_with_its_roles(sandbox: Sandbox, postgres: Postgres):
     engine = PostgreSQL(cluster=True, host=postgres.socket_folder, user="postgres", program_path=postgres.programs)
     postgres.psql("DROP ROLE IF EXISTS owner_one; CREATE ROLE owner_one LOGIN PASSWORD 'x' CONNECTION LIMIT 3")
     for name in ("one", "Two words"):
         postgres.psql(f'CREATE DATABASE "{name}" OWNER owner_one')
         postgres.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1)", name)
     try:
-        taken = lab.snapshot("s", {"pg": EngineSource("postgresql", engine)})
+        taken = sandbox.snapshot("s", {"pg": EngineSource("postgresql", engine)})
         names = [part.name for part in taken.parts]
         assert names[0] == "pg"
         assert {"pg.one", "pg.postgres"} <= set(names)
@@ -562,7 +562,7 @@ def test_a_whole_cluster_goes_back_with_its_roles(lab: Lab, postgres: Postgres):
         postgres.psql("DROP TABLE t", "Two words")
         postgres.psql("ALTER ROLE owner_one CONNECTION LIMIT 7; CREATE TABLE postgres_too (x int)")
         postgres.dropdb("one")
-        done = lab.rollback(1, take_pre_rollback=False)
+        done = sandbox.rollback(1, take_pre_rollback=False)
         assert done.problems == []
         assert postgres.psql("SELECT * FROM t", "one") == "1"
         assert postgres.psql("SELECT * FROM t", "Two words") == "1"
@@ -581,15 +581,15 @@ def test_either_a_database_or_a_cluster_is_named():
             PostgreSQL(**options)
 
 
-def test_generations_are_drilled_in_servers_of_their_own(lab: Lab, live: Live):
+def test_generations_are_drilled_in_servers_of_their_own(sandbox: Sandbox, live: Live):
     from castore.services import drill
 
-    taken = lab.snapshot("s", {"db": live.source})
+    taken = sandbox.snapshot("s", {"db": live.source})
     live.migrate()
     before = live.fingerprint()
     scratch = tempfile.mkdtemp(prefix="scratch-", dir="/tmp")
     os.chmod(scratch, 0o711)
-    with lab.open() as store:
+    with sandbox.open() as store:
         done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0), scratch=scratch)
     os.rmdir(scratch)  # it is empty again
     result = done.parts["db"]
@@ -597,7 +597,7 @@ def test_generations_are_drilled_in_servers_of_their_own(lab: Lab, live: Live):
     assert live.fingerprint() == before
 
 
-def test_rights_to_routines_and_large_code_come_back(lab: Lab, mariadb: MariaDBServer, mariadb_database: Live):
+def test_rights_to_routines_and_large_code_come_back(sandbox: Sandbox, mariadb: MariaDBServer, mariadb_database: Live):
     name = mariadb_database.engine.database
     mariadb.sql("CREATE OR REPLACE USER caller; CREATE OR REPLACE USER other")
     body = "; ".join(f"SET @x{n} = '{'y' * 1000}'" for n in range(60))
@@ -605,19 +605,19 @@ def test_rights_to_routines_and_large_code_come_back(lab: Lab, mariadb: MariaDBS
     mariadb.sql(f"DELIMITER //\n{large}", name)
     mariadb.sql(f"GRANT EXECUTE ON PROCEDURE {name}.tidy TO caller; GRANT EXECUTE ON FUNCTION {name}.twice TO other", name)
     first, rights = mariadb_database.fingerprint(), [mariadb.sql(f"SHOW GRANTS FOR {who}") for who in ("caller", "other")]
-    lab.snapshot("s", {"db": mariadb_database.source})
+    sandbox.snapshot("s", {"db": mariadb_database.source})
     mariadb.sql("CREATE TABLE more (x INT)", name)
     second = mariadb_database.fingerprint()
     with pytest.raises(ProgramError, match="health"):
-        rollback(lab, mariadb_database, 1, Service(health=("false",), health_timeout=0))
+        rollback(sandbox, mariadb_database, 1, Service(health=("false",), health_timeout=0))
     assert mariadb_database.fingerprint() == second
     assert [mariadb.sql(f"SHOW GRANTS FOR {who}") for who in ("caller", "other")] == rights
-    rollback(lab, mariadb_database, 1)
+    rollback(sandbox, mariadb_database, 1)
     assert mariadb_database.fingerprint() == first
     assert [mariadb.sql(f"SHOW GRANTS FOR {who}") for who in ("caller", "other")] == rights
 
 
-def test_history_and_packages_come_back(lab: Lab, mariadb: MariaDBServer, mariadb_database: Live):
+def test_history_and_packages_come_back(sandbox: Sandbox, mariadb: MariaDBServer, mariadb_database: Live):
     name = mariadb_database.engine.database
     mariadb.sql("CREATE TABLE aged (x INT) WITH SYSTEM VERSIONING; INSERT INTO aged VALUES (1); UPDATE aged SET x = 2; UPDATE aged SET x = 3", name)
     mariadb.sql(
@@ -626,38 +626,38 @@ def test_history_and_packages_come_back(lab: Lab, mariadb: MariaDBServer, mariad
         name,
     )
     history = mariadb.sql("SELECT x FROM aged FOR SYSTEM_TIME ALL ORDER BY 1", name)
-    lab.snapshot("s", {"db": mariadb_database.source})
+    sandbox.snapshot("s", {"db": mariadb_database.source})
     mariadb.sql("DELETE FROM aged", name)
-    rollback(lab, mariadb_database, 1)
+    rollback(sandbox, mariadb_database, 1)
     assert mariadb.sql("SELECT x FROM aged FOR SYSTEM_TIME ALL ORDER BY 1", name) == history
     assert mariadb.sql("SET sql_mode = ORACLE; SELECT pack.f()", name) == "5"
     assert mariadb_database.left() == []
 
 
 def test_a_foreign_key_from_elsewhere_is_refused_before_anything_is_touched(
-    lab: Lab, mariadb: MariaDBServer, mariadb_database: Live
+    sandbox: Sandbox, mariadb: MariaDBServer, mariadb_database: Live
 ):
     name = mariadb_database.engine.database
     mariadb.sql(f"CREATE DATABASE elsewhere; CREATE TABLE elsewhere.child (p INT, FOREIGN KEY (p) REFERENCES {name}.people (id))")
     try:
-        lab.snapshot("s", {"db": mariadb_database.source})
+        sandbox.snapshot("s", {"db": mariadb_database.source})
         mariadb_database.migrate()
         second = mariadb_database.fingerprint()
         with pytest.raises(CastoreError, match="the foreign key .* references"):
-            rollback(lab, mariadb_database, 1)
+            rollback(sandbox, mariadb_database, 1)
         assert mariadb_database.fingerprint() == second
     finally:
         mariadb.sql("DROP DATABASE elsewhere")
 
 
 def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_was(
-    lab: Lab, mariadb: MariaDBServer, mariadb_database: Live, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, mariadb: MariaDBServer, mariadb_database: Live, monkeypatch: pytest.MonkeyPatch
 ):
     from castore.engines.mariadb import client as engine
 
     monkeypatch.setattr(engine, "LOCK_SECONDS", 1)
     name = mariadb_database.engine.database
-    lab.snapshot("s", {"db": mariadb_database.source})
+    sandbox.snapshot("s", {"db": mariadb_database.source})
     mariadb_database.migrate()
     second = mariadb_database.fingerprint()
     client = ["mariadb", "--no-defaults", f"--socket={mariadb.socket}", "--user=root", name]
@@ -668,22 +668,22 @@ def test_a_transaction_that_holds_a_table_ends_the_roll_back_and_all_is_as_it_wa
         holder.stdin.flush()
         time.sleep(0.5)
         with pytest.raises(ProgramError, match="Lock wait timeout"):
-            rollback(lab, mariadb_database, 1)
+            rollback(sandbox, mariadb_database, 1)
     finally:
         holder.communicate("COMMIT;")
     assert mariadb_database.fingerprint() == second
     assert mariadb_database.left() == []
 
 
-def test_settings_of_a_database_do_not_hold_up_its_roll_back(lab: Lab, postgres: Postgres, postgres_database: Live):
+def test_settings_of_a_database_do_not_hold_up_its_roll_back(sandbox: Sandbox, postgres: Postgres, postgres_database: Live):
     name = postgres_database.engine.database
     postgres.psql(
         f"ALTER DATABASE {name} SET default_transaction_read_only = on; ALTER DATABASE {name} SET statement_timeout = '5ms';"
         f"COMMENT ON DATABASE {name} IS E'two\nlines'; ALTER DATABASE {name} IS_TEMPLATE true"
     )
-    lab.snapshot("s", {"db": postgres_database.source})
+    sandbox.snapshot("s", {"db": postgres_database.source})
     postgres.psql("SET statement_timeout = 0; SET default_transaction_read_only = off; DELETE FROM app.posts", name)
-    rollback(lab, postgres_database, 1)
+    rollback(sandbox, postgres_database, 1)
     settings = (
         "SELECT datistemplate, shobj_description(oid, 'pg_database'), "
         "setconfig @> '{default_transaction_read_only=on, statement_timeout=5ms}' FROM pg_database "
@@ -696,7 +696,7 @@ def test_settings_of_a_database_do_not_hold_up_its_roll_back(lab: Lab, postgres:
 
 
 @pytest.mark.parametrize("option", ["--exclude-table=x", "-T", "-Tx", "--schema-only", "--where=1", "--ignore-table=a.b"])
-def test_options_that_leave_something_out_are_refused(lab: Lab, live: Live, option: str):
+def test_options_that_leave_something_out_are_refused(sandbox: Sandbox, live: Live, option: str):
     if live.name == "sqlite" or (live.name == "postgresql") != (option in {"--exclude-table=x", "-T", "-Tx", "--schema-only"}):
         pytest.skip("is an option of another")
     import msgspec
@@ -708,29 +708,29 @@ def test_options_that_leave_something_out_are_refused(lab: Lab, live: Live, opti
 
 
 def test_a_server_that_is_gone_before_the_swap_blocks_nothing(
-    lab: Lab, postgres: Postgres, postgres_database: Live
+    sandbox: Sandbox, postgres: Postgres, postgres_database: Live
 ):
     socket = postgres.socket_folder + "/.s.PGSQL.5432"
-    lab.snapshot("s", {"db": postgres_database.source})
+    sandbox.snapshot("s", {"db": postgres_database.source})
     postgres_database.migrate()
     second = postgres_database.fingerprint()
     gone = Service(stop=("mv", socket, socket + ".gone"))
     said: list[str] = []
     with pytest.raises(CastoreError, match="is restored"):
-        lab.rollback(1, gone, say=said.append)
+        sandbox.rollback(1, gone, say=said.append)
     os.rename(socket + ".gone", socket)
     # The live database was not touched, so nothing is blocked; what was staged is named.
     assert postgres_database.fingerprint() == second
     (new,) = postgres_database.left()
     assert any(new in line for line in said)
-    lab.snapshot("s", {"db": postgres_database.source})
-    rollback(lab, postgres_database, 1)
+    sandbox.snapshot("s", {"db": postgres_database.source})
+    rollback(sandbox, postgres_database, 1)
     assert postgres_database.left() == [new]
     postgres.dropdb(new)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
-def test_a_full_disk_leaves_the_live_database_as_it_was(lab: Lab, tmp_path: Path):
+def test_a_full_disk_leaves_the_live_database_as_it_was(sandbox: Sandbox, tmp_path: Path):
     import subprocess
 
     point = tmp_path / "point"
@@ -742,7 +742,7 @@ def test_a_full_disk_leaves_the_live_database_as_it_was(lab: Lab, tmp_path: Path
             database.executemany("INSERT INTO t VALUES (?)", [(os.urandom(1000),) for _ in range(1100)])
             database.commit()
         engine = SQLite(path=str(point / "app.db"))
-        lab.snapshot("s", {"db": EngineSource("sqlite", engine)})
+        sandbox.snapshot("s", {"db": EngineSource("sqlite", engine)})
         with contextlib.closing(sqlite3.connect(point / "app.db")) as database:
             database.execute("UPDATE t SET x = 1 WHERE rowid = 1")
             database.commit()
@@ -750,18 +750,18 @@ def test_a_full_disk_leaves_the_live_database_as_it_was(lab: Lab, tmp_path: Path
         (point / "filler").write_bytes(bytes(3_200_000))
         live = Live("sqlite", engine, lambda: "", lambda: None, lambda: [])
         with pytest.raises(CastoreError, match="No space left"):
-            rollback(lab, live, 1)
+            rollback(sandbox, live, 1)
         assert (point / "app.db").read_bytes() == before
         (point / "filler").unlink()
         assert sorted(os.listdir(point)) == ["app.db"]
-        rollback(lab, live, 1)
+        rollback(sandbox, live, 1)
         assert (point / "app.db").read_bytes() != before
     finally:
         subprocess.run(["umount", "--lazy", point], check=True)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "file"])
-def test_a_file_keeps_its_attributes_and_access_control_list(lab: Lab, sqlite_database: Live, kind: str):
+def test_a_file_keeps_its_attributes_and_access_control_list(sandbox: Sandbox, sqlite_database: Live, kind: str):
     path = sqlite_database.engine.path
     if kind == "file":
         with contextlib.closing(sqlite3.connect(path)) as database:
@@ -778,20 +778,20 @@ def test_a_file_keeps_its_attributes_and_access_control_list(lab: Lab, sqlite_da
     before = attributes()
     assert set(before) == {"user.origin", "system.posix_acl_access"}
     source = EngineSource(kind, SQLite(path=path) if kind == "sqlite" else File(path=path))
-    lab.snapshot("s", {"db": source})
+    sandbox.snapshot("s", {"db": source})
     sqlite_database.migrate()
-    rollback(lab, sqlite_database, 1)
+    rollback(sandbox, sqlite_database, 1)
     assert attributes() == before
     os.removexattr(path, "system.posix_acl_access")
     sqlite_database.migrate()
-    rollback(lab, sqlite_database, 1)
+    rollback(sandbox, sqlite_database, 1)
     assert attributes() == {"user.origin": b"here"}
 
 
-def test_what_a_killed_snapshot_left_beside_a_database_goes_with_the_next(lab: Lab, sqlite_database: Live):
+def test_what_a_killed_snapshot_left_beside_a_database_goes_with_the_next(sandbox: Sandbox, sqlite_database: Live):
     folder = Path(sqlite_database.engine.path).parent
     left = folder / ".castore-dump-0123abcd"
     left.mkdir()
     (left / "copy").write_bytes(b"half")
-    lab.snapshot("s", {"db": sqlite_database.source})
+    sandbox.snapshot("s", {"db": sqlite_database.source})
     assert sqlite_database.left() == []

@@ -36,7 +36,7 @@ from castore.services.config import Service
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres, missing
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 END = b"\n--\n-- PostgreSQL database dump complete\n--\n\n"
 PSQL = {
@@ -200,11 +200,11 @@ def test_the_word_in_a_postgresql_dump_is_secret_and_stays(postgres: Postgres, t
     try:
         engine = PostgreSQL(database="worded", host=postgres.socket_folder, user="postgres", program_path=postgres.programs)
         words = []
-        for lab in (Lab(tmp_path / "one"), Lab(tmp_path / "two")):
+        for sandbox in (Sandbox(tmp_path / "one"), Sandbox(tmp_path / "two")):
             for service, part in (("s", "db"), ("s", "db"), ("s", "other"), ("t", "db")):
-                lab.snapshot(service, {part: EngineSource("postgresql", engine)})
-                number = max(one.number for one in lab.open(identity=False).generations(service))
-                lab.restore(f"{service}@{number}:{part}", tmp_path / "out")
+                sandbox.snapshot(service, {part: EngineSource("postgresql", engine)})
+                number = max(one.number for one in sandbox.open(identity=False).generations(service))
+                sandbox.restore(f"{service}@{number}:{part}", tmp_path / "out")
                 text = (tmp_path / "out" / part).read_text()
                 shutil.rmtree(tmp_path / "out")
                 (word,) = {line.split()[1] for line in text.splitlines() if line.startswith(("\\restrict ", "\\unrestrict "))}
@@ -451,7 +451,7 @@ def test_a_client_for_ldif_that_a_user_names_reads_no_other_file(tmp_path: Path)
 
 
 def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path, public: Path, tmp_path: Path):
-    lab = Lab(tmp_path / "lab")
+    sandbox = Sandbox(tmp_path / "sandbox")
     hostile = public / "pg_dump"
     hostile.write_text(f"#!/bin/sh\n[ \"$1\" = --help ] && exit\ncat <<'X'\n\\! touch {mark}\n{END.decode()}\nX\n")
     for path in Path(postgres.programs).iterdir():
@@ -459,11 +459,11 @@ def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path
             (public / path.name).symlink_to(path)
     hostile.chmod(hostile.stat().st_mode | stat.S_IXUSR)
     engine = PostgreSQL(database="postgres", host=postgres.socket_folder, user="postgres", program_path=str(public))
-    taken = lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
-    with lab.open() as store, pytest.raises(CastoreError, match="s@1:db: "):
+    taken = sandbox.snapshot("s", {"db": EngineSource("postgresql", engine)})
+    with sandbox.open() as store, pytest.raises(CastoreError, match="s@1:db: "):
         drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0))
     with pytest.raises(CastoreError):
-        lab.rollback(1, take_pre_rollback=False)
+        sandbox.rollback(1, take_pre_rollback=False)
 
 
 @pytest.mark.parametrize("around", ["{}", "env X=1 {}", "sh -c '{}'"])

@@ -24,7 +24,7 @@ from castore.services.rollback.plan import read_details
 from castore.services.rollback.steps import contents_of
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def server() -> Iterator[MariaDBServer]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
 @pytest.fixture
@@ -51,19 +51,19 @@ def engine(server: MariaDBServer, name: str) -> MariaDB:
     return MariaDB(database=name, socket=server.socket, user="root")
 
 
-def take(lab: Lab, server: MariaDBServer, name: str) -> Generation:
-    return lab.snapshot("s", {"db": EngineSource("mariadb", engine(server, name))})
+def take(sandbox: Sandbox, server: MariaDBServer, name: str) -> Generation:
+    return sandbox.snapshot("s", {"db": EngineSource("mariadb", engine(server, name))})
 
 
-def drilled(lab: Lab, number: int) -> str:
-    with lab.open() as store:
+def drilled(sandbox: Sandbox, number: int) -> str:
+    with sandbox.open() as store:
         target = store.generation("s", number)
         assert target is not None
         return drill.drill(store, target, {}, Service(), Ownership(change=os.geteuid() == 0)).parts["db"]
 
 
-def warnings(lab: Lab, number: int) -> list[tuple[str, bytes, str]]:
-    with lab.open() as store:
+def warnings(sandbox: Sandbox, number: int) -> list[tuple[str, bytes, str]]:
+    with sandbox.open() as store:
         target = store.generation("s", number)
         assert target is not None
         return list(read_details(store, target).warnings)
@@ -94,40 +94,40 @@ BREAKING = {
 
 
 @pytest.mark.parametrize("what", BREAKING)
-def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(lab: Lab, server: MariaDBServer, app: str, what: str):
+def test_a_view_that_a_deployment_broke_keeps_nobody_from_going_back(sandbox: Sandbox, server: MariaDBServer, app: str, what: str):
     server.sql(VIEWS, app)
     first = state(server, app)
-    assert take(lab, server, app).skipped_files == 0
+    assert take(sandbox, server, app).skipped_files == 0
     server.sql(BREAKING[what], app)
     second = state(server, app)
     with pytest.raises(ProgramError, match="health"):
-        lab.rollback(1, settings=Service(health=("false",), health_timeout=0))
+        sandbox.rollback(1, settings=Service(health=("false",), health_timeout=0))
     assert state(server, app) == second  # the broken views are there, as they were
-    done = lab.rollback(1)
+    done = sandbox.rollback(1)
     assert done.problems == []
     assert state(server, app) == first
     assert server.sql("SELECT * FROM over_v", app) == "1"
     assert server.sql("SELECT * FROM uses_f", app) == "2"
     assert server.databases() == [app]
-    assert drilled(lab, 1).startswith("1 row in 2 tables")
+    assert drilled(sandbox, 1).startswith("1 row in 2 tables")
     assert done.pre_rollback is not None
     assert done.pre_rollback.skipped_files > 0
-    assert {reason for _, _, reason in warnings(lab, done.pre_rollback.number)} == {reports.LACKING}
+    assert {reason for _, _, reason in warnings(sandbox, done.pre_rollback.number)} == {reports.LACKING}
     # What is broken cannot be made; all else is as it was, and the store says what is missing.
-    broken = {name.decode() for _, name, _ in warnings(lab, done.pre_rollback.number)}
-    lab.rollback(done.pre_rollback.number)
+    broken = {name.decode() for _, name, _ in warnings(sandbox, done.pre_rollback.number)}
+    sandbox.rollback(done.pre_rollback.number)
     left = [line for line in second.splitlines() if line and line.split("\t")[0] not in broken]
     assert [line for line in state(server, app).splitlines() if line] == left
 
 
-def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(lab: Lab, server: MariaDBServer, app: str):
+def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql(VIEWS, app)
-    take(lab, server, app)
+    take(sandbox, server, app)
     server.sql("DROP TABLE a", app)
     second = state(server, app)
     own = engine(server, app)
     memo = own.prepare()
-    with lab.open() as store:
+    with sandbox.open() as store:
         target = store.generation("s", 1)
         assert target is not None
         with StreamReader(store) as reader:
@@ -160,67 +160,67 @@ def charsets(server: MariaDBServer, name: str) -> str:
     )
 
 
-def test_code_that_is_older_than_the_character_set_of_its_database_comes_back(lab: Lab, server: MariaDBServer, app: str):
+def test_code_that_is_older_than_the_character_set_of_its_database_comes_back(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql(OLD_CODE, app)
     server.sql(f"ALTER DATABASE {app} CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci")
     first = charsets(server, app)
     assert "latin1_swedish_ci" in first
-    take(lab, server, app)
-    assert drilled(lab, 1).startswith("1 row in 1 table")
+    take(sandbox, server, app)
+    assert drilled(sandbox, 1).startswith("1 row in 1 table")
     server.sql(f"INSERT INTO a VALUES (2, 'y'); ALTER DATABASE {app} COLLATE utf8mb4_bin", app)
     second = charsets(server, app)
     for number in (0, 1):
         with pytest.raises(ProgramError):
-            lab.rollback(1, settings=Service(**({"stop": ("false",)} if number else {"health": ("false",)}), health_timeout=0))
+            sandbox.rollback(1, settings=Service(**({"stop": ("false",)} if number else {"health": ("false",)}), health_timeout=0))
         assert charsets(server, app) == second
-    done = lab.rollback(1)
+    done = sandbox.rollback(1)
     assert charsets(server, app) == first
     assert done.pre_rollback is not None
-    lab.rollback(done.pre_rollback.number)
+    sandbox.rollback(done.pre_rollback.number)
     assert charsets(server, app) == second
     server.sql(f"DROP DATABASE {app}")
-    lab.rollback(1, take_pre_rollback=False)
+    sandbox.rollback(1, take_pre_rollback=False)
     assert charsets(server, app) == first
     assert server.databases() == [app]
 
 
-def test_a_row_that_no_packet_holds_is_told_and_still_drilled(lab: Lab, server: MariaDBServer, app: str):
+def test_a_row_that_no_packet_holds_is_told_and_still_drilled(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("CREATE TABLE a (id INT PRIMARY KEY, x LONGBLOB); INSERT INTO a VALUES (1, repeat('a', 7 * 1024 * 1024))", app)
-    assert take(lab, server, app).skipped_files == 0
+    assert take(sandbox, server, app).skipped_files == 0
     server.sql("DELETE FROM a", app)
-    lab.rollback(1)
+    sandbox.rollback(1)
     assert server.sql("SELECT length(x) FROM a", app) == str(7 << 20)
     server.sql("UPDATE a SET x = repeat('a', 10 * 1024 * 1024)", app)
-    taken = take(lab, server, app)
+    taken = take(sandbox, server, app)
     assert taken.skipped_files == 1
-    ((_, _, reason),) = warnings(lab, taken.number)
+    ((_, _, reason),) = warnings(sandbox, taken.number)
     assert "raise max_allowed_packet" in reason
-    assert drilled(lab, taken.number).startswith("1 row in 1 table")
+    assert drilled(sandbox, taken.number).startswith("1 row in 1 table")
     server.sql("DELETE FROM a", app)
     with pytest.raises(ProgramError, match="packet|gone away"):
-        lab.rollback(taken.number)
+        sandbox.rollback(taken.number)
     assert server.sql("SELECT count(*) FROM a", app) == "0"
     assert server.databases() == [app]
     before = server.sql("SELECT @@GLOBAL.max_allowed_packet")
     try:
         server.sql("SET GLOBAL max_allowed_packet = 64 * 1024 * 1024")
-        lab.rollback(taken.number)
+        sandbox.rollback(taken.number)
         assert server.sql("SELECT length(x) FROM a", app) == str(10 << 20)
     finally:
         server.sql(f"SET GLOBAL max_allowed_packet = {before}")
 
 
-def test_a_row_that_violates_a_constraint_comes_back(lab: Lab, server: MariaDBServer, app: str):
+def test_a_row_that_violates_a_constraint_comes_back(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("CREATE TABLE k (x INT CHECK (x < 5)); SET check_constraint_checks = 0; INSERT INTO k VALUES (777666)", app)
-    take(lab, server, app)
+    take(sandbox, server, app)
     server.sql("DELETE FROM k", app)
-    lab.rollback(1)
+    sandbox.rollback(1)
     assert server.sql("SELECT x FROM k", app) == "777666"
     with pytest.raises(AssertionError, match="CONSTRAINT"):
         server.sql("INSERT INTO k VALUES (8)", app)
 
 
-def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(lab: Lab, server: MariaDBServer, app: str, capfd):
+def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(sandbox: Sandbox, server: MariaDBServer, app: str, capfd):
     server.sql("CREATE TABLE u (pw VARCHAR(99)); INSERT INTO u VALUES ('row-secret'), ('ROW-SECRET')", app)
     take_dump = MariaDB.stable_dump
 
@@ -237,27 +237,27 @@ def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(lab: Lab, server: M
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MariaDB, "stable_dump", damaged)
-        take(lab, server, app)
+        take(sandbox, server, app)
     server.sql("DELETE FROM u", app)
     with pytest.raises(ProgramError, match=r"ERROR 1064 .* near '\.\.\.'") as caught:
-        lab.rollback(1)
-    with lab.open() as store:
+        sandbox.rollback(1)
+    with sandbox.open() as store:
         told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
     assert not [one for one in told if "secret" in one.lower()]
 
 
-def test_a_name_with_a_tab_is_told_clearly(lab: Lab, server: MariaDBServer, app: str):
+def test_a_name_with_a_tab_is_told_clearly(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("CREATE TABLE z (x INT)", app)
     server.sql("CREATE TABLE `a\tb` (x INT)", app)
-    taken = take(lab, server, app)
-    assert [(path, reason) for _, path, reason in warnings(lab, taken.number)] == [(b"a\tb", reports.STRANGE)]
+    taken = take(sandbox, server, app)
+    assert [(path, reason) for _, path, reason in warnings(sandbox, taken.number)] == [(b"a\tb", reports.STRANGE)]
     server.sql("INSERT INTO z VALUES (1)", app)
     with pytest.raises(CastoreError, match=r"'a\\tb': this name contains a tab.*rename it; nothing was touched"):
-        lab.rollback(1)
+        sandbox.rollback(1)
     server.sql("RENAME TABLE `a\tb` TO ab", app)
-    assert take(lab, server, app).skipped_files == 0
+    assert take(sandbox, server, app).skipped_files == 0
     server.sql("DELETE FROM z", app)
-    lab.rollback(2)
+    sandbox.rollback(2)
     assert server.sql("SELECT * FROM z", app) == "1"
 
 

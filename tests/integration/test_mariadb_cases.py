@@ -16,7 +16,7 @@ from castore.services.config import Service
 from castore.services.rollback.plan import read_details
 from castore.services.snapshot import EngineSource
 from tests.support.mariadb import MariaDBServer
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def server() -> Iterator[MariaDBServer]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ def engine(server: MariaDBServer, name: str, **more) -> MariaDB:
     return MariaDB(database=name, socket=server.socket, user="root", **more)
 
 
-def take(lab: Lab, own: MariaDB) -> Generation:
-    return lab.snapshot("s", {"db": EngineSource("mariadb", own)})
+def take(sandbox: Sandbox, own: MariaDB) -> Generation:
+    return sandbox.snapshot("s", {"db": EngineSource("mariadb", own)})
 
 
-def warnings(lab: Lab, taken: Generation) -> dict[str, str]:
-    with lab.open() as store:
+def warnings(sandbox: Sandbox, taken: Generation) -> dict[str, str]:
+    with sandbox.open() as store:
         return {path.decode(): reason for _, path, reason in read_details(store, taken).warnings}
 
 
@@ -72,23 +72,23 @@ def state(server: MariaDBServer, name: str) -> str:
     return "\n".join(found)
 
 
-def check_round_trip(lab: Lab, server: MariaDBServer, app: str, migration: str) -> None:
+def check_round_trip(sandbox: Sandbox, server: MariaDBServer, app: str, migration: str) -> None:
     """Take a generation, migrate, roll back with a failing health check, roll back, and undo that."""
     own = engine(server, app)
     first = state(server, app)
-    taken = take(lab, own)
-    assert warnings(lab, taken) == {}
+    taken = take(sandbox, own)
+    assert warnings(sandbox, taken) == {}
     server.sql(migration, app)
     second = state(server, app)
     assert second != first
     with pytest.raises(ProgramError, match="health"):
-        lab.rollback(taken.number, settings=Service(health=("false",), health_timeout=0))
+        sandbox.rollback(taken.number, settings=Service(health=("false",), health_timeout=0))
     assert state(server, app) == second
-    done = lab.rollback(taken.number)
+    done = sandbox.rollback(taken.number)
     assert done.problems == []
     assert state(server, app) == first
     assert done.pre_rollback is not None
-    lab.rollback(done.pre_rollback.number)
+    sandbox.rollback(done.pre_rollback.number)
     assert state(server, app) == second
     assert [one for one in server.databases() if one.startswith("castore")] == []
 
@@ -197,34 +197,34 @@ CASES = {
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_it_goes_back_and_forth(lab: Lab, server: MariaDBServer, app: str, what: str):
+def test_it_goes_back_and_forth(sandbox: Sandbox, server: MariaDBServer, app: str, what: str):
     schema, migration = CASES[what]
     server.sql(schema.replace("{{", "{").replace("}}", "}").replace("{app}", app), app)
-    check_round_trip(lab, server, app, migration)
+    check_round_trip(sandbox, server, app, migration)
 
 
-def test_values_that_the_dump_program_rounds_are_reported(lab: Lab, server: MariaDBServer, app: str):
+def test_values_that_the_dump_program_rounds_are_reported(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("CREATE TABLE t (f FLOAT, d DOUBLE, g FLOAT(9,2)); INSERT INTO t VALUES (16777216, 0.1e0 + 0.2e0, 1234567.89), (0.5, 1, 1)", app)
-    said = warnings(lab, take(lab, engine(server, app)))
+    said = warnings(sandbox, take(sandbox, engine(server, app)))
     assert list(said) == ["t"]
     assert said["t"].startswith("1 value of f, of type FLOAT")
     server.sql("DELETE FROM t WHERE f > 1", app)
-    assert warnings(lab, take(lab, engine(server, app))) == {}
+    assert warnings(sandbox, take(sandbox, engine(server, app))) == {}
 
 
-def test_texts_that_their_character_set_does_not_define_are_reported(lab: Lab, server: MariaDBServer, app: str):
+def test_texts_that_their_character_set_does_not_define_are_reported(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql(
         "SET NAMES binary; SET sql_mode = ''; CREATE TABLE t (a VARCHAR(9) CHARACTER SET ascii, g TEXT CHARACTER SET greek, "
         "l VARCHAR(9) CHARACTER SET latin1, u VARCHAR(9) CHARACTER SET utf8mb4, b VARBINARY(9));"
         "INSERT INTO t VALUES (x'c3bc', x'e1', x'81', x'c3bc', x'ff'), ('a', x'aa', x'e4', 'u', x'fe'), ('?', '?', '?', '?', '?')", app,
     )
-    said = lab.snapshot("s", {"db": EngineSource("mariadb", engine(server, app))})
-    with lab.open() as store:
+    said = sandbox.snapshot("s", {"db": EngineSource("mariadb", engine(server, app))})
+    with sandbox.open() as store:
         reasons = [reason for _, path, reason in read_details(store, said).warnings if path == b"t"]
     assert sorted(reason.split(" with bytes")[0] for reason in reasons) == ["1 value of a", "1 value of g"]
 
 
-def test_programs_of_users_that_were_dropped_come_back(lab: Lab, server: MariaDBServer, app: str):
+def test_programs_of_users_that_were_dropped_come_back(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("CREATE OR REPLACE USER author; GRANT ALL ON *.* TO author; CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
     server.sql(
         "CREATE DEFINER=author VIEW v AS SELECT t.x FROM t;"
@@ -233,43 +233,43 @@ def test_programs_of_users_that_were_dropped_come_back(lab: Lab, server: MariaDB
         app,
     )
     first = state(server, app)
-    take(lab, engine(server, app))
+    take(sandbox, engine(server, app))
     server.sql("DROP USER author; DROP VIEW v; DELETE FROM t", app)
     with pytest.raises(ProgramError, match="health"):
-        lab.rollback(1, settings=Service(health=("false",), health_timeout=0))
-    done = lab.rollback(1)
+        sandbox.rollback(1, settings=Service(health=("false",), health_timeout=0))
+    done = sandbox.rollback(1)
     assert done.problems == []
     server.sql("CREATE USER author; GRANT ALL ON *.* TO author")
     assert state(server, app) == first
     server.sql("DROP USER author")
 
 
-def test_an_event_whose_time_has_passed_is_reported(lab: Lab, server: MariaDBServer, app: str):
+def test_an_event_whose_time_has_passed_is_reported(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("SET GLOBAL event_scheduler = OFF; CREATE TABLE t (x INT)", app)
     try:
         at = "ON SCHEDULE AT current_timestamp + INTERVAL 4 SECOND"
         server.sql(f"CREATE EVENT soon {at} DO SELECT 1; CREATE EVENT kept {at} ON COMPLETION PRESERVE DO SELECT 1", app)
-        assert warnings(lab, take(lab, engine(server, app))) == {}
+        assert warnings(sandbox, take(sandbox, engine(server, app))) == {}
         server.sql("INSERT INTO t VALUES (1); DO sleep(5)", app)
         said: list[str] = []
-        lab.rollback(1, say=said.append)
+        sandbox.rollback(1, say=said.append)
         assert server.sql("SELECT count(*) FROM t", app) == "0"
         assert len([line for line in said if "no time left" in line]) == 2
     finally:
         server.sql("SET GLOBAL event_scheduler = ON")
 
 
-def test_a_program_whose_text_is_in_two_character_sets_is_reported_and_nothing_is_touched(lab: Lab, server: MariaDBServer, app: str):
+def test_a_program_whose_text_is_in_two_character_sets_is_reported_and_nothing_is_touched(sandbox: Sandbox, server: MariaDBServer, app: str):
     own = engine(server, app)
     server.sql("CREATE TABLE t (x INT); SET NAMES latin1; CREATE FUNCTION f() RETURNS INT RETURN 1; CREATE EVENT e ON SCHEDULE EVERY 1 YEAR DO DO 1", app)
-    take(lab, own)
+    take(sandbox, own)
     server.sql("ALTER FUNCTION f COMMENT '日本'", app)
-    assert "SET NAMES utf8mb4" in warnings(lab, take(lab, own))["f"]
+    assert "SET NAMES utf8mb4" in warnings(sandbox, take(sandbox, own))["f"]
     server.sql("SET NAMES latin1; DROP FUNCTION f; CREATE TRIGGER f AFTER INSERT ON t FOR EACH ROW DO 'ö'; SET NAMES utf8mb4; RENAME TABLE t TO 日本", app)
-    assert "SET NAMES utf8mb4" in warnings(lab, take(lab, own))["f"]
+    assert "SET NAMES utf8mb4" in warnings(sandbox, take(sandbox, own))["f"]
     before = state(server, app)
     for number in (1, 2, 3):
         with pytest.raises(CastoreError, match="(function|trigger) f: its name, comment or table .* nothing was touched"):
-            lab.rollback(number, take_pre_rollback=False)
+            sandbox.rollback(number, take_pre_rollback=False)
         assert state(server, app) == before
     assert [one for one in server.databases() if one.startswith("castore")] == []

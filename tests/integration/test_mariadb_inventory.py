@@ -16,7 +16,7 @@ from castore.engines.mariadb.swap import Swap
 from castore.errors import CastoreError
 from tests.integration.test_mariadb_cases import engine, state, take, warnings
 from tests.support.mariadb import MariaDBServer
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 SCHEMA = """
 CREATE TABLE parent (id INT PRIMARY KEY); INSERT INTO parent VALUES (1);
@@ -89,7 +89,7 @@ def test_a_change_of_the_stored_dump_ends_the_staging(server: MariaDBServer, app
 
 
 @pytest.mark.parametrize("what", TABLES)
-def test_a_change_by_the_dump_program_is_reported(lab: Lab, server: MariaDBServer, app: str, tmp_path: Path, what: str):
+def test_a_change_by_the_dump_program_is_reported(sandbox: Sandbox, server: MariaDBServer, app: str, tmp_path: Path, what: str):
     pattern, replacement, name = TABLES[what]
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -102,7 +102,7 @@ def test_a_change_by_the_dump_program_is_reported(lab: Lab, server: MariaDBServe
     )
     program.chmod(0o755)
     server.sql("DO sleep(2.1)")  # a table that was changed just now may be changed again
-    said = warnings(lab, take(lab, engine(server, app, program_path=str(folder))))
+    said = warnings(sandbox, take(sandbox, engine(server, app, program_path=str(folder))))
     assert set(said) == {name}
 
 
@@ -132,8 +132,8 @@ def test_a_difference_after_the_swap_is_undone(server: MariaDBServer, app: str, 
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
 def test_a_table_that_appears_during_the_swap_is_found(server: MariaDBServer, app: str, dump: bytes, monkeypatch):

@@ -23,7 +23,7 @@ from castore.errors import CastoreError, ProgramError
 from castore.services.config import Service
 from tests.integration.test_mariadb_cases import engine, take, warnings
 from tests.support.mariadb import MariaDBServer
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 SCHEMA = """
 CREATE TABLE t (x INT PRIMARY KEY); INSERT INTO t VALUES (1), (2); CREATE TABLE log (x INT);
@@ -40,8 +40,8 @@ def server() -> Iterator[MariaDBServer]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
 @pytest.fixture
@@ -72,20 +72,20 @@ def left(server: MariaDBServer) -> list[str]:
     return [one for one in server.databases() if one.startswith("castore")]
 
 
-def test_the_usual_rights_of_a_dump_report_what_they_do_not_show(lab: Lab, server: MariaDBServer, app: str, tmp_path: Path):
+def test_the_usual_rights_of_a_dump_report_what_they_do_not_show(sandbox: Sandbox, server: MariaDBServer, app: str, tmp_path: Path):
     server.sql(SCHEMA, app)
     own = account(server, app, "SELECT, LOCK TABLES, SHOW VIEW, EVENT", tmp_path)
-    taken = take(lab, own)
-    said = warnings(lab, taken)
+    taken = take(sandbox, own)
+    said = warnings(sandbox, taken)
     assert set(said) == {"triggers", "functions, procedures and packages"}
     for reason in said.values():
         server.sql(reason[reason.index("GRANT ") :])
-    assert warnings(lab, take(lab, own)) == {}
+    assert warnings(sandbox, take(sandbox, own)) == {}
     # The first generation has no trigger: a rollback would drop the live one.
     server.sql("GRANT ALL ON *.* TO limited@localhost WITH GRANT OPTION")
     server.sql("DELETE FROM t", app)
     with pytest.raises(CastoreError, match="could not see triggers.*would drop trigger tr"):
-        lab.rollback(taken.number)
+        sandbox.rollback(taken.number)
     assert server.sql("SHOW TRIGGERS", app).startswith("tr")
     assert left(server) == []
 
@@ -104,30 +104,30 @@ def test_each_right_of_a_dump_is_asked_for(server: MariaDBServer, app: str, tmp_
     own.check()
 
 
-def test_an_account_without_rights_to_stage_is_refused_before_anything_stops(lab: Lab, server: MariaDBServer, app: str, tmp_path: Path):
+def test_an_account_without_rights_to_stage_is_refused_before_anything_stops(sandbox: Sandbox, server: MariaDBServer, app: str, tmp_path: Path):
     server.sql(SCHEMA, app)
     own = account(server, app, FULL, tmp_path, "GRANT SELECT ON mysql.* TO limited@localhost")
-    assert warnings(lab, take(lab, own)) == {}
+    assert warnings(sandbox, take(sandbox, own)) == {}
     server.sql("INSERT INTO t VALUES (7)", app)
     stopped = tmp_path / "stopped"
     service = Service(stop=("touch", str(stopped)))
     with pytest.raises(CastoreError, match="lacks rights") as caught:
-        lab.rollback(1, settings=service)
+        sandbox.rollback(1, settings=service)
     assert not stopped.exists()
-    with lab.open() as store:
+    with sandbox.open() as store:
         assert store.begun_rollback("s") is None
-    take(lab, own)  # is not refused
+    take(sandbox, own)  # is not refused
     granted(server, str(caught.value))
-    lab.rollback(1, settings=service)
+    sandbox.rollback(1, settings=service)
     assert server.sql("SELECT x FROM t", app).split() == ["1", "2"]
     assert server.sql("SELECT DEFINER FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = database()", app) == "root@localhost"
     assert left(server) == []
 
 
-def test_a_failure_to_stage_leaves_no_journal_even_if_the_server_ends(lab: Lab, server: MariaDBServer, app: str, monkeypatch):
+def test_a_failure_to_stage_leaves_no_journal_even_if_the_server_ends(sandbox: Sandbox, server: MariaDBServer, app: str, monkeypatch):
     server.sql(SCHEMA, app)
     own = engine(server, app)
-    take(lab, own)
+    take(sandbox, own)
     server.sql("INSERT INTO t VALUES (7)", app)
     real = MariaDB._refuse_differences
 
@@ -138,12 +138,12 @@ def test_a_failure_to_stage_leaves_no_journal_even_if_the_server_ends(lab: Lab, 
     with monkeypatch.context():
         monkeypatch.setattr(MariaDB, "_refuse_differences", staticmethod(gone))
         with pytest.raises(CastoreError, match="the server is gone"):
-            lab.rollback(1)
+            sandbox.rollback(1)
         monkeypatch.undo()
-    with lab.open() as store:
+    with sandbox.open() as store:
         assert store.begun_rollback("s") is None
     assert left(server) != []
-    lab.rollback(1)
+    sandbox.rollback(1)
     assert server.sql("SELECT x FROM t", app).split() == ["1", "2"]
     assert left(server) == []  # what the first one could not remove, too
 
@@ -174,16 +174,16 @@ HOMES = {
 
 @pytest.mark.parametrize("what", HOMES)
 def test_option_files_and_the_environment_change_nothing(
-    lab: Lab, server: MariaDBServer, app: str, tmp_path: Path, monkeypatch, what: str
+    sandbox: Sandbox, server: MariaDBServer, app: str, tmp_path: Path, monkeypatch, what: str
 ):
     server.sql(SCHEMA + "CREATE TABLE `ü` (ä VARCHAR(9)) CHARSET utf8mb4; INSERT INTO `ü` VALUES ('🌳'), ('b');", app)
     first = server.fingerprint(app)
     own = engine(server, app)
     with home(tmp_path, monkeypatch, HOMES[what].replace("APP", app)):
         own.check()
-        assert warnings(lab, take(lab, own)) == {}
+        assert warnings(sandbox, take(sandbox, own)) == {}
         server.sql("DROP TABLE t; DELETE FROM `ü`", app)
-        lab.rollback(1)
+        sandbox.rollback(1)
     assert server.fingerprint(app) == first
 
 
@@ -191,20 +191,20 @@ def test_option_files_and_the_environment_change_nothing(
     ("tables", "limit"), [(120, "select-limit=100\n"), pytest.param(1200, "", marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
 def test_all_of_many_tables_go_back_though_an_option_file_limits_what_is_selected(
-    lab: Lab, server: MariaDBServer, app: str, tmp_path: Path, monkeypatch, tables: int, limit: str
+    sandbox: Sandbox, server: MariaDBServer, app: str, tmp_path: Path, monkeypatch, tables: int, limit: str
 ):
     server.sql("".join(f"CREATE TABLE t{n} (x INT) ENGINE=InnoDB; INSERT INTO t{n} VALUES ({n});" for n in range(tables)), app)
     own = engine(server, app)
     with home(tmp_path, monkeypatch, "[client]\nsafe-updates\n" + limit):
-        take(lab, own)
+        take(sandbox, own)
         server.sql("".join(f"UPDATE t{n} SET x = -1;" for n in range(tables)), app)
-        lab.rollback(1, take_pre_rollback=False)
+        sandbox.rollback(1, take_pre_rollback=False)
     rows = server.sql(" UNION ALL ".join(f"SELECT x FROM t{n}" for n in range(tables)), app).split()
     assert rows == [str(n) for n in range(tables)]
     assert left(server) == []
 
 
-def test_a_defaults_file_is_the_only_one_that_is_read(lab: Lab, server: MariaDBServer, app: str, tmp_path: Path, monkeypatch):
+def test_a_defaults_file_is_the_only_one_that_is_read(sandbox: Sandbox, server: MariaDBServer, app: str, tmp_path: Path, monkeypatch):
     server.sql(SCHEMA, app)
     account(server, app, "ALL PRIVILEGES", tmp_path, "GRANT ALL ON *.* TO limited@localhost WITH GRANT OPTION")
     file = tmp_path / "own.cnf"
@@ -212,14 +212,14 @@ def test_a_defaults_file_is_the_only_one_that_is_read(lab: Lab, server: MariaDBS
     own = MariaDB(database=app, defaults_file=str(file))
     with home(tmp_path, monkeypatch, "[client]\npassword=other\n"):
         own.check()
-        take(lab, own)
+        take(sandbox, own)
         server.sql("DELETE FROM t", app)
-        lab.rollback(1)
+        sandbox.rollback(1)
     assert server.sql("SELECT x FROM t", app).split() == ["1", "2"]
     file.write_text(file.read_text() + f"[mysqldump]\nignore-table={app}.t\n")
-    assert set(warnings(lab, take(lab, own))) == {"t"}
+    assert set(warnings(sandbox, take(sandbox, own))) == {"t"}
     with pytest.raises(CastoreError, match="leaves something out"):
-        lab.rollback(1)
+        sandbox.rollback(1)
     with pytest.raises(CastoreError, match="cannot read the defaults-file"):
         msgspec.structs.replace(own, defaults_file=str(tmp_path / "missing")).check()
 
@@ -234,27 +234,27 @@ def setting(server: MariaDBServer, name: str, value: str) -> Iterator[None]:
         server.sql(f"SET GLOBAL {name} = {before}")
 
 
-def test_helper_tables_have_primary_keys(lab: Lab, server: MariaDBServer, app: str):
+def test_helper_tables_have_primary_keys(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("CREATE TABLE t (x INT PRIMARY KEY); INSERT INTO t VALUES (1)", app)
     with setting(server, "innodb_force_primary_key", "1"):
-        assert take(lab, engine(server, app)).skipped_files == 0
+        assert take(sandbox, engine(server, app)).skipped_files == 0
         server.sql("DELETE FROM t", app)
-        lab.rollback(1)
+        sandbox.rollback(1)
         assert server.sql("SELECT x FROM t", app) == "1"
         server.sql("SET GLOBAL innodb_force_primary_key = 0; CREATE TABLE bare (x INT); SET GLOBAL innodb_force_primary_key = 1", app)
-        assert set(warnings(lab, take(lab, engine(server, app)))) == {"bare"}
+        assert set(warnings(sandbox, take(sandbox, engine(server, app)))) == {"bare"}
 
 
-def test_a_server_that_limits_what_is_selected_is_not_dumped(lab: Lab, server: MariaDBServer, app: str):
+def test_a_server_that_limits_what_is_selected_is_not_dumped(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql(SCHEMA, app)
     with setting(server, "sql_select_limit", "1"), pytest.raises(ProgramError, match="SET GLOBAL sql_select_limit"):
-        take(lab, engine(server, app))
+        take(sandbox, engine(server, app))
     with setting(server, "system_versioning_asof", "'2001-01-01 00:00:00'"), pytest.raises(CastoreError, match="as of"):
-        take(lab, engine(server, app))
+        take(sandbox, engine(server, app))
 
 
 @pytest.mark.parametrize("kind", ["MyISAM", "Aria", "InnoDB"])
-def test_tables_without_transactions_are_of_one_moment(lab: Lab, server: MariaDBServer, app: str, kind: str):
+def test_tables_without_transactions_are_of_one_moment(sandbox: Sandbox, server: MariaDBServer, app: str, kind: str):
     server.sql(f"CREATE TABLE a (n INT) ENGINE={kind}; CREATE TABLE b (n INT) ENGINE=MyISAM; INSERT INTO a VALUES (0); INSERT INTO b VALUES (0)", app)
     server.sql("CREATE TABLE aa (x LONGTEXT); INSERT INTO aa SELECT repeat('x', 1000000) FROM seq_1_to_20", app)
     over = threading.Event()
@@ -268,17 +268,17 @@ def test_tables_without_transactions_are_of_one_moment(lab: Lab, server: MariaDB
     writer.start()
     try:
         for _ in range(2):
-            assert take(lab, engine(server, app)).skipped_files == 0
+            assert take(sandbox, engine(server, app)).skipped_files == 0
             time.sleep(0.05)
     finally:
         over.set()
         writer.join()
     for number in (1, 2):
-        lab.rollback(number, take_pre_rollback=False)
+        sandbox.rollback(number, take_pre_rollback=False)
         assert len(set(server.sql("SELECT n FROM a; SELECT n FROM b", app).split())) == 1
 
 
-def test_a_lock_that_holds_up_the_dump_is_given_up_and_reported(lab: Lab, server: MariaDBServer, app: str, monkeypatch):
+def test_a_lock_that_holds_up_the_dump_is_given_up_and_reported(sandbox: Sandbox, server: MariaDBServer, app: str, monkeypatch):
     monkeypatch.setattr(mariadb_lock, "STUCK_SECONDS", 1)
     server.sql("CREATE TABLE a (n INT) ENGINE=MEMORY; CREATE TABLE b (n INT); INSERT INTO a VALUES (5)", app)
     real = mariadb_lock.OtherTables.watched
@@ -292,16 +292,16 @@ def test_a_lock_that_holds_up_the_dump_is_given_up_and_reported(lab: Lab, server
         return real(self, readinto)
 
     monkeypatch.setattr(mariadb_lock.OtherTables, "watched", watched)
-    said = warnings(lab, take(lab, engine(server, app)))
+    said = warnings(sandbox, take(sandbox, engine(server, app)))
     writers[0].join()
     assert set(said) in ({"a"}, set())
     assert all("the lock was released" in reason for reason in said.values()), said
 
 
-def test_tables_that_cannot_be_locked_are_reported(lab: Lab, server: MariaDBServer, app: str, tmp_path: Path):
+def test_tables_that_cannot_be_locked_are_reported(sandbox: Sandbox, server: MariaDBServer, app: str, tmp_path: Path):
     server.sql("CREATE TABLE a (n INT) ENGINE=MyISAM; CREATE TABLE b (n INT) ENGINE=InnoDB", app)
     own = account(server, app, FULL, tmp_path, "GRANT SELECT ON mysql.* TO limited@localhost")
-    said = warnings(lab, take(lab, own))
+    said = warnings(sandbox, take(sandbox, own))
     assert set(said) == {"a"}
     assert "GRANT RELOAD" in said["a"]
 
@@ -391,46 +391,46 @@ def test_a_node_of_a_cluster_is_refused(server: MariaDBServer, app: str, monkeyp
         engine(server, app).preflight()
 
 
-def test_values_of_an_enum_that_would_become_its_empty_member_are_reported(lab: Lab, server: MariaDBServer, app: str):
+def test_values_of_an_enum_that_would_become_its_empty_member_are_reported(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("CREATE TABLE e (x ENUM('a', ''), y ENUM('', 'b'), z ENUM('a,', 'b')); INSERT IGNORE INTO e VALUES ('none', '', 'none'), ('', '', 'b')", app)
-    assert list(warnings(lab, take(lab, engine(server, app)))) == ["e"]
+    assert list(warnings(sandbox, take(sandbox, engine(server, app)))) == ["e"]
     server.sql("DELETE FROM e WHERE x + 0 = 0", app)
-    assert warnings(lab, take(lab, engine(server, app))) == {}
+    assert warnings(sandbox, take(sandbox, engine(server, app))) == {}
 
 
-def test_a_database_on_a_server_that_keeps_names_in_lower_case_goes_back(lab: Lab):
+def test_a_database_on_a_server_that_keeps_names_in_lower_case_goes_back(sandbox: Sandbox):
     with MariaDBServer("--lower-case-table-names=1") as lower:
         lower.sql("CREATE DATABASE Shop; CREATE TABLE Shop.Things (X INT); INSERT INTO Shop.Things VALUES (1)")
         lower.sql("CREATE VIEW V AS SELECT X FROM Things; CREATE TRIGGER T BEFORE INSERT ON Things FOR EACH ROW SET NEW.X = 7; CREATE PROCEDURE P() SELECT 1", "Shop")
         before = lower.fingerprint("shop")
-        take(lab, engine(lower, "Shop"))
+        take(sandbox, engine(lower, "Shop"))
         lower.sql("DROP VIEW V; ALTER TABLE Things ADD Y INT; DROP PROCEDURE P", "Shop")
-        lab.rollback(1)
+        sandbox.rollback(1)
         assert lower.fingerprint("shop") == before
         assert left(lower) == []
 
 
-def test_a_view_over_a_view_whose_definer_was_dropped_is_restored(lab: Lab, server: MariaDBServer, app: str):
+def test_a_view_over_a_view_whose_definer_was_dropped_is_restored(sandbox: Sandbox, server: MariaDBServer, app: str):
     server.sql("CREATE OR REPLACE USER former@localhost; CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
     server.sql(f"GRANT SELECT ON {app}.* TO former@localhost; CREATE DEFINER = former@localhost VIEW a AS SELECT x FROM t; CREATE VIEW b AS SELECT x FROM a", app)
     server.sql("DROP USER former@localhost")
     views = server.sql("SELECT TABLE_NAME, VIEW_DEFINITION, DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = database() ORDER BY 1", app)
-    take(lab, engine(server, app))
+    take(sandbox, engine(server, app))
     server.sql("DROP VIEW a, b; DELETE FROM t", app)
-    lab.rollback(1)
+    sandbox.rollback(1)
     assert server.sql("SELECT TABLE_NAME, VIEW_DEFINITION, DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = database() ORDER BY 1", app) == views
     assert server.sql("SELECT x FROM t", app) == "1"
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_an_account_that_may_have_few_connections_is_enough(lab: Lab, server: MariaDBServer, app: str, number: int):
+def test_an_account_that_may_have_few_connections_is_enough(sandbox: Sandbox, server: MariaDBServer, app: str, number: int):
     server.sql("CREATE TABLE t (x INT); INSERT INTO t VALUES (1)", app)
     server.sql(f"CREATE USER few@localhost WITH MAX_USER_CONNECTIONS {number}; GRANT ALL ON *.* TO few@localhost WITH GRANT OPTION")
     try:
         own = msgspec.structs.replace(engine(server, app), user="few")
-        assert warnings(lab, take(lab, own)) == {}
+        assert warnings(sandbox, take(sandbox, own)) == {}
         server.sql("DELETE FROM t", app)
-        lab.rollback(1)
+        sandbox.rollback(1)
         assert server.sql("SELECT x FROM t", app) == "1"
     finally:
         server.sql("DROP USER few@localhost")

@@ -24,7 +24,7 @@ from castore.services import drill
 from castore.services.config import Service
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres, missing
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def server() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
 def source(server: Postgres, database: str, **options) -> dict[str, EngineSource]:
@@ -45,8 +45,8 @@ def source(server: Postgres, database: str, **options) -> dict[str, EngineSource
     return {"db": EngineSource("postgresql", engine)}
 
 
-def drilled(lab: Lab, number: int) -> str:
-    with lab.open() as store:
+def drilled(sandbox: Sandbox, number: int) -> str:
+    with sandbox.open() as store:
         target = store.generation("s", number)
         assert target is not None
         return drill.drill(store, target, {}, Service(), Ownership(change=os.geteuid() == 0)).parts["db"]
@@ -63,7 +63,7 @@ def database(server: Postgres, name: str, options: str = "") -> Iterator[str]:
         server.psql(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")
 
 
-def test_a_database_named_like_a_connection_string_leads_nobody_elsewhere(server: Postgres, lab: Lab, tmp_path: Path):
+def test_a_database_named_like_a_connection_string_leads_nobody_elsewhere(server: Postgres, sandbox: Sandbox, tmp_path: Path):
     heard: list[object] = []
     with socket.create_server(("127.0.0.1", 0)) as stranger:
 
@@ -82,7 +82,7 @@ def test_a_database_named_like_a_connection_string_leads_nobody_elsewhere(server
             program_path=server.programs,
         )
         with database(server, f"host=127.0.0.1 port={stranger.getsockname()[1]}"):
-            taken = lab.snapshot("s", {"pg": EngineSource("postgresql", engine)})
+            taken = sandbox.snapshot("s", {"pg": EngineSource("postgresql", engine)})
         assert len(taken.parts) == 3
         stranger.shutdown(socket.SHUT_RDWR)
         listener.join()
@@ -90,7 +90,7 @@ def test_a_database_named_like_a_connection_string_leads_nobody_elsewhere(server
 
 
 @pytest.mark.parametrize("name", ["a=b", "postgresql://x", "host=/nowhere dbname=template1", "Q\"u'o te \\ ü", "-c", "UPPER"])
-def test_a_database_may_have_any_name(server: Postgres, lab: Lab, name: str):
+def test_a_database_may_have_any_name(server: Postgres, sandbox: Sandbox, name: str):
     with database(server, name) as quoted:
         (engine,) = (one.engine for one in source(server, name).values())
 
@@ -99,9 +99,9 @@ def test_a_database_may_have_any_name(server: Postgres, lab: Lab, name: str):
 
         sql("CREATE TABLE public.t (x int); INSERT INTO public.t VALUES (1);")
         engine.check()
-        lab.snapshot("s", source(server, name))
+        sandbox.snapshot("s", source(server, name))
         sql("INSERT INTO public.t VALUES (2);")
-        lab.rollback(1)
+        sandbox.rollback(1)
         assert sql("SELECT * FROM public.t;") == ["1"]
         assert server.psql(f"SELECT count(*) FROM pg_database WHERE {quoted!r} <> '' AND datname LIKE 'castore%'".replace(repr(quoted), "'x'")) == "0"
 
@@ -121,23 +121,23 @@ SELECT setrole::regrole, setconfig FROM pg_db_role_setting WHERE setdatabase = (
 """
 
 
-def test_what_a_database_is_comes_back_with_it(server: Postgres, lab: Lab):
+def test_what_a_database_is_comes_back_with_it(server: Postgres, sandbox: Sandbox):
     with database(server, "own", "LOCALE 'C.UTF-8' ENCODING 'UTF8'"):
         server.psql(PROPERTIES)
         first = server.psql(SHOWN)
-        assert lab.snapshot("s", source(server, "own")).parts[0].skipped_files == 0
+        assert sandbox.snapshot("s", source(server, "own")).parts[0].skipped_files == 0
         server.psql("ALTER DATABASE own SET work_mem = '1MB'; ALTER DATABASE own OWNER TO postgres; REVOKE CONNECT ON DATABASE own FROM PUBLIC")
         second = server.psql(SHOWN)
-        done = lab.rollback(1)
+        done = sandbox.rollback(1)
         assert server.psql(SHOWN) == first
         assert done.pre_rollback is not None
-        lab.rollback(done.pre_rollback.number)
+        sandbox.rollback(done.pre_rollback.number)
         assert server.psql(SHOWN) == second
         server.psql("DROP DATABASE own")
-        lab.rollback(1, take_pre_rollback=False)
+        sandbox.rollback(1, take_pre_rollback=False)
         assert server.psql(SHOWN) == first
         server.psql("DROP DATABASE own; DROP ROLE guest")
-        lab.rollback(1, take_pre_rollback=False)  # who is gone has no settings
+        sandbox.rollback(1, take_pre_rollback=False)  # who is gone has no settings
         assert "guest" not in server.psql(SHOWN)
     server.psql("DROP ROLE boss")
 
@@ -146,20 +146,20 @@ def without_introduction(reader, readinto, _introduction) -> None:
     reader.warnings, reader._readinto, reader._first = [], readinto, b""
 
 
-def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
+def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: Postgres, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
     with database(server, "plain"):
         with monkeypatch.context() as older:
             older.setattr(base.DumpWithPreamble, "__init__", without_introduction)
-            lab.snapshot("s", source(server, "plain"))
+            sandbox.snapshot("s", source(server, "plain"))
         server.psql("ALTER DATABASE plain CONNECTION LIMIT 5; ALTER DATABASE plain SET work_mem = '3MB'")
         server.psql("CREATE TABLE t (x int)", "plain")
-        lab.rollback(1)
+        sandbox.rollback(1)
         limit = "SELECT datconnlimit, setconfig FROM pg_database d JOIN pg_db_role_setting ON setdatabase = d.oid WHERE datname = 'plain'"
         assert server.psql(limit) == "5|{work_mem=3MB}"
         assert server.psql("SELECT count(*) FROM pg_tables WHERE tablename = 't'", "plain") == "0"
 
 
-def test_a_database_keeps_the_provider_of_its_locale(lab: Lab):
+def test_a_database_keeps_the_provider_of_its_locale(sandbox: Sandbox):
     with Postgres("--locale-provider=icu", "--icu-locale=de") as server:
         for number, options in enumerate(("LOCALE_PROVIDER libc LOCALE 'C'", "LOCALE_PROVIDER icu ICU_LOCALE 'sv'", ""), 1):
             with database(server, "app", options):
@@ -171,12 +171,12 @@ def test_a_database_keeps_the_provider_of_its_locale(lab: Lab):
                     return server.psql(f"{columns} WHERE datname = 'app'") + rows
 
                 first = state()
-                lab.snapshot("s", source(server, "app"))
+                sandbox.snapshot("s", source(server, "app"))
                 server.psql("DELETE FROM t WHERE x = 'a'", "app")
-                lab.rollback(2 * number - 1)
+                sandbox.rollback(2 * number - 1)
                 assert state() == first
                 server.psql("DROP DATABASE app")
-                lab.rollback(2 * number - 1, take_pre_rollback=False)
+                sandbox.rollback(2 * number - 1, take_pre_rollback=False)
                 assert state() == first
 
 
@@ -200,14 +200,14 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("kind", LEAKS)
-def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(server: Postgres, lab: Lab, capfd, kind: str):
+def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(server: Postgres, sandbox: Sandbox, capfd, kind: str):
     with database(server, "leak"):
         server.psql(LEAKS[kind], "leak")
-        lab.snapshot("s", source(server, "leak"))
+        sandbox.snapshot("s", source(server, "leak"))
         server.psql("DELETE FROM t", "leak")
         with pytest.raises(ProgramError, match="ERROR:  ") as caught:
-            lab.rollback(1)
-        with lab.open() as store:
+            sandbox.rollback(1)
+        with sandbox.open() as store:
             told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
     assert not [one for one in told if "777666" in one or "row-secret" in one]
 
@@ -238,17 +238,17 @@ def test_a_dump_that_says_itself_where_it_goes_is_refused(server: Postgres, opti
         msgspec.structs.replace(engine, options=(option,)).preflight()
 
 
-def test_a_drill_makes_the_roles_that_its_server_lacks_and_prints_no_error(server: Postgres, lab: Lab, capfd):
+def test_a_drill_makes_the_roles_that_its_server_lacks_and_prints_no_error(server: Postgres, sandbox: Sandbox, capfd):
     server.psql("CREATE ROLE keeper")
     with database(server, "owned"):
         server.psql("CREATE TABLE t (x int); ALTER TABLE t OWNER TO keeper", "owned")
-        lab.snapshot("s", source(server, "owned"))
-        assert drilled(lab, 1).startswith("0 rows in 1 table")
+        sandbox.snapshot("s", source(server, "owned"))
+        assert drilled(sandbox, 1).startswith("0 rows in 1 table")
     server.psql("DROP ROLE keeper")
     assert "ERROR" not in capfd.readouterr().err
 
 
-def test_extensions_and_tablespaces_come_back_and_are_drilled(server: Postgres, lab: Lab):
+def test_extensions_and_tablespaces_come_back_and_are_drilled(server: Postgres, sandbox: Sandbox):
     if "pg_trgm" not in server.psql("SELECT name FROM pg_available_extensions"):
         missing("there is no extension pg_trgm")
     with tempfile.TemporaryDirectory(prefix="space-", dir=server.socket_folder) as place:
@@ -261,16 +261,16 @@ def test_extensions_and_tablespaces_come_back_and_are_drilled(server: Postgres, 
                 "CREATE INDEX i ON t USING gin (x gin_trgm_ops) TABLESPACE fast",
                 "ext",
             )
-            lab.snapshot("s", source(server, "ext"))
-            assert drilled(lab, 1).startswith("1 row in 1 table")
+            sandbox.snapshot("s", source(server, "ext"))
+            assert drilled(sandbox, 1).startswith("1 row in 1 table")
             server.psql("DROP TABLE t; DROP EXTENSION pg_trgm", "ext")
-            lab.rollback(1)
+            sandbox.rollback(1)
             assert server.psql("SELECT tablespace FROM pg_tables WHERE tablename = 't'", "ext") == "fast"
             assert server.psql("SELECT similarity(x, 'hello') FROM t", "ext") == "1"
         with database(server, "space", "TABLESPACE fast"):
-            lab.snapshot("s", source(server, "space"))
+            sandbox.snapshot("s", source(server, "space"))
             server.psql("CREATE TABLE t (x int)", "space")
-            lab.rollback(3)
+            sandbox.rollback(3)
             asked = "SELECT spcname FROM pg_database d JOIN pg_tablespace t ON t.oid = dattablespace WHERE datname = 'space'"
             assert server.psql(asked) == "fast"
         server.psql("DROP TABLESPACE fast")
@@ -284,19 +284,19 @@ def test_the_first_line_of_a_dump_is_read_from_any_pieces():
     assert read_preamble([b"--\n-- PostgreSQL", b" database dump"]) == {}
 
 
-def test_what_keeps_a_database_from_being_renamed_is_told(lab: Lab):
+def test_what_keeps_a_database_from_being_renamed_is_told(sandbox: Sandbox):
     with Postgres() as server:
         server.psql("ALTER SYSTEM SET max_prepared_transactions = 2")
         server.restart()
         with database(server, "busy"):
             server.psql("CREATE TABLE t (x int)", "busy")
-            lab.snapshot("s", source(server, "busy"))
+            sandbox.snapshot("s", source(server, "busy"))
             server.psql("INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'left'", "busy")
             with pytest.raises(CastoreError, match="COMMIT PREPARED .left.;"):
-                lab.rollback(1)
+                sandbox.rollback(1)
             server.psql("COMMIT PREPARED 'left'", "busy")
             assert server.psql("SELECT count(*) FROM t", "busy") == "2"
-            lab.rollback(1)
+            sandbox.rollback(1)
             assert server.psql("SELECT count(*) FROM t", "busy") == "0"
 
 

@@ -16,7 +16,7 @@ from castore.errors import CastoreError, ProgramError
 from castore.services.rollback.plan import read_details
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres, missing
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -30,8 +30,8 @@ def server() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
 @contextlib.contextmanager
@@ -48,13 +48,13 @@ def left(server: Postgres) -> str:
     return server.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'")
 
 
-def warnings(lab: Lab, number: int) -> list[str]:
-    with lab.open() as store:
+def warnings(sandbox: Sandbox, number: int) -> list[str]:
+    with sandbox.open() as store:
         return [reason for _, _, reason in read_details(store, store.generation("s", number)).warnings]
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JIS_2004", "UTF8"])
-def test_a_database_of_any_encoding_comes_back_and_is_drilled(server: Postgres, lab: Lab, encoding: str):
+def test_a_database_of_any_encoding_comes_back_and_is_drilled(server: Postgres, sandbox: Sandbox, encoding: str):
     data = {"SQL_ASCII": "\\xe4ff41", "LATIN1": "\\xe4ff", "EUC_JIS_2004": "\\xa4a2", "UTF8": "\\xc3a4"}[encoding]
     with database(server, "app", f"ENCODING '{encoding}' LOCALE 'C'") as source:
         literal = f"E'{data}'" if encoding == "SQL_ASCII" else f"convert_from('{data}', '{encoding}')"
@@ -69,28 +69,28 @@ def test_a_database_of_any_encoding_comes_back_and_is_drilled(server: Postgres, 
         asked = "SELECT encode(textsend(x), 'hex') FROM t"
         first = server.psql(asked, "app")
         source["db"].engine.check()
-        lab.snapshot("s", source)
+        sandbox.snapshot("s", source)
         server.psql("DELETE FROM t", "app")
-        lab.rollback(1)
+        sandbox.rollback(1)
         assert server.psql(asked, "app") == first
         assert server.psql("SHOW server_encoding", "app") == encoding
         from castore.services.config import Service
         from castore.services.drill import drill
 
-        with lab.open() as store:
+        with sandbox.open() as store:
             target = store.generation("s", 1)
             drill(store, target, dict(read_details(store, target).origins), Service(), Ownership(change=False))
 
 
-def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(server: Postgres, lab: Lab):
+def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(server: Postgres, sandbox: Sandbox):
     with database(server, "app") as source:
         server.psql("CREATE TABLE t (x int)", "app")
-        lab.snapshot("s", source)
+        sandbox.snapshot("s", source)
         server.psql("CREATE SUBSCRIPTION sub CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false)", "app")
-        lab.snapshot("s", source)
+        sandbox.snapshot("s", source)
         for number in (1, 2):
             with pytest.raises(CastoreError, match="ALTER SUBSCRIPTION sub SET .slot_name = NONE.; DROP SUBSCRIPTION sub;"):
-                lab.rollback(number)
+                sandbox.rollback(number)
         with pytest.raises(CastoreError, match="DROP SUBSCRIPTION"):
             source["db"].engine.check()
         assert left(server) == ""
@@ -100,25 +100,25 @@ def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(s
 
         # A failure after the swap, when the database that is dropped has the subscription of the dump.
         with pytest.raises(ProgramError, match="health"):
-            lab.rollback(2, Service(health=("false",), health_timeout=0.1))
+            sandbox.rollback(2, Service(health=("false",), health_timeout=0.1))
         assert left(server) == ""
         assert server.psql("SELECT count(*) FROM t", "app") == "1"
         said: list[str] = []
-        assert lab.rollback(2, say=said.append).problems == []
+        assert sandbox.rollback(2, say=said.append).problems == []
         assert any('ALTER SUBSCRIPTION "sub" ENABLE' in line for line in said)
         assert server.psql("SELECT subname, subenabled FROM pg_subscription") == "sub|f"
         server.psql("ALTER SUBSCRIPTION sub SET (slot_name = NONE)", "app")
         server.psql("DROP SUBSCRIPTION sub", "app")
 
 
-def test_a_logical_replication_slot_is_reported_and_never_dropped(server: Postgres, lab: Lab):
+def test_a_logical_replication_slot_is_reported_and_never_dropped(server: Postgres, sandbox: Sandbox):
     with database(server, "app") as source:
         server.psql("SELECT pg_create_logical_replication_slot('debezium', 'pgoutput')", "app")
-        taken = lab.snapshot("s", source)
+        taken = sandbox.snapshot("s", source)
         assert taken.parts[0].skipped_files == 1
-        assert "the logical replication slot debezium is not in the dump" in warnings(lab, 1)[0]
+        assert "the logical replication slot debezium is not in the dump" in warnings(sandbox, 1)[0]
         with pytest.raises(CastoreError, match=r"pg_drop_replication_slot\('debezium'\)"):
-            lab.rollback(1)
+            sandbox.rollback(1)
         assert server.psql("SELECT slot_name FROM pg_replication_slots") == "debezium"
         server.psql("SELECT pg_drop_replication_slot('debezium')")
 
@@ -138,18 +138,18 @@ CREATE VIEW v AS SELECT d = NULL AS never FROM t; CREATE TABLE k (i int PRIMARY 
 SEEN = "SET TimeZone = 'UTC'; SELECT t::text FROM t; SELECT pg_get_viewdef('v'); SELECT pg_get_constraintdef(oid) FROM pg_constraint ORDER BY conname"
 
 
-def test_settings_of_roles_and_databases_change_nothing(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
+def test_settings_of_roles_and_databases_change_nothing(server: Postgres, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
     with database(server, "app") as source:
         server.psql(VALUES, "app")
         plainly = server.psql(SEEN, "app")
-        lab.snapshot("s", source)
+        sandbox.snapshot("s", source)
         known = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout
         usable = [name for name in HOSTILE if name != "lc_monetary" or "en_US.utf8" in known]
         server.psql("DROP VIEW v; DROP TABLE k", "app")
         try:
             server.psql("".join(f"ALTER ROLE postgres SET {name} = {HOSTILE[name]};" for name in usable))
-            lab.rollback(1)
-            again = lab.snapshot("s", source)
+            sandbox.rollback(1)
+            again = sandbox.snapshot("s", source)
         finally:
             with monkeypatch.context() as calm:
                 calm.setenv("PGOPTIONS", "-c default_transaction_read_only=off -c statement_timeout=0 -c role=none")
@@ -226,7 +226,7 @@ def test_what_the_options_name_is_used(server: Postgres, tmp_path: Path):
     assert (env["PGPASSFILE"], env["PGSSLCERT"], env["PGSSLKEY"]) == (str(passwords), "/c", "/nonexistent")
 
 
-def test_missing_rights_are_named_with_statements(server: Postgres, lab: Lab):
+def test_missing_rights_are_named_with_statements(server: Postgres, sandbox: Sandbox):
     server.psql("CREATE ROLE backup LOGIN; CREATE ROLE app_owner; CREATE ROLE other_owner")
     with database(server, "app"):
         server.psql(
@@ -248,24 +248,24 @@ def test_missing_rights_are_named_with_statements(server: Postgres, lab: Lab):
         server.psql("DROP EVENT TRIGGER e; DROP EXTENSION file_fdw; ALTER FUNCTION et() OWNER TO app_owner; ALTER TABLE s OWNER TO app_owner; SELECT lo_unlink(77); CREATE SCHEMA o AUTHORIZATION other_owner; ALTER TABLE t SET SCHEMA o", "app")
         server.psql("ALTER ROLE backup CREATEDB BYPASSRLS; GRANT app_owner TO backup; GRANT other_owner TO backup")
         engine.check()
-        lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
+        sandbox.snapshot("s", {"db": EngineSource("postgresql", engine)})
         server.psql("DROP TABLE o.t", "app")
-        lab.rollback(1)
+        sandbox.rollback(1)
         assert server.psql("SELECT tableowner FROM pg_tables WHERE tablename IN ('t', 's') ORDER BY 1", "app") == "app_owner\nother_owner"
     server.psql("DROP ROLE backup; DROP ROLE app_owner; DROP ROLE other_owner")
 
 
-def test_what_pg_dump_leaves_out_is_reported_by_name(server: Postgres, lab: Lab):
+def test_what_pg_dump_leaves_out_is_reported_by_name(server: Postgres, sandbox: Sandbox):
     with database(server, "app") as source:
         server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1), (1)", "app")
         with pytest.raises(AssertionError, match="could not create unique index"):
             server.psql("CREATE UNIQUE INDEX CONCURRENTLY broken ON t (x)", "app")
         server.psql("CREATE EXTENSION hstore; CREATE TABLE member (x int); INSERT INTO member VALUES (1); ALTER EXTENSION hstore ADD TABLE member", "app")
-        taken = lab.snapshot("s", source)
+        taken = sandbox.snapshot("s", source)
         assert taken.parts[0].skipped_files == 2
-        assert sorted(line.split(" is not in the dump")[0] for line in warnings(lab, 1)) == ["the index public.broken", "the rows of public.member"]
+        assert sorted(line.split(" is not in the dump")[0] for line in warnings(sandbox, 1)) == ["the index public.broken", "the rows of public.member"]
         server.psql("DELETE FROM t", "app")
-        lab.rollback(1)
+        sandbox.rollback(1)
         assert server.psql("SELECT count(*) FROM t", "app") == "2"
 
 
@@ -277,18 +277,18 @@ def test_an_option_that_may_leave_something_out_is_refused(option: str):
         refuse_options(("--verbose", "--role", "x", "--lock-wait-timeout=3", option))
 
 
-def test_a_dump_without_an_inventory_is_kept_and_reported(server: Postgres, lab: Lab, monkeypatch: pytest.MonkeyPatch):
+def test_a_dump_without_an_inventory_is_kept_and_reported(server: Postgres, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
     from castore.engines.postgresql import inventory as postgresql_inventory
 
     with database(server, "app") as source:
         server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1); CREATE PUBLICATION p FOR TABLE t; CREATE TABLE bare (); ALTER PUBLICATION p ADD TABLE bare", "app")
-        assert lab.snapshot("s", source).parts[0].skipped_files == 0
+        assert sandbox.snapshot("s", source).parts[0].skipped_files == 0
         with monkeypatch.context() as newer:
             newer.setattr(postgresql_inventory, "OBJECTS", "SELECT no_such_column;")
-            assert lab.snapshot("s", source).parts[0].skipped_files == 1
-        assert "no inventory was taken" in warnings(lab, 2)[0]
+            assert sandbox.snapshot("s", source).parts[0].skipped_files == 1
+        assert "no inventory was taken" in warnings(sandbox, 2)[0]
         server.psql("TRUNCATE t", "app")
-        lab.rollback(2)
+        sandbox.rollback(2)
         assert server.psql("SELECT count(*) FROM t", "app") == "1"
 
 
@@ -300,7 +300,7 @@ CREATE MATERIALIZED VIEW m AS SELECT uses() AS x; ALTER DATABASE app SET search_
 """
 
 
-def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(server: Postgres, lab: Lab):
+def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(server: Postgres, sandbox: Sandbox):
     from castore.services.config import Service
     from castore.services.drill import drill
 
@@ -309,40 +309,40 @@ def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(ser
     with database(server, "app") as source:
         server.psql("ALTER DATABASE app SET search_path = public, other")
         server.psql(UNACCENT, "app")
-        assert lab.snapshot("s", source).parts[0].skipped_files == 0
+        assert sandbox.snapshot("s", source).parts[0].skipped_files == 0
         server.psql("DROP TABLE t; DROP MATERIALIZED VIEW m", "app")
-        lab.rollback(1)
+        sandbox.rollback(1)
         assert server.psql("SELECT x FROM t WHERE x = 'Ä'", "app") == "Ä"
         assert server.psql("SELECT x FROM m", "app") == "1"
-        with lab.open() as store:
+        with sandbox.open() as store:
             target = store.generation("s", 1)
             drill(store, target, dict(read_details(store, target).origins), Service(), Ownership(change=False))
         assert left(server) == ""
 
 
-def test_a_database_without_what_the_template_has_comes_back_so(server: Postgres, lab: Lab):
+def test_a_database_without_what_the_template_has_comes_back_so(server: Postgres, sandbox: Sandbox):
     with database(server, "app") as source:
         server.psql("DROP SCHEMA public; DROP EXTENSION plpgsql", "app")
-        lab.snapshot("s", source)
+        sandbox.snapshot("s", source)
         server.psql("CREATE SCHEMA public; CREATE EXTENSION plpgsql; CREATE TABLE public.t (x int)", "app")
-        lab.rollback(1)
+        sandbox.rollback(1)
         asked = "SELECT (SELECT count(*) FROM pg_extension), (SELECT count(*) FROM pg_namespace WHERE nspname = 'public')"
         assert server.psql(asked, "app") == "0|0"
 
 
-def test_an_inventory_of_objects_only_is_compared_as_such(server: Postgres, lab: Lab):
+def test_an_inventory_of_objects_only_is_compared_as_such(server: Postgres, sandbox: Sandbox):
     import msgspec
 
     with database(server, "app") as source:
         server.psql("CREATE TABLE t (x int); INSERT INTO t VALUES (1)", "app")
         for kind in ("objects", "off"):
             engine = msgspec.structs.replace(source["db"].engine, inventory=kind)
-            lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
+            sandbox.snapshot("s", {"db": EngineSource("postgresql", engine)})
         server.psql("DELETE FROM t", "app")
         for number in (1, 2):
-            with lab.open() as store:
+            with sandbox.open() as store:
                 origins = dict(read_details(store, store.generation("s", number)).origins)
             origins["db"].settings["inventory"] = "full"
-            lab.rollback(number)
+            sandbox.rollback(number)
             assert server.psql("SELECT x FROM t", "app") == "1"
             server.psql("DELETE FROM t", "app")

@@ -13,7 +13,7 @@ from castore.errors import CastoreError
 from castore.services.rollback import execute
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 KINDS = (Path(__file__).parents[1] / "support" / "postgres_kinds.sql").read_text()
 MUTATIONS = {
@@ -78,8 +78,8 @@ def test_a_change_of_one_object_is_found(server: Postgres, recorded: dict[str, s
 
 
 def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, recorded: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    lab = Lab(tmp_path / "lab")
-    lab.snapshot("s", {"db": EngineSource("postgresql", engine(server))})
+    sandbox = Sandbox(tmp_path / "sandbox")
+    sandbox.snapshot("s", {"db": EngineSource("postgresql", engine(server))})
     server.psql("DROP TABLE app.posts CASCADE; DROP TYPE app.mood CASCADE; SELECT lo_unlink(4242)", "kinds")
     real = execute.contents_of
 
@@ -103,8 +103,8 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
         with monkeypatch.context() as patched:
             patched.setattr(execute, "contents_of", lossy(line, rest))
             with pytest.raises(CastoreError, match=named):
-                lab.rollback(1)
-    lab.rollback(1)
+                sandbox.rollback(1)
+    sandbox.rollback(1)
     with engine(server)._live.snapshot({}) as (found, _):
         assert differences(recorded, found) == []
     assert server.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'") == ""

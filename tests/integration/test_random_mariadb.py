@@ -19,7 +19,7 @@ from castore.services.config import Service
 from tests.integration.test_mariadb_cases import engine, take, warnings
 from tests.support.mariadb import MariaDBServer
 from tests.support.random_mariadb import RandomDatabase, contents, differing, quoted, run
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 FIRST = int(os.environ.get("CASTORE_TEST_FIRST_DATABASE", "1"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("CASTORE_TEST_DATABASES", "3")))
@@ -43,19 +43,19 @@ def test_a_random_database_goes_back_and_forth(server: MariaDBServer, tmp_path: 
     server.sql("CREATE DATABASE generated CHARACTER SET utf8mb4")
     try:
         run(server, "generated", made.create())
-        lab = Lab(tmp_path / "lab")
+        sandbox = Sandbox(tmp_path / "sandbox")
         own = engine(server, "generated")
         first = contents(server, "generated")
-        taken = take(lab, own)
+        taken = take(sandbox, own)
         # A view may be broken from the beginning: over one whose definer does not exist.
-        broken = warnings(lab, taken)
+        broken = warnings(sandbox, taken)
         assert all(reason == LACKING or reason.endswith(UNDEFINED[len("{0} of {1}") :]) for reason in broken.values())
         run(server, "generated", made.change())
         second = contents(server, "generated")
         if first == second:
             return
         with pytest.raises(CastoreError) as stopped:
-            lab.rollback(taken.number, settings=Service(health=("false",), health_timeout=0))
+            sandbox.rollback(taken.number, settings=Service(health=("false",), health_timeout=0))
         # A trigger of a table that was renamed may be one that no client can create again.
         is_refused = MIXED in str(stopped.value)
         assert is_refused or "health" in str(stopped.value)
@@ -63,14 +63,14 @@ def test_a_random_database_goes_back_and_forth(server: MariaDBServer, tmp_path: 
         assert not found, "\n".join(found)
         if is_refused:
             return
-        done = lab.rollback(taken.number)
+        done = sandbox.rollback(taken.number)
         assert done.problems == []
         found = differing(first, contents(server, "generated"))
         assert not unexplained(found, broken), "\n".join(found)
         assert done.pre_rollback is not None
-        lab.rollback(done.pre_rollback.number)
+        sandbox.rollback(done.pre_rollback.number)
         found = differing(second, contents(server, "generated"))
-        assert not unexplained(found, warnings(lab, done.pre_rollback)), "\n".join(found)
+        assert not unexplained(found, warnings(sandbox, done.pre_rollback)), "\n".join(found)
         assert [one for one in server.databases() if one.startswith("castore")] == []
     finally:
         for one in server.databases():

@@ -16,7 +16,7 @@ from castore.engines.postgresql.engine import PostgreSQL
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.random_postgres import ROLES, RandomDatabase, contents, differing, run
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 FIRST = int(os.environ.get("CASTORE_TEST_FIRST_DATABASE", "1"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("CASTORE_TEST_DATABASES", "3")))
@@ -36,18 +36,18 @@ def test_a_random_database_goes_back_and_forth(server: Postgres, tmp_path: Path,
     server.psql(f"CREATE DATABASE generated TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
     try:
         run(server, "generated", made.create())
-        lab = Lab(tmp_path / "lab")
+        sandbox = Sandbox(tmp_path / "sandbox")
         engine = PostgreSQL(database="generated", host=server.socket_folder, user="postgres", program_path=server.programs)
         first = contents(server, "generated")
-        lab.snapshot("s", {"db": EngineSource("postgresql", engine)})
+        sandbox.snapshot("s", {"db": EngineSource("postgresql", engine)})
         run(server, "generated", made.change())
         second = contents(server, "generated")
-        done = lab.rollback(1)
+        done = sandbox.rollback(1)
         assert done.problems == []
         found = differing(first, contents(server, "generated"))
         assert not found, "\n".join(found)
         assert done.pre_rollback is not None
-        lab.rollback(done.pre_rollback.number)
+        sandbox.rollback(done.pre_rollback.number)
         found = differing(second, contents(server, "generated"))
         assert not found, "\n".join(found)
         assert server.psql("SELECT datname FROM pg_database WHERE datname LIKE 'castore%'") == ""

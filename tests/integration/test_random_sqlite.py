@@ -15,7 +15,7 @@ from castore.engines.sqlite import SQLite
 from castore.engines.sqlite_check import look
 from castore.services.snapshot import EngineSource
 from tests.support.random_sqlite import RandomDatabase, contents, run
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 FIRST = int(os.environ.get("CASTORE_TEST_FIRST_DATABASE", "1"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("CASTORE_TEST_DATABASES", "12")))
@@ -28,14 +28,14 @@ def test_a_random_database_goes_back_and_forth(tmp_path: Path, seed: int):
     path.parent.mkdir()
     run(path, made.create())
     first = contents(path)
-    lab = Lab(tmp_path / "lab")
-    lab.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(path)))})
+    sandbox = Sandbox(tmp_path / "sandbox")
+    sandbox.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(path)))})
     run(path, made.change())
     second = contents(path)
-    done = lab.rollback(1)
+    done = sandbox.rollback(1)
     assert contents(path) == first
     assert done.pre_rollback is not None
-    lab.rollback(done.pre_rollback.number)
+    sandbox.rollback(done.pre_rollback.number)
     assert contents(path) == second
     run(path, ["PRAGMA journal_mode = DELETE"])
     look(str(path), "it", thorough=True)

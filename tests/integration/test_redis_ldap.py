@@ -28,7 +28,7 @@ from castore.services.config import Service
 from castore.services.rollback import execute
 from castore.services.snapshot import EngineSource
 from tests.support.postgres import missing
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 PATH = os.environ["PATH"] + ":/usr/sbin"
 
@@ -205,31 +205,31 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
-def rollback(lab: Lab, number: int, settings: Service, **options) -> execute.RolledBack:
-    return lab.rollback(number, settings, **options)
+def rollback(sandbox: Sandbox, number: int, settings: Service, **options) -> execute.RolledBack:
+    return sandbox.rollback(number, settings, **options)
 
 
-def test_a_server_goes_back_and_forth(lab: Lab, server: Server):
+def test_a_server_goes_back_and_forth(sandbox: Sandbox, server: Server):
     server.engine.check()
     first = server.state()
-    lab.snapshot("s", {"db": EngineSource(server.name, server.engine)})
+    sandbox.snapshot("s", {"db": EngineSource(server.name, server.engine)})
     server.change()
     second = server.state()
     assert second != first
-    done = rollback(lab, 1, server.hooks)
+    done = rollback(sandbox, 1, server.hooks)
     assert server.state() == first
     assert done.pre_rollback is not None
-    rollback(lab, done.pre_rollback.number, server.hooks)
+    rollback(sandbox, done.pre_rollback.number, server.hooks)
     assert server.state() == second
     assert server.leftovers() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may run programs as another user")
-def test_the_programs_of_a_server_are_run_as_another_user(lab: Lab, server: Server):
+def test_the_programs_of_a_server_are_run_as_another_user(sandbox: Sandbox, server: Server):
     user = {"redis": "redis", "ldap": "openldap"}[server.name]
     server.folder.chmod(0o755)
     for folder, _, files in os.walk(server.folder):
@@ -237,61 +237,61 @@ def test_the_programs_of_a_server_are_run_as_another_user(lab: Lab, server: Serv
             shutil.chown(path, user)
     engine = msgspec.structs.replace(server.engine, run_as=user)
     first = server.state()
-    lab.snapshot("s", {"db": EngineSource(server.name, engine)})
+    sandbox.snapshot("s", {"db": EngineSource(server.name, engine)})
     server.change()
-    rollback(lab, 1, server.hooks)
+    rollback(sandbox, 1, server.hooks)
     assert server.state() == first
-    with lab.open() as store:
+    with sandbox.open() as store:
         drill.drill(store, store.generation("s", 1), {}, Service(), Ownership(change=True))
 
 
-def test_a_server_that_is_not_healthy_is_put_back(lab: Lab, server: Server):
-    lab.snapshot("s", {"db": EngineSource(server.name, server.engine)})
+def test_a_server_that_is_not_healthy_is_put_back(sandbox: Sandbox, server: Server):
+    sandbox.snapshot("s", {"db": EngineSource(server.name, server.engine)})
     server.change()
     second = server.state()
     hooks = server.hooks
     broken = Service(stop=hooks.stop, start=hooks.start, health=("false",), health_timeout=0.1)
     with pytest.raises(ProgramError, match="health"):
-        rollback(lab, 1, broken)
+        rollback(sandbox, 1, broken)
     assert server.state() == second
     assert server.leftovers() == []
 
 
-def test_a_generation_is_drilled(lab: Lab, server: Server):
-    taken = lab.snapshot("s", {"db": EngineSource(server.name, server.engine)})
+def test_a_generation_is_drilled(sandbox: Sandbox, server: Server):
+    taken = sandbox.snapshot("s", {"db": EngineSource(server.name, server.engine)})
     server.change()
-    with lab.open() as store:
+    with sandbox.open() as store:
         ownership = Ownership(change=os.geteuid() == 0, numeric=True)
         done = drill.drill(store, taken, {}, Service(), ownership)
     assert done.parts["db"].startswith("3 keys" if server.name == "redis" else "202 entries")
 
 
-def test_redis_has_to_be_stopped(lab: Lab, redis: Server):
-    lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
+def test_redis_has_to_be_stopped(sandbox: Sandbox, redis: Server):
+    sandbox.snapshot("s", {"db": EngineSource("redis", redis.engine)})
     redis.change()
     second = redis.state()
     with pytest.raises(CastoreError, match="still runs"):
-        rollback(lab, 1, Service())
+        rollback(sandbox, 1, Service())
     assert redis.state() == second
     assert redis.leftovers() == []
 
 
-def test_a_wrong_password_is_told(lab: Lab, redis: Server, monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_password_is_told(sandbox: Sandbox, redis: Server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CASTORE_TEST_SECRET", "wrong")
     engine = Redis(socket=redis.engine.socket, password=Secret(env="CASTORE_TEST_SECRET"))
     with pytest.raises(ProgramError) as caught:
         engine.check()
     assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
     with pytest.raises(ProgramError):
-        lab.snapshot("s", {"db": EngineSource("redis", engine)})
+        sandbox.snapshot("s", {"db": EngineSource("redis", engine)})
 
 
-def test_a_suffix_that_is_not_there_is_told(lab: Lab, ldap: Server):
+def test_a_suffix_that_is_not_there_is_told(sandbox: Sandbox, ldap: Server):
     engine = LDAP(suffix="dc=other", config=ldap.engine.config)
     with pytest.raises(ProgramError, match="no database of 'dc=other'"):
         engine.check()
     with pytest.raises(ProgramError):
-        lab.snapshot("s", {"db": EngineSource("ldap", engine)})
+        sandbox.snapshot("s", {"db": EngineSource("ldap", engine)})
 
 
 def ask(redis: Server, *words: str) -> str:
@@ -307,10 +307,10 @@ def unsaving(redis: Server) -> Server:
     return redis
 
 
-def test_a_server_that_does_not_save_when_it_is_stopped_loses_nothing(lab: Lab, unsaving: Server):
+def test_a_server_that_does_not_save_when_it_is_stopped_loses_nothing(sandbox: Sandbox, unsaving: Server):
     redis = unsaving
     first = redis.state()
-    lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
+    sandbox.snapshot("s", {"db": EngineSource("redis", redis.engine)})
     redis.change()
     ask(redis, "SAVE")  # what is in the file is old from here on
     ask(redis, "SET", "counter", "newest")
@@ -318,38 +318,38 @@ def test_a_server_that_does_not_save_when_it_is_stopped_loses_nothing(lab: Lab, 
     hooks = redis.hooks
     broken = Service(stop=hooks.stop, start=hooks.start, health=("false",), health_timeout=0.1)
     with pytest.raises(ProgramError, match="health"):
-        rollback(lab, 1, broken)
+        rollback(sandbox, 1, broken)
     assert redis.state() == second
     late = ["redis-cli", "-s", redis.engine.socket, "-a", "pass word", "--no-auth-warning", "SET", "counter", "late"]
     write_late = Service(stop=("sh", "-c", f"{shlex.join(late)}; {hooks.stop[2]}"), start=hooks.start)
-    done = rollback(lab, 1, write_late)
+    done = rollback(sandbox, 1, write_late)
     assert redis.state() == first
     assert done.pre_rollback is not None
-    rollback(lab, done.pre_rollback.number, hooks)
+    rollback(sandbox, done.pre_rollback.number, hooks)
     assert ask(redis, "GET", "counter") == "late"
     assert redis.leftovers() == []
 
 
-def test_a_roll_back_that_does_not_come_to_the_stop_leaves_the_settings_alone(lab: Lab, unsaving: Server):
-    lab.snapshot("s", {"db": EngineSource("redis", unsaving.engine)})
+def test_a_roll_back_that_does_not_come_to_the_stop_leaves_the_settings_alone(sandbox: Sandbox, unsaving: Server):
+    sandbox.snapshot("s", {"db": EngineSource("redis", unsaving.engine)})
     unsaving.change()
     second = unsaving.state()
     with pytest.raises(ProgramError, match="false"):
-        rollback(lab, 1, Service(stop=("false",), start=("true",)))
+        rollback(sandbox, 1, Service(stop=("false",), start=("true",)))
     assert unsaving.state() == second
     assert ask(unsaving, "CONFIG", "GET", "save") == "save"
     assert unsaving.leftovers() == []
 
 
 @pytest.mark.parametrize("take_pre_rollback", [True, False])
-def test_a_server_that_was_stopped_without_saving_is_put_back(lab: Lab, redis: Server, take_pre_rollback: bool):
-    lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
+def test_a_server_that_was_stopped_without_saving_is_put_back(sandbox: Sandbox, redis: Server, take_pre_rollback: bool):
+    sandbox.snapshot("s", {"db": EngineSource("redis", redis.engine)})
     redis.change()
     second = redis.state()
     hooks = redis.hooks
     killing = Service(stop=("sh", "-c", hooks.stop[2].replace("kill $", "kill -9 $", 1)), start=hooks.start)
     with pytest.raises(CastoreError, match="stopped without writing"):
-        rollback(lab, 1, killing, take_pre_rollback=take_pre_rollback)
+        rollback(sandbox, 1, killing, take_pre_rollback=take_pre_rollback)
     for _ in range(100):
         if subprocess.run(["redis-cli", "-s", redis.engine.socket, "-a", "pass word", "PING"], capture_output=True, check=False).stdout == b"PONG\n":
             break
@@ -358,43 +358,43 @@ def test_a_server_that_was_stopped_without_saving_is_put_back(lab: Lab, redis: S
     assert redis.leftovers() == []
 
 
-def test_a_server_that_keeps_an_append_only_file_is_refused_and_drilled(lab: Lab, redis: Server):
+def test_a_server_that_keeps_an_append_only_file_is_refused_and_drilled(sandbox: Sandbox, redis: Server):
     ask(redis, "CONFIG", "SET", "appendonly", "yes")
-    taken = lab.snapshot("s", {"db": EngineSource("redis", redis.engine)})
+    taken = sandbox.snapshot("s", {"db": EngineSource("redis", redis.engine)})
     redis.change()
     second = redis.state()
     with pytest.raises(CastoreError, match="append-only file.*nothing was touched"):
-        rollback(lab, 1, redis.hooks)
+        rollback(sandbox, 1, redis.hooks)
     assert redis.state() == second
-    with lab.open() as store:
+    with sandbox.open() as store:
         done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0, numeric=True))
     assert done.parts["db"].startswith("3 keys")
 
 
-def test_a_file_that_the_server_does_not_write_is_told(lab: Lab, redis: Server, tmp_path: Path):
+def test_a_file_that_the_server_does_not_write_is_told(sandbox: Sandbox, redis: Server, tmp_path: Path):
     (tmp_path / "other.rdb").write_bytes(b"REDIS")
     engine = Redis(socket=redis.engine.socket, password=redis.engine.password, path=str(tmp_path / "other.rdb"))
-    lab.snapshot("s", {"db": EngineSource("redis", engine)})
+    sandbox.snapshot("s", {"db": EngineSource("redis", engine)})
     with pytest.raises(CastoreError, match=r"does not write .*other.rdb"):
-        rollback(lab, 1, redis.hooks)
-    assert sorted(os.listdir(tmp_path)) == ["lab", "other.rdb"]
+        rollback(sandbox, 1, redis.hooks)
+    assert sorted(os.listdir(tmp_path)) == ["sandbox", "other.rdb"]
 
 
-def test_slapd_has_to_be_stopped(lab: Lab, ldap: Server, monkeypatch: pytest.MonkeyPatch):
+def test_slapd_has_to_be_stopped(sandbox: Sandbox, ldap: Server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ldap_engine, "_END_SECONDS", 0.2)
-    lab.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
+    sandbox.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
     ldap.change()
     second = ldap.state()
     for watch in ("_is_locked", "_is_open"):
         with monkeypatch.context() as only, pytest.raises(CastoreError, match="slapd still has .*/data open"):
             only.setattr(ldap_engine, watch, lambda _data: 0)
-            rollback(lab, 1, Service())
+            rollback(sandbox, 1, Service())
     assert ldap.state() == second
     assert ldap.leftovers() == []
 
 
-def test_no_entry_is_told_when_a_dump_does_not_load(lab: Lab, ldap: Server, capfd, monkeypatch: pytest.MonkeyPatch):
-    lab.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
+def test_no_entry_is_told_when_a_dump_does_not_load(sandbox: Sandbox, ldap: Server, capfd, monkeypatch: pytest.MonkeyPatch):
+    sandbox.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
     ldap.change()
     real = execute.contents_of
 
@@ -404,5 +404,5 @@ def test_no_entry_is_told_when_a_dump_does_not_load(lab: Lab, ldap: Server, capf
 
     monkeypatch.setattr(execute, "contents_of", broken)
     with pytest.raises(ProgramError, match=r"slapadd failed.*line=\d+") as caught:
-        rollback(lab, 1, ldap.hooks)
+        rollback(sandbox, 1, ldap.hooks)
     assert "cn=p7" not in str(caught.value) + capfd.readouterr().err

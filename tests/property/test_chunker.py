@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.chunking import cutter, in_pieces, lengths, twin_ends, whole
+from tests.support.chunking import cutter, in_pieces, lengths, reference_ends, whole
 
 averages = st.sampled_from([256, 300, 512, 1021])
 seeds = st.integers(0, 1 << 32)
@@ -43,7 +43,7 @@ streams = st.one_of(st.binary(max_size=3000), noise(), low_entropy(), repetitive
 def test_the_kernel_cuts_where_its_twin_cuts(data, average, gear):
     table = {} if gear is None else {"gear": random.Random(gear).randbytes(2048)}
     rule = cutter(average, **table)
-    assert whole(rule, data) == twin_ends(rule, data, **table)
+    assert whole(rule, data) == reference_ends(rule, data, **table)
 
 
 @given(streams, averages, st.lists(st.integers(0, 12_000), max_size=40))

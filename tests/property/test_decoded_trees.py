@@ -68,7 +68,7 @@ class Writer(Hostile):
         self.numbers = itertools.count(2)
         live = folder / "live"
         plant(live)
-        self.lab.snapshot("s", {"t": Tree(str(live))})
+        self.sandbox.snapshot("s", {"t": Tree(str(live))})
         self.store.sync()
         first = self.store.generation("s", 1)
         assert first is not None
@@ -164,11 +164,11 @@ class Writer(Hostile):
         return found
 
     def lost_by_restore(self, taken: Generation) -> set[str]:
-        out = self.lab.folder / "out"
+        out = self.sandbox.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         selection = select(self.store, f"s@{taken.number}:t")
         try:
-            done = restore_parts(self.store, selection, str(out), self.lab.ownership, castore.Progress())
+            done = restore_parts(self.store, selection, str(out), self.sandbox.ownership, castore.Progress())
         except DamageError:
             return {"."}
         return {path.decode(errors="backslashreplace") for path, _ in done.report.damaged}
@@ -327,7 +327,7 @@ def test_verify_reports_what_a_restore_cannot(writer, data):
     assert lost <= reported
     if not lost:
         for shown in reported:
-            restored = writer.lab.folder / "out" / shown
+            restored = writer.sandbox.folder / "out" / shown
             assert stat.S_ISREG(restored.lstat().st_mode)
             assert restored.lstat().st_nlink > 1
 
@@ -352,7 +352,7 @@ def test_a_fault_is_reported_with_its_paths(writer, name):
     taken = writer.commit(path, change)
     assert writer.reported(taken) == expected
     assert writer.lost_by_restore(taken) == expected
-    with writer.lab.open() as store:
+    with writer.sandbox.open() as store:
         found = verify(store, castore.Progress(), read_data=True)
     (hit,) = [hit for hit in found.affected if hit.number == taken.number]
     assert (hit.part, set(hit.paths)) == ("t", expected)
@@ -362,12 +362,12 @@ def test_a_fault_is_reported_with_its_paths(writer, name):
 def test_a_tree_that_does_not_decode_is_read_again_by_the_next_snapshot(tmp_path):
     writer = Writer(tmp_path)
     with writer.reader:
-        (scan,) = (tmp_path / "lab" / "cache").rglob("s:t")
-        with writer.lab.open() as store:
+        (scan,) = (tmp_path / "sandbox" / "cache").rglob("s:t")
+        with writer.sandbox.open() as store:
             assert verify(store, castore.Progress(), read_data=True).sound
         assert scan.exists()
         writer.commit(FLAT, EXAMPLES["no order"][1])
-        with writer.lab.open() as store:
+        with writer.sandbox.open() as store:
             assert not verify(store, castore.Progress(), read_data=True).sound
         assert not scan.exists()
     writer.store.close()
@@ -379,7 +379,7 @@ def test_details_that_do_not_decode_are_reported(writer):
         ref = writer.put(session, b"\x81\xa1x")
     taken = msgspec.structs.replace(writer.first, number=next(writer.numbers), details=StoredRef.of(ref))
     writer.store.commit(taken)
-    with writer.lab.open() as store:
+    with writer.sandbox.open() as store:
         found = verify(store, castore.Progress(), read_data=True)
     hits = [(hit.part, hit.reason) for hit in found.affected if hit.number == taken.number]
     assert [part for part, _ in hits] == ["(details)"]

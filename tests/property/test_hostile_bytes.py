@@ -68,7 +68,7 @@ from castore.store.reachability import Walk, is_whole
 from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_cache import ReferenceCache
 from castore.store.write.session import Session
-from tests.support.stores import Lab, certified, signed
+from tests.support.stores import Sandbox, certified, signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -327,8 +327,8 @@ class Hostile:
     """A store into which anything is put that its keys can seal."""
 
     def __init__(self, folder: Path) -> None:
-        self.lab = Lab(folder / "lab", average=4096)
-        self.store = self.lab.open()
+        self.sandbox = Sandbox(folder / "sandbox", average=4096)
+        self.store = self.sandbox.open()
         self.sessions: list[Session] = []
 
     def session(self) -> Session:
@@ -416,8 +416,8 @@ def test_nodes_that_are_nested_deeply_end(hostile, kind):
         tame(lambda: verify(hostile.store, castore.Progress()))
         tame(lambda: plan(hostile.store))
         tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
-        tame(lambda: hostile.lab.restore("web@1:t", hostile.lab.folder / "out"))
-        tame(lambda: hostile.lab.restore("web@1:d", hostile.lab.folder / "out"))
+        tame(lambda: hostile.sandbox.restore("web@1:t", hostile.sandbox.folder / "out"))
+        tame(lambda: hostile.sandbox.restore("web@1:d", hostile.sandbox.folder / "out"))
 
 
 def commit(hostile: Hostile, ref: Ref) -> None:
@@ -585,17 +585,17 @@ def test_chunks_assembled_from_anything(bases):
 
 
 @pytest.fixture(scope="module")
-def scanned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Path, Path]]:
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sandbox, Path, Path]]:
     folder = tmp_path_factory.mktemp("scanned")
-    lab = Lab(folder / "lab", average=4096)
+    sandbox = Sandbox(folder / "sandbox", average=4096)
     live = folder / "live"
     (live / "a" / "b").mkdir(parents=True)
     for number in range(5):
         (live / "a" / f"f{number}").write_bytes(bytes([number]) * 400)
     (live / "a" / "b" / "deep").write_text("deep")
-    lab.snapshot("web", {"t": Tree(str(live))})
-    (cache,) = (folder / "lab" / "cache").rglob("web:t")
-    yield lab, live, cache
+    sandbox.snapshot("web", {"t": Tree(str(live))})
+    (cache,) = (folder / "sandbox" / "cache").rglob("web:t")
+    yield sandbox, live, cache
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -604,8 +604,8 @@ def test_scan_caches(scanned, seed, rehashed):
     """Damaged, it is of no use, and the tree is scanned anew; with a right hash it is still no crash."""
     from blake3 import blake3
 
-    lab, live, cache = scanned
-    with lab.open(identity=False) as store:
+    sandbox, live, cache = scanned
+    with sandbox.open(identity=False) as store:
         take_snapshot(store, "web", {"t": Tree(str(live))})
     sound = cache.read_bytes()
     rng = random.Random(seed)
@@ -619,7 +619,7 @@ def test_scan_caches(scanned, seed, rehashed):
         if rehashed:
             _decoded(data)
         else:
-            with lab.open(identity=False) as store:
+            with sandbox.open(identity=False) as store:
                 take_snapshot(store, "web", {"t": Tree(str(live))})
     finally:
         cache.write_bytes(sound)
@@ -749,11 +749,11 @@ except CastoreError as error:
 """
 
 
-def flipped_index(lab: Lab, folder: Path, dump: Path, rng: random.Random) -> str:
+def flipped_index(sandbox: Sandbox, folder: Path, dump: Path, rng: random.Random) -> str:
     """Break an index somewhere, and take a generation by it; return what came of that."""
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(lab.folder, work)
+    shutil.copytree(sandbox.folder, work)
     (data,) = work.rglob("data.mdb")
     content = bytearray(data.read_bytes())
     how = rng.randrange(5)
@@ -771,7 +771,7 @@ def flipped_index(lab: Lab, folder: Path, dump: Path, rng: random.Random) -> str
         at = page + rng.randrange(24)
         content[at : at + 4] = rng.randbytes(4)
     data.write_bytes(content)
-    words = [work / "store", work / "state", work / "cache", lab.identity.text(), dump, data]
+    words = [work / "store", work / "state", work / "cache", sandbox.identity.text(), dump, data]
     command = [sys.executable, "-c", _CHILD, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     before = ""
@@ -784,8 +784,8 @@ def flipped_index(lab: Lab, folder: Path, dump: Path, rng: random.Random) -> str
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("taken"), (before, done.stdout)
     # What was acknowledged has to be there, whatever the index said.
-    copy = object.__new__(Lab)
-    copy.folder, copy.identity = work, lab.identity
+    copy = object.__new__(Sandbox)
+    copy.folder, copy.identity = work, sandbox.identity
     shutil.rmtree(work / "cache")
     with copy.open() as store:
         store.sync()
@@ -802,24 +802,24 @@ def copy_dump(store) -> bytes:
         return b"".join(read(reader, select(store, "web@latest:d")))
 
 
-def index_lab(folder: Path) -> tuple[Lab, Path]:
-    """A lab whose index tells of two generations, and a dump that is much like them."""
-    lab = Lab(folder / "lab", average=4096)
+def index_lab(folder: Path) -> tuple[Sandbox, Path]:
+    """A sandbox whose index tells of two generations, and a dump that is much like them."""
+    sandbox = Sandbox(folder / "sandbox", average=4096)
     dump = folder / "dump"
     base = random.Random(1).randbytes(120_000)
     for number in range(2):
         dump.write_bytes(base + random.Random(number + 2).randbytes(40_000))
-        lab.snapshot("web", {"d": file_source(str(dump))})
+        sandbox.snapshot("web", {"d": file_source(str(dump))})
     dump.write_bytes(base + b"more")
-    return lab, dump
+    return sandbox, dump
 
 
 def break_indexes(folder: Path, count: int, seed: int) -> dict[str, int]:
-    lab, dump = index_lab(folder)
+    sandbox, dump = index_lab(folder)
     rng = random.Random(seed)
     found: dict[str, int] = {}
     for _ in range(count):
-        came = flipped_index(lab, folder, dump, rng)
+        came = flipped_index(sandbox, folder, dump, rng)
         found[came] = found.get(came, 0) + 1
     return found
 

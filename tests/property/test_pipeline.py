@@ -15,7 +15,7 @@ from castore.content.streams import RangeReader, StreamReader, store_stream
 from castore.errors import DamageError, StorageError
 from castore.model.refs import RefKind
 from castore.progress import Progress
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 AVERAGE = 1024
 
@@ -25,7 +25,7 @@ def store(request, tmp_path_factory):
     """A store; batches of 32 KiB, so that buffers go round, or of their usual size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingesting, "_MIN_BATCH", request.param)
-        with Lab(tmp_path_factory.mktemp("lab"), average=AVERAGE).open() as opened:
+        with Sandbox(tmp_path_factory.mktemp("sandbox"), average=AVERAGE).open() as opened:
             yield opened
 
 

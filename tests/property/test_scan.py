@@ -25,7 +25,7 @@ from castore.model.generation import Generation
 from castore.services.restore_in_place import plan_in_place
 from castore.services.selectors import select
 from castore.services.snapshot import Tree, program_source
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 STEP = 0.012
@@ -39,27 +39,27 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab", average=4096)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox", average=4096)
 
 
-def snapshot(lab: Lab, live: Path, **options) -> Generation:
+def snapshot(sandbox: Sandbox, live: Path, **options) -> Generation:
     time.sleep(STEP)
-    return lab.snapshot("s", {"t": Tree(str(live), **options)})
+    return sandbox.snapshot("s", {"t": Tree(str(live), **options)})
 
 
-def check(lab: Lab, live: Path, taken: Generation, into: Path) -> None:
+def check(sandbox: Sandbox, live: Path, taken: Generation, into: Path) -> None:
     """Hold what was stored against the live tree."""
     assert taken.skipped_files == 0
-    lab.restore(f"s@{taken.number}:t", into)
+    sandbox.restore(f"s@{taken.number}:t", into)
     assert compare(walk(live), walk(into)) == []
     part = taken.parts[0]
     assert part.files == sum(len(folders) + len(files) for _, folders, files in os.walk(live))
     shutil.rmtree(into)
 
 
-def caches(lab: Lab) -> list[Path]:
-    return sorted(Path(lab.places.cache).glob("*/*/scan/*"))
+def caches(sandbox: Sandbox) -> list[Path]:
+    return sorted(Path(sandbox.places.cache).glob("*/*/scan/*"))
 
 
 class Mutator:
@@ -135,7 +135,7 @@ def test_every_snapshot_of_a_changing_tree_is_what_is_there(
     tmp_path_factory: pytest.TempPathFactory, seed: int, steps: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("scan")
-    lab, live = Lab(folder / "lab", average=4096), folder / "live"
+    sandbox, live = Sandbox(folder / "sandbox", average=4096), folder / "live"
     live.mkdir()
     mutator = Mutator(live, seed)
     for _ in range(25):
@@ -143,18 +143,18 @@ def test_every_snapshot_of_a_changing_tree_is_what_is_there(
     for changes in steps:
         for _ in range(changes):
             mutator.change()
-        check(lab, live, snapshot(lab, live), folder / "out")
+        check(sandbox, live, snapshot(sandbox, live), folder / "out")
     # Without the cache the same is found.
-    last = snapshot(lab, live)
-    for path in caches(lab):
+    last = snapshot(sandbox, live)
+    for path in caches(sandbox):
         path.unlink()
-    assert snapshot(lab, live).parts[0].root == last.parts[0].root
+    assert snapshot(sandbox, live).parts[0].root == last.parts[0].root
     shutil.rmtree(folder)
 
 
-def in_place(lab: Lab, number: int, live: Path, **options) -> int:
+def in_place(sandbox: Sandbox, number: int, live: Path, **options) -> int:
     """Make a tree what a generation has; return how many steps that took."""
-    return lab.in_place(f"s@{number}:t", live, **options)
+    return sandbox.in_place(f"s@{number}:t", live, **options)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -163,25 +163,25 @@ def test_a_tree_becomes_in_place_what_it_was_in_any_generation(
     tmp_path_factory: pytest.TempPathFactory, seed: int, back: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("in-place")
-    lab, live = Lab(folder / "lab", average=4096), folder / "live"
+    sandbox, live = Sandbox(folder / "sandbox", average=4096), folder / "live"
     live.mkdir()
     mutator = Mutator(live, seed)
     seen = []
     for changes in (25, 5, 0, 8):
         for _ in range(changes):
             mutator.change()
-        snapshot(lab, live)
+        snapshot(sandbox, live)
         seen.append(walk(live))
     for number in back:
         # With and without a change since the last snapshot, with and without its cache.
         for _ in range(mutator.rng.randrange(3)):
             mutator.change()
         if mutator.rng.random() < 0.3:
-            for path in caches(lab):
+            for path in caches(sandbox):
                 path.unlink()
-        in_place(lab, number + 1, live, checksum=True)
+        in_place(sandbox, number + 1, live, checksum=True)
         assert compare(seen[number], walk(live)) == []
-        assert in_place(lab, number + 1, live) == 0
+        assert in_place(sandbox, number + 1, live) == 0
     shutil.rmtree(folder)
 
 
@@ -225,40 +225,40 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_an_unchanged_tree_is_not_read_and_its_root_is_the_same(lab, live, reads, tmp_path):
-    first = snapshot(lab, live)
+def test_an_unchanged_tree_is_not_read_and_its_root_is_the_same(sandbox, live, reads, tmp_path):
+    first = snapshot(sandbox, live)
     assert len(reads) == 72
     reads.clear()
-    second = snapshot(lab, live)
+    second = snapshot(sandbox, live)
     assert reads == []
     one, two = first.parts[0], second.parts[0]
     assert (one.root, one.size, one.files, one.chunks) == (two.root, two.size, two.files, two.chunks)
     assert (two.new_chunks, two.stored_bytes) == (0, 0)
-    check(lab, live, second, tmp_path / "out")
+    check(sandbox, live, second, tmp_path / "out")
 
 
-def test_of_a_directory_that_changed_only_small_files_are_read(lab, live, reads, tmp_path):
-    snapshot(lab, live)
+def test_of_a_directory_that_changed_only_small_files_are_read(sandbox, live, reads, tmp_path):
+    snapshot(sandbox, live)
     reads.clear()
     (live / "2" / "1" / "small3").write_bytes(b"changed")
-    taken = snapshot(lab, live)
+    taken = snapshot(sandbox, live)
     assert sorted(reads) == [str(live / "2" / "1" / f"small{number}") for number in range(5)]
-    check(lab, live, taken, tmp_path / "out")
+    check(sandbox, live, taken, tmp_path / "out")
 
 
-def test_a_directory_that_was_moved_is_not_read(lab, live, reads, tmp_path):
-    snapshot(lab, live)
+def test_a_directory_that_was_moved_is_not_read(sandbox, live, reads, tmp_path):
+    snapshot(sandbox, live)
     reads.clear()
     (live / "2").rename(live / "3" / "moved")
     (live / "0").rename(live / "zero")
-    taken = snapshot(lab, live)
+    taken = snapshot(sandbox, live)
     assert reads == []
     assert taken.parts[0].stored_bytes < 10_000
-    check(lab, live, taken, tmp_path / "out")
+    check(sandbox, live, taken, tmp_path / "out")
 
 
-def test_a_directory_that_cannot_be_entered_any_more_stays_as_it_was(lab, live, monkeypatch, tmp_path):
-    snapshot(lab, live)
+def test_a_directory_that_cannot_be_entered_any_more_stays_as_it_was(sandbox, live, monkeypatch, tmp_path):
+    snapshot(sandbox, live)
     (live / "1" / "1" / "small1").write_text("changed")
     real = os.open
 
@@ -269,48 +269,48 @@ def test_a_directory_that_cannot_be_entered_any_more_stays_as_it_was(lab, live, 
 
     monkeypatch.setattr(os, "open", failing)
     time.sleep(STEP)
-    taken = lab.snapshot("s", {"t": Tree(str(live))})
+    taken = sandbox.snapshot("s", {"t": Tree(str(live))})
     monkeypatch.undo()
     monkeypatch.setattr(cache, "_RACY_NS", 10_000_000)
     assert taken.skipped_files == 1
-    lab.restore("s@2:t", tmp_path / "out")
+    sandbox.restore("s@2:t", tmp_path / "out")
     assert (tmp_path / "out" / "1" / "1" / "small1").read_bytes() != b"changed"
     assert (tmp_path / "out" / "1" / "2" / "small1").read_bytes() == (live / "1" / "2" / "small1").read_bytes()
-    check(lab, live, snapshot(lab, live), tmp_path / "again")
+    check(sandbox, live, snapshot(sandbox, live), tmp_path / "again")
 
 
-def test_what_changed_just_before_it_was_listed_is_read_again(lab, live, reads, monkeypatch):
+def test_what_changed_just_before_it_was_listed_is_read_again(sandbox, live, reads, monkeypatch):
     monkeypatch.setattr(cache, "_RACY_NS", 2_000_000_000)
     os.utime(live / "1" / "1" / "large", ns=(0, 0))
-    snapshot(lab, live)
+    snapshot(sandbox, live)
     reads.clear()
-    snapshot(lab, live)
+    snapshot(sandbox, live)
     assert str(live / "1" / "1" / "large") in reads
 
 
-def test_other_rules_another_root_and_a_lost_store_scan_anew(lab, live, reads, tmp_path):
-    snapshot(lab, live)
-    taken = snapshot(lab, live, exclude=("small1",))
+def test_other_rules_another_root_and_a_lost_store_scan_anew(sandbox, live, reads, tmp_path):
+    snapshot(sandbox, live)
+    taken = snapshot(sandbox, live, exclude=("small1",))
     assert taken.parts[0].files == 88 - 12
     reads.clear()
-    assert snapshot(lab, live, exclude=("small1",)).parts[0].root == taken.parts[0].root
+    assert snapshot(sandbox, live, exclude=("small1",)).parts[0].root == taken.parts[0].root
     assert reads == []
     # Another tree of that name came in between.
     other = tmp_path / "other"
     other.mkdir()
     (other / "file").write_text("x")
-    old = caches(lab)[0].read_bytes()
-    lab.snapshot("s", {"t": Tree(str(other))})
-    caches(lab)[0].write_bytes(old)
+    old = caches(sandbox)[0].read_bytes()
+    sandbox.snapshot("s", {"t": Tree(str(other))})
+    caches(sandbox)[0].write_bytes(old)
     reads.clear()
-    taken = snapshot(lab, live)
+    taken = snapshot(sandbox, live)
     assert len(reads) == 72
     assert taken.parts[0].files == 88
 
 
-def test_a_damaged_cache_is_no_cache(lab, live, tmp_path):
-    first = snapshot(lab, live)
-    (path,) = caches(lab)
+def test_a_damaged_cache_is_no_cache(sandbox, live, tmp_path):
+    first = snapshot(sandbox, live)
+    (path,) = caches(sandbox)
     data = path.read_bytes()
     rng = random.Random(2)
     for _ in range(12):
@@ -318,27 +318,27 @@ def test_a_damaged_cache_is_no_cache(lab, live, tmp_path):
         at = rng.randrange(len(data))
         broken[at] ^= 1 << rng.randrange(8)
         path.write_bytes(rng.choice([broken, data[:at], b""]))
-        taken = snapshot(lab, live)
+        taken = snapshot(sandbox, live)
         assert taken.parts[0].root == first.parts[0].root
-    check(lab, live, taken, tmp_path / "out")
+    check(sandbox, live, taken, tmp_path / "out")
 
 
-def test_a_snapshot_that_fails_leaves_the_cache_of_the_last_one(lab, live, reads):
-    snapshot(lab, live)
-    (path,) = caches(lab)
+def test_a_snapshot_that_fails_leaves_the_cache_of_the_last_one(sandbox, live, reads):
+    snapshot(sandbox, live)
+    (path,) = caches(sandbox)
     before = path.read_bytes()
     (live / "1" / "new").write_text("new")
     with pytest.raises(CastoreError):
-        lab.snapshot("s", {"t": Tree(str(live)), "d": program_source(("false",))})
-    assert [path.read_bytes() for path in caches(lab)] == [before]
+        sandbox.snapshot("s", {"t": Tree(str(live)), "d": program_source(("false",))})
+    assert [path.read_bytes() for path in caches(sandbox)] == [before]
     (path.parent / f"{path.name}:0123456789abcdef.part").write_bytes(b"of one that was killed")
     reads.clear()
-    snapshot(lab, live)
-    assert [one.name for one in caches(lab)] == [path.name]
+    snapshot(sandbox, live)
+    assert [one.name for one in caches(sandbox)] == [path.name]
     assert reads == [str(live / "1" / "new")]
 
 
-def test_what_snapshots_leave_out_is_left_alone(lab, live, tmp_path):
+def test_what_snapshots_leave_out_is_left_alone(sandbox, live, tmp_path):
     (live / "1" / "cache").mkdir()
     (live / "1" / "cache" / "kept").write_text("excluded")
     (live / "1" / "tagged").mkdir()
@@ -351,7 +351,7 @@ def test_what_snapshots_leave_out_is_left_alone(lab, live, tmp_path):
     def take() -> Generation:
         source = Tree(str(live), exclude=("**/cache/*",), exclude_caches=True)
         time.sleep(STEP)
-        return lab.snapshot("s", {"t": source}, leave_out=(str(live / "2" / "own"),))
+        return sandbox.snapshot("s", {"t": source}, leave_out=(str(live / "2" / "own"),))
 
     take()
     (live / "1" / "0" / "small1").write_text("changed")
@@ -359,20 +359,20 @@ def test_what_snapshots_leave_out_is_left_alone(lab, live, tmp_path):
     (live / "1" / "cache" / "more").write_text("excluded, too")
     (live / "2" / "own" / "more").write_text("more")
     take()
-    assert in_place(lab, 1, live) > 0
+    assert in_place(sandbox, 1, live) > 0
     assert not (live / "1" / "new").exists()
     for path in ("1/cache/kept", "1/cache/more", "1/tagged/kept", "2/own/kept", "2/own/more"):
         assert (live / path).exists(), path
     # A directory of the tree alone has the same patterns.
     (live / "1" / "new").write_text("new")
     ownership = Ownership(change=True, numeric=True)
-    with lab.open() as store:
+    with sandbox.open() as store:
         plan = plan_in_place(store, select(store, "s@1:t/1"), str(live / "1"), ownership)
     assert [step.path for step in plan.steps if step.action == "remove"] == [(b"new",)]
 
 
-def test_a_failure_puts_a_directory_back_as_it_was(lab, live, monkeypatch):
-    snapshot(lab, live)
+def test_a_failure_puts_a_directory_back_as_it_was(sandbox, live, monkeypatch):
+    snapshot(sandbox, live)
     for number in range(4):
         (live / f"{number}" / "0" / "large").write_bytes(b"changed" * 20_000)
     (live / "3" / "extra").write_text("extra")
@@ -387,30 +387,30 @@ def test_a_failure_puts_a_directory_back_as_it_was(lab, live, monkeypatch):
 
     monkeypatch.setattr(inplace.InPlace, "_do", failing)
     with pytest.raises(KeyboardInterrupt):
-        in_place(lab, 1, live)
+        in_place(sandbox, 1, live)
     assert compare(before, walk(live)) == []
 
 
 @pytest.mark.parametrize("options", [{}, {"checksum": True}])
-def test_content_that_its_size_and_time_hide_is_found(lab, live, options):
-    snapshot(lab, live)
+def test_content_that_its_size_and_time_hide_is_found(sandbox, live, options):
+    snapshot(sandbox, live)
     for path in (live / "1" / "1" / "large", live / "1" / "1" / "small2"):
         info = path.stat()
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
     before = walk(live)
-    assert in_place(lab, 1, live, trust_times=True) == 0
+    assert in_place(sandbox, 1, live, trust_times=True) == 0
     assert walk(live) == before
-    assert in_place(lab, 1, live, **options) >= 2
+    assert in_place(sandbox, 1, live, **options) >= 2
     assert compare(walk(live), before) != []
-    assert in_place(lab, 1, live, checksum=True) == 0
+    assert in_place(sandbox, 1, live, checksum=True) == 0
 
 
-def test_in_place_is_for_a_tree_and_a_directory(lab, live, tmp_path):
-    snapshot(lab, live)
+def test_in_place_is_for_a_tree_and_a_directory(sandbox, live, tmp_path):
+    snapshot(sandbox, live)
     ownership = Ownership(change=True)
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.sync()
         for what, into, message in (
             ("s@1", live, "name the tree"),
@@ -422,78 +422,78 @@ def test_in_place_is_for_a_tree_and_a_directory(lab, live, tmp_path):
                 plan_in_place(store, select(store, what), str(into), ownership)
 
 
-def test_patterns_are_asked_again_where_a_directory_was_moved(lab, live, tmp_path):
+def test_patterns_are_asked_again_where_a_directory_was_moved(sandbox, live, tmp_path):
     (live / "1" / "secret").write_text("left out at this place only")
-    snapshot(lab, live, exclude=("/1/secret", "/4/0/large"))
+    snapshot(sandbox, live, exclude=("/1/secret", "/4/0/large"))
     (live / "1").rename(live / "4")
-    taken = snapshot(lab, live, exclude=("/1/secret", "/4/0/large"))
-    lab.restore(f"s@{taken.number}:t", tmp_path / "out")
+    taken = snapshot(sandbox, live, exclude=("/1/secret", "/4/0/large"))
+    sandbox.restore(f"s@{taken.number}:t", tmp_path / "out")
     assert (tmp_path / "out" / "4" / "secret").exists()
     assert not (tmp_path / "out" / "4" / "0" / "large").exists()
     # The same part of another top.
     source = Tree(str(live / "4"), exclude=("/secret",))
     time.sleep(STEP)
-    taken = lab.snapshot("s", {"t": source})
-    lab.restore(f"s@{taken.number}:t", tmp_path / "below")
+    taken = sandbox.snapshot("s", {"t": source})
+    sandbox.restore(f"s@{taken.number}:t", tmp_path / "below")
     assert (tmp_path / "below" / "0" / "large").exists()
     assert not (tmp_path / "below" / "secret").exists()
 
 
-def test_what_a_store_has_lost_is_stored_again(lab, live, tmp_path):
-    snapshot(lab, live)
+def test_what_a_store_has_lost_is_stored_again(sandbox, live, tmp_path):
+    snapshot(sandbox, live)
     (live / "1" / "1" / "small1").write_text("changed")
-    snapshot(lab, live)
-    for pack in sorted((lab.store / "packs").iterdir()):
+    snapshot(sandbox, live)
+    for pack in sorted((sandbox.store / "packs").iterdir()):
         kept = tmp_path / pack.name
         pack.rename(kept)
-        taken = snapshot(lab, live)
-        check(lab, live, taken, tmp_path / "out")
+        taken = snapshot(sandbox, live)
+        check(sandbox, live, taken, tmp_path / "out")
         kept.unlink()
-    (index,) = Path(lab.places.cache).glob("*/*/index")
+    (index,) = Path(sandbox.places.cache).glob("*/*/index")
     shutil.rmtree(index)
-    check(lab, live, snapshot(lab, live), tmp_path / "out")
+    check(sandbox, live, snapshot(sandbox, live), tmp_path / "out")
 
 
-def test_every_name_of_a_file_counts_with_the_cache_and_without(lab, tmp_path):
+def test_every_name_of_a_file_counts_with_the_cache_and_without(sandbox, tmp_path):
     live = tmp_path / "many"
     live.mkdir()
     (live / "one").write_bytes(os.urandom(200_000))
     for name in ("two", "three"):
         os.link(live / "one", live / name)
     time.sleep(STEP)
-    first, second = snapshot(lab, live).parts[0], snapshot(lab, live).parts[0]
+    first, second = snapshot(sandbox, live).parts[0], snapshot(sandbox, live).parts[0]
     assert (first.size, first.chunks) == (second.size, second.chunks)
     assert first.size == 600_000
     (live / "other").write_text("x")
-    assert snapshot(lab, live).parts[0].size == 600_001
+    assert snapshot(sandbox, live).parts[0].size == 600_001
 
 
-def test_nothing_that_is_left_out_goes_with_its_directory(lab, live):
+def test_nothing_that_is_left_out_goes_with_its_directory(sandbox, live):
     rules = {"exclude": ("*.key",)}
-    snapshot(lab, live, **rules)
+    snapshot(sandbox, live, **rules)
     (live / "new" / "deep").mkdir(parents=True)
     (live / "new" / "file").write_text("goes")
     (live / "new" / "deep" / "a.key").write_text("stays")
-    snapshot(lab, live, **rules)
-    in_place(lab, 1, live)
+    snapshot(sandbox, live, **rules)
+    in_place(sandbox, 1, live)
     assert sorted(os.listdir(live / "new")) == ["deep"]
     assert (live / "new" / "deep" / "a.key").read_text() == "stays"
     # What would have to be replaced is told instead.
     shutil.rmtree(live / "1" / "0")
     (live / "1" / "0").write_text("a file in the second")
-    taken = snapshot(lab, live, **rules)
+    taken = snapshot(sandbox, live, **rules)
     (live / "1" / "0").unlink()
     (live / "1" / "0").mkdir()
     (live / "1" / "0" / "b.key").write_text("stays")
     before = walk(live)
     with pytest.raises(CastoreError, match="1/0 is to be replaced"):
-        in_place(lab, taken.number, live)
+        in_place(sandbox, taken.number, live)
     assert walk(live) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_other_file_systems_are_left_alone_in_place(lab, live):
-    snapshot(lab, live, one_file_system=True)
+def test_other_file_systems_are_left_alone_in_place(sandbox, live):
+    snapshot(sandbox, live, one_file_system=True)
     for place in (live / "mounted", live / "new" / "mounted"):
         place.mkdir(parents=True)
     mounted = []
@@ -504,7 +504,7 @@ def test_other_file_systems_are_left_alone_in_place(lab, live):
             mounted.append(place)
             (place / "precious").write_text("of another file system")
         (live / "new" / "file").write_text("goes")
-        in_place(lab, 1, live)
+        in_place(sandbox, 1, live)
         assert [path for path in (place / "precious" for place in mounted) if not path.exists()] == []
         assert not (live / "new" / "file").exists()
     finally:
@@ -512,8 +512,8 @@ def test_other_file_systems_are_left_alone_in_place(lab, live):
             subprocess.run(["umount", place], check=True)
 
 
-def test_what_cannot_be_made_puts_all_back(lab, live, monkeypatch):
-    snapshot(lab, live)
+def test_what_cannot_be_made_puts_all_back(sandbox, live, monkeypatch):
+    snapshot(sandbox, live)
     (live / "2" / "0" / "large").write_text("changed")
     (live / "2" / "1" / "small1").write_text("changed")
     before = walk(live)
@@ -526,13 +526,13 @@ def test_what_cannot_be_made_puts_all_back(lab, live, monkeypatch):
 
     monkeypatch.setattr(os, "open", failing)
     with pytest.raises(CastoreError, match="File too large"):
-        in_place(lab, 1, live)
+        in_place(sandbox, 1, live)
     monkeypatch.undo()
     assert compare(before, walk(live)) == []
 
 
-def test_a_damaged_bundle_costs_its_files_and_no_others(lab, live, tmp_path, monkeypatch):
-    snapshot(lab, live)
+def test_a_damaged_bundle_costs_its_files_and_no_others(sandbox, live, tmp_path, monkeypatch):
+    snapshot(sandbox, live)
     real = tree_writer.RangeReader
 
     def failing(store, ref, known=None):
@@ -545,20 +545,20 @@ def test_a_damaged_bundle_costs_its_files_and_no_others(lab, live, tmp_path, mon
     broken: list[object] = []
     for module in (tree_writer, file_writer):
         monkeypatch.setattr(module, "RangeReader", failing)
-    report = lab.restore("s@1:t", tmp_path / "out").report
+    report = sandbox.restore("s@1:t", tmp_path / "out").report
     assert len(report.damaged) in {5, 10}
     assert len(walk(tmp_path / "out")) == 89 - len(report.damaged)
 
 
-def test_directories_that_nobody_may_write_to_are_removed_and_put_back(lab, live, tmp_path):
-    snapshot(lab, live)
+def test_directories_that_nobody_may_write_to_are_removed_and_put_back(sandbox, live, tmp_path):
+    snapshot(sandbox, live)
     before = walk(live)
     folder = live / "closed"
     (folder / "in").mkdir(parents=True)
     (folder / "in" / "file").write_text("x")
     os.chmod(folder / "in", 0o500)
     os.chmod(folder, 0o000)
-    in_place(lab, 1, live)
+    in_place(sandbox, 1, live)
     assert compare(before, walk(live)) == []
     deep = live / "deep"
     at = os.open(live, os.O_RDONLY)
@@ -569,25 +569,25 @@ def test_directories_that_nobody_may_write_to_are_removed_and_put_back(lab, live
         at = below
     os.close(at)
     assert deep.exists()
-    in_place(lab, 1, live)
+    in_place(sandbox, 1, live)
     assert compare(before, walk(live)) == []
 
 
 @pytest.mark.skipif(shutil.which("setfacl") is None, reason="no setfacl")
-def test_nothing_inherits_an_access_control_list(lab, live, tmp_path):
-    snapshot(lab, live)
+def test_nothing_inherits_an_access_control_list(sandbox, live, tmp_path):
+    snapshot(sandbox, live)
     (tmp_path / "out").mkdir()
     for folder in (live, live / "1", tmp_path / "out"):
         if subprocess.run(["setfacl", "-d", "-m", "u:1234:rwx", folder], check=False).returncode:
             pytest.skip("no access control lists here")
-    lab.restore("s@1:t", tmp_path / "out")
-    taken = snapshot(lab, live)
+    sandbox.restore("s@1:t", tmp_path / "out")
+    taken = snapshot(sandbox, live)
     before = walk(live)
     (live / "1" / "1" / "small1").write_text("changed")
     (live / "1" / "2" / "large").unlink()
     shutil.rmtree(live / "1" / "0")
-    in_place(lab, taken.number, live)
+    in_place(sandbox, taken.number, live)
     assert compare(before, walk(live)) == []
-    assert in_place(lab, taken.number, live) == 0
+    assert in_place(sandbox, taken.number, live) == 0
     restored = walk(tmp_path / "out")
     assert [path for path, node in restored.items() if path != b"." and b"system.posix_acl_access" in node["xattrs"]] == []

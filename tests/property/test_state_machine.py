@@ -32,7 +32,7 @@ from castore.services.snapshot import Tree, file_source
 from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
-from tests.support.stores import Lab, admins
+from tests.support.stores import Sandbox, admins
 
 SERVICES = ["web", "mail"]
 REVISIONS = ["", "r1", "r2", "r2-more", "sha256:ab:tree", "/gnu/store/x1y2-system", "2", "7"]
@@ -100,10 +100,10 @@ class Machine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="castore-machine-"))
-        self.lab = Lab(self.folder, average=4096)
-        self.identities = [self.lab.identity]
+        self.sandbox = Sandbox(self.folder, average=4096)
+        self.identities = [self.sandbox.identity]
         self.removed = []
-        self.labels = {self.lab.identity.recipient: "test"}
+        self.labels = {self.sandbox.identity.recipient: "test"}
         self.has_key = True
         self.trees = {service: {} for service in SERVICES}
         self.dumps = {service: b"" for service in SERVICES}
@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self):
         try:
-            with self.elsewhere(self.lab.identity) as store:
+            with self.elsewhere(self.sandbox.identity) as store:
                 store.sync()
                 assert verify_store(store, Progress(), read_data=True).damage == []
                 for service, number in self.taken:
@@ -136,11 +136,11 @@ class Machine(RuleBasedStateMachine):
         home = self.fresh()
         places = MachinePaths(home + "/state", home + "/cache")
         trust = [one.admin.public for one in self.identities]
-        return Store.open(LocalStorage(str(self.lab.store)), places, lambda: identity, trust=trust)
+        return Store.open(LocalStorage(str(self.sandbox.store)), places, lambda: identity, trust=trust)
 
     def writing(self):
         """Open the store as who adds to it does: without an identity if the machine has a key."""
-        return self.lab.open(identity=not self.has_key)
+        return self.sandbox.open(identity=not self.has_key)
 
     def note(self, generation, revision):
         """Keep plain copies of what was taken. Numbers go up, also over those of what was forgotten."""
@@ -219,7 +219,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def restore_a_tree(self, pick):
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             store.sync_generations()
             self.check_tree(store, *self.any_generation(pick))
 
@@ -227,7 +227,7 @@ class Machine(RuleBasedStateMachine):
     def cat_a_dump_and_a_file(self, pick):
         service, number = self.any_generation(pick)
         _, tree, _ = self.taken[service, number]
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             store.sync_generations()
             self.check_dump(store, service, number)
             if tree:
@@ -240,7 +240,7 @@ class Machine(RuleBasedStateMachine):
         service, number = self.any_generation(pick)
         _, tree, dump = self.taken[service, number]
         out = self.fresh()
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             store.sync_generations()
             selection = select(store, f"{service}@#{number}")
             restore_parts(store, selection, out, Ownership(change=False), Progress())
@@ -259,7 +259,7 @@ class Machine(RuleBasedStateMachine):
         part=st.sampled_from(["", ":tree", ":dump"]),
     )
     def select(self, service, selector, part):
-        with self.lab.open(identity=not self.has_key) as store:
+        with self.sandbox.open(identity=not self.has_key) as store:
             store.sync_generations()
             expected = self.meant(service, selector)
             if isinstance(expected, int):
@@ -297,7 +297,7 @@ class Machine(RuleBasedStateMachine):
     def the_writer_key_alone_lists_and_does_not_read(self):
         if not self.has_key:
             return
-        with self.lab.open(identity=False) as store:
+        with self.sandbox.open(identity=False) as store:
             store.sync()
             listed = {(g.service, g.number): g.revision for g in store.generations()}
             assert listed == {name: revision for name, (revision, _, _) in self.taken.items()}
@@ -315,7 +315,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def verify(self):
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             found = verify_store(store, Progress(), read_data=True)
         assert (found.damage, found.affected) == ([], [])
         assert found.sound
@@ -406,14 +406,14 @@ class Machine(RuleBasedStateMachine):
     @rule(seed=seeds, times=st.integers(1, 3))
     def damage_and_repair(self, seed, times):
         rng = random.Random(seed)
-        packs = sorted((self.lab.store / "packs").iterdir())
+        packs = sorted((self.sandbox.store / "packs").iterdir())
         for _ in range(times):
             pack = rng.choice(packs)
             data = bytearray(pack.read_bytes())
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             pack.chmod(0o600)
             pack.write_bytes(data)
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             _, after = repair(store, Progress(), agree=lambda _found, _planned: True)
             assert after.damage == []
             lost = {(hit.service, hit.number) for hit in after.affected}
@@ -438,7 +438,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def lose_the_index(self):
-        shutil.rmtree(self.lab.places.cache)
+        shutil.rmtree(self.sandbox.places.cache)
 
     @rule()
     def reindex(self):
@@ -451,26 +451,26 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.has_key)
     @rule(whole=st.booleans())
     def lose_the_writer_key(self, whole):
-        with self.lab.open() as store:
-            key = self.lab.places.writer_key_of(store.store_id)
+        with self.sandbox.open() as store:
+            key = self.sandbox.places.writer_key_of(store.store_id)
         if whole:
-            shutil.rmtree(self.lab.places.state)
+            shutil.rmtree(self.sandbox.places.state)
         else:
             os.unlink(key)
         with pytest.raises(IdentityError, match="adopt"):
-            self.lab.open(identity=False)
+            self.sandbox.open(identity=False)
         self.has_key = False
 
     @rule()
     def adopt(self):
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             store.adopt(replace=True)
         self.has_key = True
-        self.lab.open(identity=False).close()
+        self.sandbox.open(identity=False).close()
 
     @rule(new_ids=st.booleans())
     def replace_the_writer_key(self, new_ids):
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             before = store.writer_key
             store.rotate_writer(new_ids=new_ids)
             assert store.writer_key != before
@@ -486,12 +486,12 @@ class Machine(RuleBasedStateMachine):
     def add_a_recipient(self, use):
         identity = Identity.generate()
         self.labels[identity.recipient] = f"number {len(self.labels)}"
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             recipients = [*store.recipients, (identity.recipient, self.labels[identity.recipient])]
             store.reseal(recipients, admins=admins(*self.identities, identity))
         self.identities.append(identity)
         if use:
-            self.lab.identity = identity
+            self.sandbox.identity = identity
         with self.elsewhere(identity) as store:
             store.sync()
             self.check_dump(store, *max(self.taken))
@@ -499,19 +499,19 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def read_with_another_identity(self, pick):
-        self.lab.identity = self.identities[pick % len(self.identities)]
+        self.sandbox.identity = self.identities[pick % len(self.identities)]
 
     @precondition(lambda self: len(self.identities) > 1)
     @rule(pick=picks)
     def remove_a_recipient(self, pick):
-        self.lab.identity, gone = random.Random(pick).sample(self.identities, 2)
-        with self.lab.open() as store:
+        self.sandbox.identity, gone = random.Random(pick).sample(self.identities, 2)
+        with self.sandbox.open() as store:
             rest = [one for one in self.identities if one is not gone]
             store.reseal([one for one in store.recipients if one[0] != gone.recipient], admins=admins(*rest))
         self.identities.remove(gone)
         self.removed.append(gone)
         if self.has_key:
-            with Store.open(LocalStorage(str(self.lab.store)), self.lab.places, lambda: gone) as store:
+            with Store.open(LocalStorage(str(self.sandbox.store)), self.sandbox.places, lambda: gone) as store:
                 store.sync()
                 for (service, number), (_, _, dump) in self.taken.items():
                     if dump:
@@ -520,12 +520,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def the_last_recipient_stays(self):
-        with self.lab.open() as store, pytest.raises(UsageError):
+        with self.sandbox.open() as store, pytest.raises(UsageError):
             store.reseal([])
 
     @invariant()
     def recipients_are_as_said(self):
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             expected = {(one.recipient, self.labels[one.recipient]) for one in self.identities}
             assert set(store.recipients) == expected
 

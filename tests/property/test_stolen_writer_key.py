@@ -33,7 +33,7 @@ from castore.store.format.deletion import write_deletion
 from castore.store.format.generation import MAX_NUMBER, encode_generation, generation_name
 from castore.store.format.removal import record_removal
 from castore.store.format.session_key import read_session, session_numbers
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 pytestmark = pytest.mark.timeout(300)
 HOSTS = ("owner", "other")
@@ -58,13 +58,13 @@ class Thief(RuleBasedStateMachine):
 
     def at(self, name: str, identity: Identity | None = None) -> Store:
         provider = None if identity is None else lambda: identity
-        return Store.open(self.lab.storage, self.places(name), provider)
+        return Store.open(self.sandbox.storage, self.places(name), provider)
 
     @initialize()
     def make(self):
-        self.lab = _Lab(self.folder, average=4096)
+        self.sandbox = _Sandbox(self.folder, average=4096)
         for name in (*HOSTS, "thief"):
-            with self.lab.open() as store, Store.open(self.lab.storage, self.places(name), lambda: self.lab.identity) as own:
+            with self.sandbox.open() as store, Store.open(self.sandbox.storage, self.places(name), lambda: self.sandbox.identity) as own:
                 own.adopt(name, maintain=name == "owner")
                 self.recipients = store.recipients
         with self.at("thief") as store:
@@ -85,14 +85,14 @@ class Thief(RuleBasedStateMachine):
 
     def put(self, name: str, data: bytes) -> None:
         try:
-            self.lab.storage.put(name, data)
+            self.sandbox.storage.put(name, data)
         except CastoreError:
-            assert self.lab.storage.get(name), "create-only"
+            assert self.sandbox.storage.get(name), "create-only"
 
     @rule(number=numbers, empty=st.booleans(), own=st.booleans())
     def a_configuration(self, number, empty, own):
         key = self.secrets[-1]
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             config = store.config
         me = LabelledRecipient(self.identity.recipient.key, "")
         changed = msgspec.structs.replace(
@@ -116,7 +116,7 @@ class Thief(RuleBasedStateMachine):
     @rule(number=numbers, host=st.sampled_from([*HOSTS, "thief"]), key=st.integers(0, 9))
     def a_generation(self, number, host, key):
         writer = self.secrets[key % len(self.secrets)]
-        with self.lab.open() as store:
+        with self.sandbox.open() as store:
             store.sync(report_older=True)
             model = next(one for one in store.generations() if one.host in HOSTS)
         forged = msgspec.structs.replace(model, number=number, host=host, host_id=writer.signer.public.hex())
@@ -124,13 +124,13 @@ class Thief(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def a_removal(self, number):
-        record_removal(self.lab.storage, self.secrets[-1], "s", [number])
-        with self.lab.open() as store:
-            write_deletion(self.lab.storage, self.secrets[-1], store.index.pack_ids())
+        record_removal(self.sandbox.storage, self.secrets[-1], "s", [number])
+        with self.sandbox.open() as store:
+            write_deletion(self.sandbox.storage, self.secrets[-1], store.index.pack_ids())
 
     @rule()
     def a_session_again(self):
-        names = [name for name in self.lab.storage.list("sessions") if name.endswith(".0")]
+        names = [name for name in self.sandbox.storage.list("sessions") if name.endswith(".0")]
         if names:
             self.put(f"sessions/{names[0][:-1]}99", os.urandom(200))
 
@@ -139,7 +139,7 @@ class Thief(RuleBasedStateMachine):
     @precondition(lambda self: not self.revoked)
     @rule()
     def revoke(self):
-        with self.at("owner", self.lab.identity) as store:
+        with self.at("owner", self.sandbox.identity) as store:
             store.revoke_writer("thief")
         self.revoked = True
         with pytest.raises((KeyRotatedError, UntrustedError)):
@@ -147,7 +147,7 @@ class Thief(RuleBasedStateMachine):
 
     @rule()
     def rotate(self):
-        with self.at("owner", self.lab.identity) as store:
+        with self.at("owner", self.sandbox.identity) as store:
             store.rotate_writer()
         if not self.revoked:
             with self.at("thief") as store:
@@ -166,7 +166,7 @@ class Thief(RuleBasedStateMachine):
     def others_restore_and_nobody_new_reads(self):
         if not hasattr(self, "recipients"):
             return
-        with Store.open(self.lab.storage, self.places(f"fresh-{os.urandom(4).hex()}"), lambda: self.lab.identity) as store:
+        with Store.open(self.sandbox.storage, self.places(f"fresh-{os.urandom(4).hex()}"), lambda: self.sandbox.identity) as store:
             store.sync()
             assert store.recipients == self.recipients
             found = {one.number: one for one in store.generations("s")}
@@ -177,9 +177,9 @@ class Thief(RuleBasedStateMachine):
                     assert b"".join(read(reader, select(store, f"s@#{number}:d"))) == data
             assert store.next_number("s") < 1000
             assert not [one for one in found.values() if one.host in HOSTS and one.number not in self.taken]
-            for session, several in session_numbers(self.lab.storage).items():
+            for session, several in session_numbers(self.sandbox.storage).items():
                 with contextlib.suppress(DamageError):
-                    _, record = read_session(self.lab.storage, session, several, store.writer_key)
+                    _, record = read_session(self.sandbox.storage, session, several, store.writer_key)
                     assert record.data_key("", session, self.identity) is None
 
     @rule()
@@ -191,7 +191,7 @@ class Thief(RuleBasedStateMachine):
                 assert "castore repair" in str(error), "garbage is named, and repair drops it"  # noqa: PT017
 
 
-class _Lab(Lab):
+class _Sandbox(Sandbox):
     @property
     def storage(self):
         return LocalStorage(str(self.store))

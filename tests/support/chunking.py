@@ -19,7 +19,7 @@ def cutter(average: int, gear: bytes = GEAR) -> Cutter:
     return Cutter(gear, average)
 
 
-def twin_ends(rule: Cutter, data: bytes, gear: bytes = GEAR) -> list[int]:
+def reference_ends(rule: Cutter, data: bytes, gear: bytes = GEAR) -> list[int]:
     """Return where the slow twin cuts `data`."""
     return reference_chunker.cut_points(
         reference_chunker.gear_words(gear),

@@ -1,7 +1,7 @@
 """A tree that has every feature a file system can show, to be kept and restored.
 
 Nothing of castore is used here. What the file system or the user's rights refuse is left out, and
-`Forest.left_out` says what; on ext4 as root it is empty.
+`FeatureTree.left_out` says what; on ext4 as root it is empty.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ NAMES = (
 
 
 @dataclass
-class Forest:
+class FeatureTree:
     """What was built: `path`, the top; `left_out`, the features that were refused, with reasons."""
 
     path: str
@@ -76,24 +76,24 @@ class Forest:
         return os.path.join(os.fsencode(self.path), *map(os.fsencode, steps))
 
 
-def plant(path: str | os.PathLike[str], *, many: int = 2000, seed: int = 1) -> Forest:
+def make_feature_tree(path: str | os.PathLike[str], *, many: int = 2000, seed: int = 1) -> FeatureTree:
     """Build the tree at `path`, which is made. many: the files of its one large directory.
 
     The same seed gives the same tree, times included.
     """
-    forest = Forest(os.fspath(path))
-    os.makedirs(forest.path)
+    features = FeatureTree(os.fspath(path))
+    os.makedirs(features.path)
     mask = os.umask(0o022)
     try:
         chance = random.Random(seed)
         for part in (_files, _sparse, _names, _links, _specials, _modes, _owners, _attributes, _moments, _deep):
-            part(forest, chance)
-        _crowd(forest, many)
-        _stamp(forest)
-        _set_times(forest)
+            part(features, chance)
+        _crowd(features, many)
+        _stamp(features)
+        _set_times(features)
     finally:
         os.umask(mask)
-    return forest
+    return features
 
 
 def file_system(path: str | os.PathLike[str]) -> str:
@@ -102,13 +102,13 @@ def file_system(path: str | os.PathLike[str]) -> str:
     return answer.stdout.strip()
 
 
-def must_be_whole(path: str | os.PathLike[str]) -> bool:
-    """Return whether nothing may be left out of a forest at `path`: root, on ext4."""
+def must_be_complete(path: str | os.PathLike[str]) -> bool:
+    """Return whether nothing may be left out of a features at `path`: root, on ext4."""
     return os.geteuid() == 0 and file_system(path) == "ext2/ext3"
 
 
-def _directory(forest: Forest, *steps: str | bytes) -> bytes:
-    path = forest.join(*steps)
+def _directory(features: FeatureTree, *steps: str | bytes) -> bytes:
+    path = features.join(*steps)
     os.makedirs(path, exist_ok=True)
     return path
 
@@ -119,8 +119,8 @@ def _write(path: bytes, data: bytes = b"") -> bytes:
     return path
 
 
-def _files(forest: Forest, chance: random.Random) -> None:
-    folder = _directory(forest, "files")
+def _files(features: FeatureTree, chance: random.Random) -> None:
+    folder = _directory(features, "files")
     for size in FILE_SIZES:
         _write(os.path.join(folder, b"%d" % size), chance.randbytes(size))
     same = chance.randbytes(100_000)
@@ -129,11 +129,11 @@ def _files(forest: Forest, chance: random.Random) -> None:
     _write(os.path.join(folder, b"zeros"), bytes(1 << 20))  # allocated: no hole
     _write(os.path.join(folder, b"text"), b"to be or not to be\n" * 20_000)
     for name in (b"empty", b"nest/nest/nest"):
-        _directory(forest, "folders", name)
+        _directory(features, "folders", name)
 
 
-def _sparse(forest: Forest, chance: random.Random) -> None:
-    folder = _directory(forest, "sparse")
+def _sparse(features: FeatureTree, chance: random.Random) -> None:
+    folder = _directory(features, "sparse")
     mebi = 1 << 20
     shapes: dict[bytes, tuple[int, tuple[tuple[int, int], ...]]] = {
         b"hole-at-start": (2 * mebi, ((mebi, mebi),)),
@@ -153,18 +153,18 @@ def _sparse(forest: Forest, chance: random.Random) -> None:
                 os.pwrite(file.fileno(), chance.randbytes(length), offset)
 
 
-def _names(forest: Forest, _chance: random.Random) -> None:
-    folder = _directory(forest, "names")
-    inside = _directory(forest, "names", b"dir-\xff\n-x")
+def _names(features: FeatureTree, _chance: random.Random) -> None:
+    folder = _directory(features, "names")
+    inside = _directory(features, "names", b"dir-\xff\n-x")
     for name in NAMES:
-        with forest.feature(f"name {name[:20]!r}"):
+        with features.feature(f"name {name[:20]!r}"):
             _write(os.path.join(folder, name), b"I am " + name)
             os.mkdir(os.path.join(inside, name))
 
 
-def _links(forest: Forest, chance: random.Random) -> None:
-    folder = _directory(forest, "links")
-    other = _directory(forest, "links", "across", "far")
+def _links(features: FeatureTree, chance: random.Random) -> None:
+    folder = _directory(features, "links")
+    other = _directory(features, "links", "across", "far")
     for name, target in {
         b"relative": b"../files/1",
         b"absolute": b"/etc/passwd",
@@ -174,22 +174,22 @@ def _links(forest: Forest, chance: random.Random) -> None:
         b"odd-\xff": b"\xff\n target ",
     }.items():
         os.symlink(target, os.path.join(folder, name))
-    with forest.feature("a long link"):
+    with features.feature("a long link"):
         os.symlink(b"x/" * 2000, os.path.join(folder, b"long"))
     small = _write(os.path.join(folder, b"small-a"), b"one file, three names")
     large = _write(os.path.join(folder, b"large-a"), chance.randbytes(5 << 20))
-    with forest.feature("hard links"):
+    with features.feature("hard links"):
         os.link(small, os.path.join(folder, b"small-b"))
         os.link(small, os.path.join(other, b"small-c"))
         os.link(large, os.path.join(other, b"large-b"))
-        os.link(forest.join("sparse", "hole-in-middle"), os.path.join(other, b"sparse"))
+        os.link(features.join("sparse", "hole-in-middle"), os.path.join(other, b"sparse"))
         os.link(_write(os.path.join(folder, b"empty-a")), os.path.join(other, b"empty-b"))
-    with forest.feature("hard link of a symbolic link"):
+    with features.feature("hard link of a symbolic link"):
         os.link(os.path.join(folder, b"dangling"), os.path.join(other, b"dangling"), follow_symlinks=False)
 
 
-def _specials(forest: Forest, _chance: random.Random) -> None:
-    folder = _directory(forest, "special")
+def _specials(features: FeatureTree, _chance: random.Random) -> None:
+    folder = _directory(features, "special")
     for name, kind, device in (
         (b"fifo", stat.S_IFIFO, 0),
         (b"socket", stat.S_IFSOCK, 0),
@@ -197,37 +197,37 @@ def _specials(forest: Forest, _chance: random.Random) -> None:
         (b"large-numbers", stat.S_IFCHR, os.makedev(4000, 500_000)),
         (b"block", stat.S_IFBLK, os.makedev(7, 200)),
     ):
-        with forest.feature(f"special file {name.decode()}"):
+        with features.feature(f"special file {name.decode()}"):
             os.mknod(os.path.join(folder, name), kind | 0o640, device)
-    with forest.feature("hard link of a fifo"):
+    with features.feature("hard link of a fifo"):
         os.link(os.path.join(folder, b"fifo"), os.path.join(folder, b"fifo-b"))
 
 
-def _modes(forest: Forest, _chance: random.Random) -> None:
-    folder = _directory(forest, "modes")
+def _modes(features: FeatureTree, _chance: random.Random) -> None:
+    folder = _directory(features, "modes")
     for mode in (0o000, 0o200, 0o444, 0o777, 0o1644, 0o2755, 0o4755, 0o6755, 0o7777):
-        with forest.feature(f"mode {mode:04o}"):
+        with features.feature(f"mode {mode:04o}"):
             path = os.path.join(folder, b"file-%04o" % mode)
             os.chmod(_write(path, b"mode"), mode)
             _expect(stat.S_IMODE(os.lstat(path).st_mode) == mode)
     for mode in (0o500, 0o700, 0o1777, 0o2775):
-        with forest.feature(f"directory of mode {mode:04o}"):
+        with features.feature(f"directory of mode {mode:04o}"):
             path = os.path.join(folder, b"directory-%04o" % mode)
             os.mkdir(path)
             _write(os.path.join(path, b"inside"), b"x")
             os.chmod(path, mode)
 
 
-def _owners(forest: Forest, _chance: random.Random) -> None:
-    folder = _directory(forest, "owners")
+def _owners(features: FeatureTree, _chance: random.Random) -> None:
+    folder = _directory(features, "owners")
     for uid, gid in ((ODD_OWNER, ODD_OWNER), (0, ODD_OWNER), (1, 0), (4_000_000_000, 65533)):
-        with forest.feature(f"owner {uid}:{gid}"):
+        with features.feature(f"owner {uid}:{gid}"):
             os.chown(_write(os.path.join(folder, b"%d-%d" % (uid, gid)), b"owned"), uid, gid)
-    with forest.feature("owners of others than files"):
+    with features.feature("owners of others than files"):
         link = os.path.join(folder, b"link")
         os.symlink(b"anything", link)
         os.lchown(link, ODD_OWNER, ODD_OWNER)
-        below = _directory(forest, "owners", "directory")
+        below = _directory(features, "owners", "directory")
         os.chown(below, ODD_OWNER, ODD_OWNER)
         tool = _write(os.path.join(folder, b"setuid-of-other"), b"#!/bin/true\n")
         os.chown(tool, ODD_OWNER, ODD_OWNER)
@@ -252,11 +252,11 @@ CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
 """cap_net_bind_service=ep as security.capability holds it: linux/capability.h, vfs_cap_data."""
 
 
-def _attributes(forest: Forest, chance: random.Random) -> None:
-    folder = _directory(forest, "attributes")
-    below = _directory(forest, "attributes", "directory")
+def _attributes(features: FeatureTree, chance: random.Random) -> None:
+    folder = _directory(features, "attributes")
+    below = _directory(features, "attributes", "directory")
     file = _write(os.path.join(folder, b"file"), b"with attributes")
-    with forest.feature("user attributes"):
+    with features.feature("user attributes"):
         for path in (file, below):
             os.setxattr(path, "user.binary", bytes(range(256)))
             os.setxattr(path, "user.empty", b"")
@@ -268,21 +268,21 @@ def _attributes(forest: Forest, chance: random.Random) -> None:
         read_only = _write(os.path.join(folder, b"read-only"), b"x")
         os.setxattr(read_only, "user.one", b"1")
         os.chmod(read_only, 0o444)
-    with forest.feature("trusted attributes"):
+    with features.feature("trusted attributes"):
         link = os.path.join(folder, b"link")
         os.symlink(b"nowhere", link)
         for path in (file, link):
             os.setxattr(path, "trusted.mark", b"\x00\x01", follow_symlinks=False)
-    with forest.feature("access control lists"):
+    with features.feature("access control lists"):
         os.setxattr(_write(os.path.join(folder, b"acl"), b"x"), "system.posix_acl_access", ACL)
         os.setxattr(below, "system.posix_acl_access", ACL)
-    with forest.feature("default access control lists"):
+    with features.feature("default access control lists"):
         # The children have none: whoever restores must not let the default leak into them.
-        inside = _directory(forest, "attributes", "default-acl")
+        inside = _directory(features, "attributes", "default-acl")
         _write(os.path.join(inside, b"child"), b"x")
         os.mkdir(os.path.join(inside, b"child-directory"))
         os.setxattr(inside, "system.posix_acl_default", ACL)
-    with forest.feature("capabilities"):
+    with features.feature("capabilities"):
         tool = _write(os.path.join(folder, b"capable"), b"#!/bin/true\n")
         os.chmod(tool, 0o755)
         os.setxattr(tool, "security.capability", CAPABILITY)
@@ -291,9 +291,9 @@ def _attributes(forest: Forest, chance: random.Random) -> None:
         os.setxattr(owned, "security.capability", CAPABILITY)  # after chown, which clears it
 
 
-def _deep(forest: Forest, _chance: random.Random) -> None:
+def _deep(features: FeatureTree, _chance: random.Random) -> None:
     """Make a path of more than PATH_MAX bytes; it can only be walked, never named as a whole."""
-    descriptor = os.open(_directory(forest, "deep"), os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(_directory(features, "deep"), os.O_RDONLY | os.O_DIRECTORY)
     try:
         for level in range(DEEP_LEVELS):
             name = (b"%02d-" % level).ljust(DEEP_NAME, b"d")
@@ -307,16 +307,16 @@ def _deep(forest: Forest, _chance: random.Random) -> None:
         os.symlink(b"bottom", b"link", dir_fd=descriptor)
         os.mkfifo(b"fifo", 0o600, dir_fd=descriptor)
         os.mkdir(b"empty", dir_fd=descriptor)
-        with forest.feature("hard link out of the deep"):
-            os.link(b"bottom", forest.join("deep", "top"), src_dir_fd=descriptor)
-        with forest.feature("attributes in the deep"):
+        with features.feature("hard link out of the deep"):
+            os.link(b"bottom", features.join("deep", "top"), src_dir_fd=descriptor)
+        with features.feature("attributes in the deep"):
             os.setxattr(b"/proc/self/fd/%d/bottom" % descriptor, "user.deep", b"yes")
     finally:
         os.close(descriptor)
 
 
-def _crowd(forest: Forest, many: int) -> None:
-    folder = _directory(forest, "crowd")
+def _crowd(features: FeatureTree, many: int) -> None:
+    folder = _directory(features, "crowd")
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for number in range(many):
@@ -340,32 +340,32 @@ TIMES = {
 """Nanoseconds since 1970; the ends lie just within what ext4 can hold (1901 to 2446)."""
 
 
-def _timed(forest: Forest) -> Iterator[tuple[str, int, bytes, bytes, bytes]]:
+def _timed(features: FeatureTree) -> Iterator[tuple[str, int, bytes, bytes, bytes]]:
     for name, when in TIMES.items():
-        file, below, link = (forest.join("times", f"{kind}-{name}") for kind in ("file", "directory", "link"))
+        file, below, link = (features.join("times", f"{kind}-{name}") for kind in ("file", "directory", "link"))
         yield name, when, file, below, link
 
 
-def _moments(forest: Forest, _chance: random.Random) -> None:
+def _moments(features: FeatureTree, _chance: random.Random) -> None:
     """Make files, directories and links that get odd times when everything is built."""
-    _directory(forest, "times")
-    for _name, _when, file, below, link in _timed(forest):
+    _directory(features, "times")
+    for _name, _when, file, below, link in _timed(features):
         _write(file, b"when")
         os.mkdir(below)
         _write(os.path.join(below, b"inside"), b"x")
         os.symlink(b"when", link)
 
 
-def _set_times(forest: Forest) -> None:
-    for name, when, *paths in _timed(forest):
-        with forest.feature(f"time {name}"):
+def _set_times(features: FeatureTree) -> None:
+    for name, when, *paths in _timed(features):
+        with features.feature(f"time {name}"):
             for path in paths:
                 os.utime(path, ns=(when, when), follow_symlinks=False)
                 _expect(os.lstat(path).st_mtime_ns == when)
-    os.utime(forest.path, ns=(TIMES["negative"], TIMES["negative"]))
+    os.utime(features.path, ns=(TIMES["negative"], TIMES["negative"]))
 
 
-def _stamp(forest: Forest) -> None:
+def _stamp(features: FeatureTree) -> None:
     """Give every file, link and directory its own old time, so that a time left at "now" is seen."""
     chance = random.Random(7)
 
@@ -380,7 +380,7 @@ def _stamp(forest: Forest) -> None:
                 os.close(below)
             os.utime(name, ns=(when, when), dir_fd=directory, follow_symlinks=False)
 
-    top = os.open(forest.path, os.O_RDONLY | os.O_DIRECTORY)
+    top = os.open(features.path, os.O_RDONLY | os.O_DIRECTORY)
     stamp(top)
     os.close(top)
 

@@ -31,7 +31,7 @@ def _at_start(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(_AT_START)}
 
 
-class Forker:
+class ForkServer:
     """The process that has imported castore; started when it is used first."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Forker:
         return subprocess.CompletedProcess(words, status, *output)
 
 
-_forker = Forker()
+_forker = ForkServer()
 
 
 def run(

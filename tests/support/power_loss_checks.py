@@ -1,4 +1,4 @@
-"""What a loss of power left of a store, held against what was promised (tests/support/store_histories.py)."""
+"""What a loss of power left of a store, held against what was guaranteed (tests/support/store_histories.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from castore.store import MachinePaths, Store
 from castore.store.format.session_key import read_session, session_name, session_numbers
 from tests.support import store_histories
 from tests.support.power_loss_disk import Disk, DiskFiles, Mark, State, cuts
-from tests.support.store_histories import ROOT, SERVICES, Content, Promise, Watch, World, restored
+from tests.support.store_histories import (
+    ROOT,
+    SERVICES,
+    Content,
+    DurabilityMonitor,
+    Guarantee,
+    SimulatedHost,
+    restored,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,34 +39,34 @@ OLD_INDEX = 0.25
 """How many of the states are looked at with the index of that time."""
 
 
-class Inspector:
-    """Looks at what a loss of power left of a world's store."""
+class PowerLossChecker:
+    """Looks at what a loss of power left of a host's store."""
 
-    def __init__(self, world: World, watch: Watch | None = None) -> None:
-        self.world = world
-        self.kept = watch.kept if watch is not None else []
-        self.chance = random.Random(f"inspect {world.seed}")
+    def __init__(self, host: SimulatedHost, monitor: DurabilityMonitor | None = None) -> None:
+        self.host = host
+        self.kept = monitor.kept if monitor is not None else []
+        self.chance = random.Random(f"inspect {host.seed}")
         self.counts: Counter[str] = Counter()
         self._scratch = 0
-        dump = world.folder / "next"
-        content = self.chance.choice([*world.dumps.values()])[:9000] + self.chance.randbytes(500)
+        dump = host.folder / "next"
+        content = self.chance.choice([*host.dumps.values()])[:9000] + self.chance.randbytes(500)
         dump.write_bytes(content)
         self._next = {}
         for service in SERVICES:
-            sources = world.plant(service, Content("", world.trees[service], world.dumps[service]))
+            sources = host.write_content(service, Content("", host.trees[service], host.dumps[service]))
             self._next[service] = (
                 sources | {"dump": file_source(str(dump))},
-                Content("next", world.trees[service], content),
+                Content("next", host.trees[service], content),
             )
 
     def _fresh(self) -> Path:
         self._scratch += 1
-        return self.world.folder / f"scratch-{self._scratch}"
+        return self.host.folder / f"scratch-{self._scratch}"
 
-    def look(self, state: State, known: Promise | None, step: int) -> None:
-        """Check all that was promised."""
-        known = known or Promise()
-        world, chance = self.world, self.chance
+    def look(self, state: State, known: Guarantee | None, step: int) -> None:
+        """Check all that was guaranteed."""
+        known = known or Guarantee()
+        host, chance = self.host, self.chance
         scratch = self._fresh()
         files = DiskFiles(Disk(state))
         old = next((path for at, path in reversed(self.kept) if at <= step), None)
@@ -66,10 +74,10 @@ class Inspector:
             self.counts["with the old index"] += 1
             shutil.copytree(old, scratch / "cache")
             _spoil(scratch / "cache", chance)
-        places = MachinePaths(str(world.folder / "state"), str(scratch / "cache"))
-        readers = {name: world.identities[name] for name in known.readers}
+        places = MachinePaths(str(host.folder / "state"), str(scratch / "cache"))
+        readers = {name: host.identities[name] for name in known.readers}
         if not known.begun:
-            readers = {"first": world.identities["first"]}
+            readers = {"first": host.identities["first"]}
             try:
                 Store.read_id(LocalStorage(ROOT, files=files))
             except NotFoundError:
@@ -83,7 +91,7 @@ class Inspector:
         # The machine's memory is that of the end of the history.
         storage = LocalStorage(ROOT, files=files)
         # So are the admins that it pins: earlier ones are given.
-        trust = [one.admin.public for one in world.identities.values()]
+        trust = [one.admin.public for one in host.identities.values()]
         with Store.open(storage, places, lambda: reader, accept_older=True, trust=trust) as store:
             store.sync()
             assert store.damaged == {}
@@ -95,7 +103,7 @@ class Inspector:
         assert files.left_open() == []
         shutil.rmtree(scratch)
 
-    def _generations(self, store: Store, known: Promise, scratch: Path) -> None:
+    def _generations(self, store: Store, known: Guarantee, scratch: Path) -> None:
         listed = {(one.service, one.number) for one in store.generations()}
         assert known.whole.keys() <= listed, "an acknowledged generation is not there"
         assert listed <= known.whole.keys() | known.maybe.keys(), "a generation is there that must not be"
@@ -137,14 +145,14 @@ def _spoil(cache: Path, chance: random.Random) -> None:
                 path.write_bytes(path.read_bytes()[:at] + bytes(size - at))
 
 
-def look_at_all(world: World, watch: Watch | None = None, begin: int = 0) -> Counter[str]:
-    """Take the power away at every place of a world's log, from one on; return what was counted."""
-    inspector = Inspector(world, watch)
-    counts = inspector.counts
+def check_all_losses(host: SimulatedHost, monitor: DurabilityMonitor | None = None, begin: int = 0) -> Counter[str]:
+    """Take the power away at every place of a host's log, from one on; return what was counted."""
+    checker = PowerLossChecker(host, monitor)
+    counts = checker.counts
     distinct = set()
     looked = set()
-    for cut in cuts(world.disk.log, random.Random(f"cuts {world.seed}"), CHANCES, begin):
-        marked = cut.step and isinstance(world.disk.log[cut.step - 1], Mark)
+    for cut in cuts(host.disk.log, random.Random(f"cuts {host.seed}"), CHANCES, begin):
+        marked = cut.step and isinstance(host.disk.log[cut.step - 1], Mark)
         counts["cuts"] += not marked
         for label, state in cut.losses:
             counts["states"] += not marked
@@ -156,11 +164,11 @@ def look_at_all(world: World, watch: Watch | None = None, begin: int = 0) -> Cou
             looked.add(key)
             counts["looked at"] += 1
             try:
-                inspector.look(state, cut.known, cut.step)
+                checker.look(state, cut.known, cut.step)
             except BaseException as error:
                 error.add_note(
-                    f"seed {world.seed}, step {cut.step} of {len(world.disk.log)}, {label}; history: {world.done}; "
-                    f"before: {shown(world.disk.log[max(cut.step - 12, 0) : cut.step])}"
+                    f"seed {host.seed}, step {cut.step} of {len(host.disk.log)}, {label}; history: {host.done}; "
+                    f"before: {shown(host.disk.log[max(cut.step - 12, 0) : cut.step])}"
                 )
                 raise
     counts["distinct"] = len(distinct)

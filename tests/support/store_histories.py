@@ -1,30 +1,30 @@
 """Histories of a store on a disk of tests.support.power_loss_disk: what is done to it, and what must be left of it.
 
-A history is a list of named steps. A step is a function of a `World`, found by its name in `STEPS`; it
-does something to the store, and tells the disk's log what is promised, at the moment at which it is:
+A history is a list of named steps. A step is a function of a `SimulatedHost`, found by its name in `STEPS`; it
+does something to the store, and tells the disk's log what is guaranteed, at the moment at which it is:
 
-    world.promise(maybe={key: content})     before a generation is written: it may be found now
-    world.promise(whole={key: content})     it was acknowledged: it must be found from here on
-    world.promise(gone={key})               it is no longer promised; it may be found
-    world.promise(absent={key})             its removal was acknowledged: it must not be found
-    world.promise(readers={identity, ...})  these must be able to read all of it
+    host.guarantee(maybe={key: content})     before a generation is written: it may be found now
+    host.guarantee(whole={key: content})     it was acknowledged: it must be found from here on
+    host.guarantee(gone={key})               it is no longer guaranteed; it may be found
+    host.guarantee(absent={key})             its removal was acknowledged: it must not be found
+    host.guarantee(readers={identity, ...})  these must be able to read all of it
 
 To have another thing tested (pruning, compaction, repair, a key that is rotated), write one function:
 
     @step
-    def prune(world):
+    def prune(host):
         gone = set of keys that the policy removes
-        world.promise(gone=gone)
-        with world.open() as store:
+        host.guarantee(gone=gone)
+        with host.open() as store:
             castore.prune(store, ...)
-        world.promise(absent=gone)
+        host.guarantee(absent=gone)
 
 and name it in the weights of `history`, or in a list of your own; in `UNLUCKY` too, so that it is killed
 and refused, and in KILLED of test_power_loss.py and BEFORE of test_disk_errors.py, so that it is at every
 operation. What removes or replaces calls `storage.settle` in between (castore/storage/base.py), and
 does not rest on a listing that is not durable. What changes the store without
-changing what is promised (compaction, repair) promises nothing at all. tests/crash/test_power_loss.py
-takes the power away behind every operation of the file system in it, and checks what was promised.
+changing what is guaranteed (compaction, repair) promises nothing at all. tests/crash/test_power_loss.py
+takes the power away behind every operation of the file system in it, and checks what was guaranteed.
 """
 
 from __future__ import annotations
@@ -90,19 +90,19 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Promise:
+class Guarantee:
     """What must hold if the power is lost now."""
 
     begun: bool = False
     whole: dict[Key, Content] = field(default_factory=dict)
     maybe: dict[Key, tuple[Content, ...]] = field(default_factory=dict)
-    """These may be found: what was begun, or is no longer promised. A number may be taken twice."""
+    """These may be found: what was begun, or is no longer guaranteed. A number may be taken twice."""
     readers: frozenset[str] = frozenset()
     """Who must be able to read: names of identities."""
 
 
-class World:
-    """A disk with a store on it, a machine that uses it, and what was promised so far."""
+class SimulatedHost:
+    """A disk with a store on it, a machine that uses it, and what was guaranteed so far."""
 
     def __init__(self, folder: Path, seed: object, files: type[DiskFiles] = DiskFiles, storage=LocalStorage) -> None:
         self.folder = folder
@@ -112,7 +112,7 @@ class World:
         self.files = files(self.disk)
         self.storage = storage
         self.identities: dict[str, Identity] = {}
-        self.promised = Promise()
+        self.guaranteed = Guarantee()
         self.wanted: frozenset[str] | None = None
         """Whom the store is being sealed to, from when this is begun until it is done."""
         self.trees: dict[str, dict[bytes, bytes]] = {service: {} for service in SERVICES}
@@ -120,7 +120,7 @@ class World:
         self.last = SERVICES[0]
         self.old: list[Content] = []
         self.done: list[str] = []
-        self._promising = threading.Lock()
+        self._guaranteeing = threading.Lock()
         for name in ("state", "cache", "live"):
             (folder / name).mkdir(parents=True)
 
@@ -134,7 +134,7 @@ class World:
         identity = (lambda: self.identities[reader]) if reader else None
         return Store.open(storage, self.places, identity)
 
-    def promise(
+    def guarantee(
         self,
         *,
         begun: bool = False,
@@ -144,9 +144,9 @@ class World:
         absent: set[Key] | None = None,
         readers: frozenset[str] | None = None,
     ) -> None:
-        """Say what is promised from here on, beside what was."""
-        with self._promising, self.files.mutex:
-            now = self.promised
+        """Say what is guaranteed from here on, beside what was."""
+        with self._guaranteeing, self.files.mutex:
+            now = self.guaranteed
             now = replace(now, begun=now.begun or begun)
             if maybe:
                 now = replace(now, maybe=_joined(now.maybe, maybe))
@@ -166,7 +166,7 @@ class World:
                 now = replace(now, maybe={key: content for key, content in now.maybe.items() if key not in absent})
             if readers is not None:
                 now = replace(now, readers=readers)
-            self.promised = now
+            self.guaranteed = now
             self.disk.mark(now)
 
     # What is taken
@@ -193,20 +193,20 @@ class World:
         self.old.append(content)
         return content
 
-    def plant(self, service: str, content: Content) -> dict[str, Source]:
+    def write_content(self, service: str, content: Content) -> dict[str, Source]:
         """Put a service's state where it can be taken from; return the sources."""
-        return plant(content, self.folder / "live" / service)
+        return write_content(content, self.folder / "live" / service)
 
 
 def _joined(maybe: dict[Key, tuple[Content, ...]], more: dict[Key, Content]) -> dict[Key, tuple[Content, ...]]:
     return maybe | {key: (*maybe.get(key, ()), content) for key, content in more.items()}
 
 
-def plant(content: Content, folder: Path) -> dict[str, Source]:
+def write_content(content: Content, folder: Path) -> dict[str, Source]:
     """Make a folder hold a state, touching only what differs; return the sources."""
     top = os.fsencode(folder / "tree")
     os.makedirs(top, exist_ok=True)
-    there = harvest(os.fsdecode(top))
+    there = read_files(os.fsdecode(top))
     for path in there.keys() - content.tree.keys():
         os.unlink(os.path.join(top, path))
     for path, data in content.tree.items():
@@ -219,7 +219,7 @@ def plant(content: Content, folder: Path) -> dict[str, Source]:
     return {"tree": Tree(os.fsdecode(top)), "dump": file_source(str(folder / "dump"))}
 
 
-def harvest(top: str) -> dict[bytes, bytes]:
+def read_files(top: str) -> dict[bytes, bytes]:
     """Return the files below a directory."""
     found = {}
     for folder, _, names in os.walk(os.fsencode(top)):
@@ -238,7 +238,7 @@ def restored(store: Store, key: Key, into: str) -> Content:
     selection = select(store, f"{service}@#{number}:tree")
     done = restore_parts(store, selection, into, Ownership(change=False), castore.Progress())
     assert done.report.damaged == []
-    tree = harvest(into)
+    tree = read_files(into)
     shutil.rmtree(into)
     with StreamReader(store) as reader:
         dump = b"".join(read(reader, select(store, f"{service}@#{number}:dump")))
@@ -270,64 +270,64 @@ def needs(store: Store, generation: Generation) -> set[str]:
 
 # Steps
 
-STEPS: dict[str, Callable[[World], None]] = {}
+STEPS: dict[str, Callable[[SimulatedHost], None]] = {}
 
 
-def step(function: Callable[[World], None]) -> Callable[[World], None]:
+def step(function: Callable[[SimulatedHost], None]) -> Callable[[SimulatedHost], None]:
     """Let a function be a step, by its name."""
     STEPS[function.__name__] = function
     return function
 
 
 @step
-def init(world: World) -> None:
+def init(host: SimulatedHost) -> None:
     """Make the store."""
-    identity = world.identities.setdefault("first", Identity.generate())
-    storage = world.storage(ROOT, create=True, files=world.files)
+    identity = host.identities.setdefault("first", Identity.generate())
+    storage = host.storage(ROOT, create=True, files=host.files)
     to = [(identity.recipient, "first")]
-    Store.create(storage, world.places, to, average=AVERAGE, identity=lambda: identity).close()
-    world.promise(begun=True, readers=frozenset({"first"}))
+    Store.create(storage, host.places, to, average=AVERAGE, identity=lambda: identity).close()
+    host.guarantee(begun=True, readers=frozenset({"first"}))
 
 
-def _take(world: World, service: str, content: Content, sources: dict) -> None:
-    with world.open() as store, store.lock(service):
+def _take(host: SimulatedHost, service: str, content: Content, sources: dict) -> None:
+    with host.open() as store, store.lock(service):
         store.sync_generations()
         key = service, store.next_number(service)
-        world.promise(maybe={key: content})
+        host.guarantee(maybe={key: content})
         taken = take_snapshot(store, service, sources, revision=content.revision)
         assert (taken.service, taken.number) == key
-        world.promise(whole={key: content})
+        host.guarantee(whole={key: content})
 
 
 @step
-def snapshot(world: World) -> None:
+def snapshot(host: SimulatedHost) -> None:
     """Take a generation of a service."""
-    service = world.chance.choice(SERVICES)
-    content = world.edit(service, world.chance)
-    _take(world, service, content, world.plant(service, content))
+    service = host.chance.choice(SERVICES)
+    content = host.edit(service, host.chance)
+    _take(host, service, content, host.write_content(service, content))
 
 
 @step
-def same_again(world: World) -> None:
+def same_again(host: SimulatedHost) -> None:
     """Take a generation of what was taken last: all of it is known, unless that was broken off."""
-    service = world.last
-    content = Content("", world.trees[service], world.dumps[service])
-    _take(world, service, content, world.plant(service, content))
+    service = host.last
+    content = Content("", host.trees[service], host.dumps[service])
+    _take(host, service, content, host.write_content(service, content))
 
 
 @step
-def two_at_once(world: World) -> None:
+def two_at_once(host: SimulatedHost) -> None:
     """Two snapshots of two services at the same time, of which much is the same."""
-    services = world.chance.sample(SERVICES, 2)
-    contents = [world.edit(service, world.chance) for service in services]
+    services = host.chance.sample(SERVICES, 2)
+    contents = [host.edit(service, host.chance) for service in services]
     contents[1] = replace(contents[1], dump=contents[0].dump + contents[1].dump[:2000])
-    world.dumps[services[1]] = contents[1].dump
-    sources = [world.plant(*pair) for pair in zip(services, contents)]
+    host.dumps[services[1]] = contents[1].dump
+    sources = [host.write_content(*pair) for pair in zip(services, contents)]
     failures: list[BaseException] = []
 
     def run(number: int) -> None:
         try:
-            _take(world, services[number], contents[number], sources[number])
+            _take(host, services[number], contents[number], sources[number])
         except BaseException as error:
             failures.append(error)
 
@@ -345,12 +345,12 @@ class Interrupted(Exception):
 
 
 @step
-def aborted(world: World) -> None:
+def aborted(host: SimulatedHost) -> None:
     """Add some packs, and give up; what is added is found again by a later step."""
-    service = world.chance.choice(SERVICES)
-    content = world.edit(service, world.chance)
+    service = host.chance.choice(SERVICES)
+    content = host.edit(service, host.chance)
     try:
-        with world.open() as store, store.session() as session, Pipeline(session, store.cutter, castore.Progress()) as ingest:
+        with host.open() as store, store.session() as session, Pipeline(session, store.cutter, castore.Progress()) as ingest:
             store.sync()
             ingest.write(content.dump)
             ingest.end_stream(lambda _root: None)
@@ -362,76 +362,76 @@ def aborted(world: World) -> None:
 
 
 @step
-def add_recipient(world: World) -> None:
+def add_recipient(host: SimulatedHost) -> None:
     """Let one more identity read the store; or end what was begun of this, or of the removal of one."""
-    readers = world.promised.readers
-    target = world.wanted
+    readers = host.guaranteed.readers
+    target = host.wanted
     if target is None:
-        name = f"reader {len(world.identities)}"
-        world.identities[name] = Identity.generate()
+        name = f"reader {len(host.identities)}"
+        host.identities[name] = Identity.generate()
         target = readers | {name}
-    _reseal(world, target)
+    _reseal(host, target)
 
 
 @step
-def remove_recipient(world: World) -> None:
+def remove_recipient(host: SimulatedHost) -> None:
     """Let one identity read no more, if there are two; or end what was begun of this."""
-    readers = world.promised.readers
-    target = world.wanted
+    readers = host.guaranteed.readers
+    target = host.wanted
     if target is None:
-        target = readers - {world.chance.choice(sorted(readers))} if len(readers) > 1 else readers
-    _reseal(world, target)
+        target = readers - {host.chance.choice(sorted(readers))} if len(readers) > 1 else readers
+    _reseal(host, target)
 
 
-def _reseal(world: World, target: frozenset[str]) -> None:
-    world.wanted = target
-    world.promise(readers=world.promised.readers & target)
-    with world.open(min(world.promised.readers)) as store:
-        recipients = [(world.identities[name].recipient, name) for name in sorted(target)]
-        store.reseal(recipients, admins=admins(*(world.identities[name] for name in sorted(target))))
-    world.wanted = None
-    world.promise(readers=target)
+def _reseal(host: SimulatedHost, target: frozenset[str]) -> None:
+    host.wanted = target
+    host.guarantee(readers=host.guaranteed.readers & target)
+    with host.open(min(host.guaranteed.readers)) as store:
+        recipients = [(host.identities[name].recipient, name) for name in sorted(target)]
+        store.reseal(recipients, admins=admins(*(host.identities[name] for name in sorted(target))))
+    host.wanted = None
+    host.guarantee(readers=target)
 
 
 @step
-def forget(world: World) -> None:
+def forget(host: SimulatedHost) -> None:
     """Remove a generation's record."""
-    if world.promised.whole:
-        _forget(world, {world.chance.choice(sorted(world.promised.whole))})
+    if host.guaranteed.whole:
+        _forget(host, {host.chance.choice(sorted(host.guaranteed.whole))})
 
 
-def _forget(world: World, gone: set[Key]) -> None:
-    world.promise(gone=gone)
-    with world.open() as store:
+def _forget(host: SimulatedHost, gone: set[Key]) -> None:
+    host.guarantee(gone=gone)
+    with host.open() as store:
         store.sync()
         for service, number in sorted(gone):
             store.forget(service, [number])
-    world.promise(absent=gone)
+    host.guarantee(absent=gone)
 
 
 @step
-def compact(world: World) -> None:
+def compact(host: SimulatedHost) -> None:
     """Give back what no generation needs, and write anew all packs of which anything is not needed."""
-    with world.open() as store:
+    with host.open() as store:
         run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
 
 
 @step
-def compact_without_lock(world: World) -> None:
+def compact_without_lock(host: SimulatedHost) -> None:
     """The same where packs are pending first, and removed by the next run."""
-    with world.open() as store:
+    with host.open() as store:
         store.storage.lock = lambda *, exclusive=False: contextlib.nullcontext(False)
         for _ in range(2):
             run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
 
 
 @step
-def prune(world: World) -> None:
+def prune(host: SimulatedHost) -> None:
     """Remove all but the newest of each service, and compact."""
-    newest = {service: max(number for name, number in world.promised.whole if name == service)
-              for service in {name for name, _ in world.promised.whole}}
-    _forget(world, {key for key in world.promised.whole if key[1] != newest[key[0]]})
-    compact(world)
+    newest = {service: max(number for name, number in host.guaranteed.whole if name == service)
+              for service in {name for name, _ in host.guaranteed.whole}}
+    _forget(host, {key for key in host.guaranteed.whole if key[1] != newest[key[0]]})
+    compact(host)
 
 
 MOST_OPERATIONS = 55
@@ -439,30 +439,30 @@ MOST_OPERATIONS = 55
 UNLUCKY = ("snapshot", "snapshot", "add_recipient", "remove_recipient", "forget", "compact", "compact", "compact_without_lock")
 
 
-def _unlucky(world: World, how: str, fault: Fault, ends: type[BaseException]) -> None:
-    name = world.chance.choice(UNLUCKY)
-    world.done.append(f"{how} at operation {fault.number}:")
-    world.files.fault = fault
+def _unlucky(host: SimulatedHost, how: str, fault: Fault, ends: type[BaseException]) -> None:
+    name = host.chance.choice(UNLUCKY)
+    host.done.append(f"{how} at operation {fault.number}:")
+    host.files.fault = fault
     with contextlib.suppress(ends):
-        STEPS[name](world)
-        world.done.append("(too late)")
-    world.done.append(name)
-    world.files.fault = None
+        STEPS[name](host)
+        host.done.append("(too late)")
+    host.done.append(name)
+    host.files.fault = None
 
 
 @step
-def killed(world: World) -> None:
+def killed(host: SimulatedHost) -> None:
     """Another step, whose process is killed, anywhere; what it did not sync is as the kernel has it."""
-    fault = Fault(world.chance.randrange(MOST_OPERATIONS), Killed, ON)
-    _unlucky(world, "killed", fault, Killed)
-    world.files.forget()
+    fault = Fault(host.chance.randrange(MOST_OPERATIONS), Killed, ON)
+    _unlucky(host, "killed", fault, Killed)
+    host.files.forget()
 
 
 @step
-def refused(world: World) -> None:
+def refused(host: SimulatedHost) -> None:
     """Another step, to which the disk refuses something, once."""
-    fault = Fault(world.chance.randrange(MOST_OPERATIONS), errno.EIO, world.chance.choice([ONCE, AFTER]))
-    _unlucky(world, "refused", fault, StorageError)
+    fault = Fault(host.chance.randrange(MOST_OPERATIONS), errno.EIO, host.chance.choice([ONCE, AFTER]))
+    _unlucky(host, "refused", fault, StorageError)
 
 
 WEIGHTS = {
@@ -488,31 +488,31 @@ def history(seed: object, length: int, weights: dict[str, int] = WEIGHTS) -> lis
     return ["init", "snapshot", *names]
 
 
-def run(world: World, names: list[str]) -> None:
+def run(host: SimulatedHost, names: list[str]) -> None:
     """Take the steps of a history."""
     for name in names:
         if name not in {"killed", "refused"}:
-            world.done.append(name)
-        STEPS[name](world)
+            host.done.append(name)
+        STEPS[name](host)
 
 
 # Watching a run
 
 
-class Watch:
-    """Checks, while a history runs, that whatever is told of is durable by then; keeps the index as it was.
+class DurabilityMonitor:
+    """Checks, while a history runs, that whatever is reported of is durable by then; keeps the index as it was.
 
     Each time a session or a commit tells the index of packs or a generation, these must be found on the
     disk after the worst loss; each time a generation is written, so must all that it needs. (What the
     index has from a listing may be another's, who was killed: it is made durable before it is needed.)
     """
 
-    def __init__(self, world: World, monkeypatch, *, keep: bool = True) -> None:
-        self.world = world
-        self.told = 0
+    def __init__(self, host: SimulatedHost, monkeypatch, *, keep: bool = True) -> None:
+        self.host = host
+        self.reported = 0
         self.kept: list[tuple[int, Path]] = []
         """Steps of the log, each with a copy of the index and the caches as they were then."""
-        watch = self
+        monitor = self
         put_packs, put_generations, commit = Index.put_packs, Index.put_generations, Store.commit
         sync, sync_generations = Store.sync, Store.sync_generations
         listing = threading.local()
@@ -531,23 +531,23 @@ class Watch:
             packs = list(packs)
             sessions = {entry.session.hex() for _, _, entries in packs for entry in entries}
             if not getattr(listing, "now", False):
-                watch.durable({pack_name(pack) for pack, _, _ in packs}, sessions)
+                monitor.durable({pack_name(pack) for pack, _, _ in packs}, sessions)
             put_packs(index, packs, sketches, **options)
-            watch._keep(index, keep)
+            monitor._keep(index, keep)
 
         def generations(index, found):
             found = list(found)
             if not getattr(listing, "now", False):
-                watch.durable({f"generations/{name}" for name, _, _ in found})
+                monitor.durable({f"generations/{name}" for name, _, _ in found})
             put_generations(index, found)
-            watch._keep(index, keep)
+            monitor._keep(index, keep)
 
         def committing(store, generation):
             before = store.storage.put
 
             def put(name, data):
                 generation, _ = open_generation(name, data, store.writer_key)
-                watch.durable(needs(store, generation))
+                monitor.durable(needs(store, generation))
                 before(name, data)
 
             store.storage.put = put
@@ -564,23 +564,23 @@ class Watch:
 
     def durable(self, names: set[str], sessions: set[str] = frozenset()) -> None:
         """Assert that objects survive the worst."""
-        with self.world.files.mutex:
-            worst, live = self.world.disk.worst().files, self.world.disk.live().files
+        with self.host.files.mutex:
+            worst, live = self.host.disk.worst().files, self.host.disk.live().files
         for name in names:
             path = f"{ROOT}/{name}"
-            assert path in worst, f"{name} is told of, and its name is not durable"
-            assert worst[path] == live[path], f"{name} is told of, and its bytes are not durable"
+            assert path in worst, f"{name} is reported of, and its name is not durable"
+            assert worst[path] == live[path], f"{name} is reported of, and its bytes are not durable"
         for session in sessions:
             start = f"{ROOT}/sessions/{session}."
             assert any(path.startswith(start) for path in worst), f"the key of session {session} is not durable"
-        self.told += len(names)
+        self.reported += len(names)
 
     def _keep(self, index: Index, keep: bool) -> None:
         if not keep:
             return
-        with self.world.files.mutex:
-            step = len(self.world.disk.log)
-            path = self.world.folder / f"kept-{len(self.kept)}"
+        with self.host.files.mutex:
+            step = len(self.host.disk.log)
+            path = self.host.folder / f"kept-{len(self.kept)}"
             self.kept.append((step, path))
             cache = Path(index.path).parent
             shutil.copytree(cache, path / cache.name, ignore=lambda folder, names: ["index"] if Path(folder) == cache else [])

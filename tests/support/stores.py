@@ -51,7 +51,7 @@ def signed(store: Store, generation: Generation) -> Generation:
 
 
 @dataclass
-class Lab:
+class Sandbox:
     """A store, and the machine that uses it."""
 
     folder: Path

@@ -1,4 +1,4 @@
-"""The oracle itself: the forest has everything, and the walker sees every change."""
+"""The oracle itself: the features has everything, and the walker sees every change."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.feature_tree import (
     DEEP_LEVELS,
     DEEP_NAME,
     file_system,
-    must_be_whole,
-    plant,
+    make_feature_tree,
+    must_be_complete,
 )
 from tests.support.tree_walker import compare, walk
 
@@ -24,19 +24,19 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
 
 
 def test_a_forest_has_every_feature_on_ext4(tmp_path):
-    forest = plant(tmp_path / "forest", many=50)
-    if must_be_whole(tmp_path):
-        assert forest.left_out == []
-    tree = walk(forest.path)
+    features = make_feature_tree(tmp_path / "features", many=50)
+    if must_be_complete(tmp_path):
+        assert features.left_out == []
+    tree = walk(features.path)
     assert max(map(len, tree)) > DEEP_LEVELS * DEEP_NAME > 4096
-    assert {node["type"] >> 12 for node in tree.values()} >= {1, 2, 4, 6, 8, 10, 12} or forest.left_out
+    assert {node["type"] >> 12 for node in tree.values()} >= {1, 2, 4, 6, 8, 10, 12} or features.left_out
     assert len(tree[b"links/small-a"]["links"]) == 3
     assert tree[b"sparse/all-hole"]["extents"] == ()
     assert tree[b"sparse/all-hole"]["blocks"] == 0
     assert tree[b"sparse/hole-in-middle"]["extents"] == ((0, 1 << 20), (2 << 20, 3 << 20))
     assert len(tree[b"sparse/comb"]["extents"]) == 300
     assert tree[b"files/zeros"]["extents"] == ((0, 1 << 20),)
-    if must_be_whole(tmp_path):
+    if must_be_complete(tmp_path):
         assert tree[b"attributes/acl"]["xattrs"][b"system.posix_acl_access"] == ACL
         assert tree[b"attributes/default-acl"]["xattrs"] == {b"system.posix_acl_default": ACL}
         assert tree[b"attributes/default-acl/child"]["xattrs"] == {}
@@ -45,22 +45,22 @@ def test_a_forest_has_every_feature_on_ext4(tmp_path):
 
 
 def test_two_walks_of_one_forest_are_equal(tmp_path):
-    forest = plant(tmp_path / "forest", many=50)
-    assert compare(walk(forest.path), walk(forest.path)) == []
+    features = make_feature_tree(tmp_path / "features", many=50)
+    assert compare(walk(features.path), walk(features.path)) == []
 
 
 def test_two_forests_of_one_seed_are_equal(tmp_path):
-    one, two = (walk(plant(tmp_path / name, many=50).path) for name in ("one", "two"))
+    one, two = (walk(make_feature_tree(tmp_path / name, many=50).path) for name in ("one", "two"))
     assert compare(one, two) == []
 
 
 def test_a_file_system_without_some_features_has_them_left_out():
     if os.path.ismount("/dev/shm") and file_system("/dev/shm") == "tmpfs":
-        path = f"/dev/shm/castore-forest-{os.getpid()}"
+        path = f"/dev/shm/castore-features-{os.getpid()}"
         try:
-            forest = plant(path, many=10)
+            features = make_feature_tree(path, many=10)
             assert compare(walk(path), walk(path)) == []
-            assert all(": " in each for each in forest.left_out)
+            assert all(": " in each for each in features.left_out)
         finally:
             shutil.rmtree(path)
     else:
@@ -69,8 +69,8 @@ def test_a_file_system_without_some_features_has_them_left_out():
 
 @pytest.mark.slow
 def test_a_directory_of_100000_files_is_walked(tmp_path):
-    forest = plant(tmp_path / "forest", many=100_000)
-    assert sum(path.startswith(b"crowd/") for path in walk(forest.path)) == 100_000
+    features = make_feature_tree(tmp_path / "features", many=100_000)
+    assert sum(path.startswith(b"crowd/") for path in walk(features.path)) == 100_000
 
 
 def _patch(path, data, offset):
@@ -127,14 +127,14 @@ def _bind(path):
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory):
-    return plant(tmp_path_factory.mktemp("oracle") / "forest", many=10)
+    return make_feature_tree(tmp_path_factory.mktemp("oracle") / "features", many=10)
 
 
-def _seen(forest, tmp_path, name, change):
+def _seen(features, tmp_path, name, change):
     copy = tmp_path / "copy"
-    # A forest of the same seed is the same but for times of change, which nobody compares.
-    again = plant(copy, many=10)
-    before = walk(forest.path)
+    # A features of the same seed is the same but for times of change, which nobody compares.
+    again = make_feature_tree(copy, many=10)
+    before = walk(features.path)
     assert compare(before, walk(again.path)) == []
     change(lambda name: os.path.join(again.path, name))
     # Most changes move a time as well, which must not be all that is seen.
@@ -143,7 +143,7 @@ def _seen(forest, tmp_path, name, change):
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen(grown, tmp_path, name):
-    if grown.left_out and not must_be_whole(tmp_path):
+    if grown.left_out and not must_be_complete(tmp_path):
         pytest.skip(f"left out here: {grown.left_out}")
     assert _seen(grown, tmp_path, name, CHANGES[name]) != []
 
@@ -151,7 +151,7 @@ def test_a_change_is_seen(grown, tmp_path, name):
 @as_root
 @pytest.mark.parametrize("name", ROOT_CHANGES)
 def test_a_change_that_needs_root_is_seen(grown, tmp_path, name):
-    if grown.left_out and not must_be_whole(tmp_path):
+    if grown.left_out and not must_be_complete(tmp_path):
         pytest.skip(f"left out here: {grown.left_out}")
     assert _seen(grown, tmp_path, name, ROOT_CHANGES[name]) != []
 

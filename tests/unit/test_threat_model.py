@@ -18,14 +18,14 @@ from castore.services.restore import read
 from castore.services.selectors import select
 from castore.services.snapshot import Tree, file_source
 from castore.store.format.pack import PACK_BYTES
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 MARK = b"Zebra crossing, 7 o'clock"
 
 
 @pytest.fixture
-def lab(tmp_path):
-    return Lab(tmp_path / "lab", average=4096)
+def sandbox(tmp_path):
+    return Sandbox(tmp_path / "sandbox", average=4096)
 
 
 @pytest.fixture
@@ -38,47 +38,47 @@ def tree(tmp_path):
     return top
 
 
-def take(lab, tree, **options):
-    return lab.snapshot(
+def take(sandbox, tree, **options):
+    return sandbox.snapshot(
         "Service-Name",
         {"Part-Name": Tree(str(tree)), "dump": file_source(str(tree / "Large-File"))},
         **options,
     )
 
 
-def stored(lab):
-    return {path: path.read_bytes() for path in lab.store.rglob("*") if path.is_file()}
+def stored(sandbox):
+    return {path: path.read_bytes() for path in sandbox.store.rglob("*") if path.is_file()}
 
 
-def test_no_plaintext_reaches_the_store(lab, tree):
-    take(lab, tree, revision="Revision-Name")
-    with lab.open() as store:
+def test_no_plaintext_reaches_the_store(sandbox, tree):
+    take(sandbox, tree, revision="Revision-Name")
+    with sandbox.open() as store:
         store.sync()
         store.pin("Service-Name", 1, "Reason-For-It")
     words = [MARK, b"Secret-Directory", b"Hidden-Name", b"Private-File", b"Large-File", b"Link-Target"]
     words += [b"Service-Name", b"Part-Name", b"Revision-Name", b"Reason-For-It"]
     host = os.uname().nodename.encode()
     words += [host] if len(host) > 7 else []  # a short one is in random bytes, too
-    objects = stored(lab)
+    objects = stored(sandbox)
     assert {path.parent.name for path in objects} == {"config", "generations", "packs", "pins", "sessions"}
     for path, data in objects.items():
         for word in words:
             assert word not in data, path
-            assert word not in os.fsencode(path.relative_to(lab.store)), path
+            assert word not in os.fsencode(path.relative_to(sandbox.store)), path
 
 
 def test_the_same_content_looks_different_in_two_stores(tmp_path, tree):
     identity = None
     seen = []
     for name in ("one", "two"):
-        lab = Lab(tmp_path / name, average=4096, **({} if identity is None else {"identity": identity}))
-        identity = lab.identity
-        take(lab, tree)
-        with lab.open() as store:
+        sandbox = Sandbox(tmp_path / name, average=4096, **({} if identity is None else {"identity": identity}))
+        identity = sandbox.identity
+        take(sandbox, tree)
+        with sandbox.open() as store:
             store.sync()
             ids = {record for _, record, _, _ in store.index.records()}
             chunk = store.chunk_id(MARK)
-        seen.append((ids, chunk, set(stored(lab).values())))
+        seen.append((ids, chunk, set(stored(sandbox).values())))
     assert seen[0][1] != seen[1][1]
     assert not any(a & b for a, b in ((seen[0][0], seen[1][0]), (seen[0][2], seen[1][2])))
     # No id stands in the clear either.
@@ -86,22 +86,22 @@ def test_the_same_content_looks_different_in_two_stores(tmp_path, tree):
         assert not any(one in data for one in ids for data in objects)
 
 
-def test_pack_lengths_tell_little(lab, tmp_path):
+def test_pack_lengths_tell_little(sandbox, tmp_path):
     lengths = set()
     for size in range(1, 60):
         path = tmp_path / f"d{size}"
         path.write_bytes(random.Random(size).randbytes(size * 997))
-        lab.snapshot("s", {"d": file_source(str(path))})
-    for path in (lab.store / "packs").iterdir():
+        sandbox.snapshot("s", {"d": file_source(str(path))})
+    for path in (sandbox.store / "packs").iterdir():
         length = path.stat().st_size
         assert length == PACK_BYTES or padme(length) == length
         lengths.add(length)
     assert len(lengths) < 59
 
 
-def test_a_writer_reads_no_state(lab, tree):
-    take(lab, tree)
-    with lab.open(identity=False) as store, StreamReader(store) as reader:
+def test_a_writer_reads_no_state(sandbox, tree):
+    take(sandbox, tree)
+    with sandbox.open(identity=False) as store, StreamReader(store) as reader:
         store.sync()
         assert [one.service for one in store.generations()] == ["Service-Name"]
         with pytest.raises(IdentityError):
@@ -125,15 +125,15 @@ def test_a_recipient_of_low_order_is_refused(key):
         Recipient(key).seal(b"x" * 48)
 
 
-def test_what_lies_in_the_clear_is_for_its_owner_only(lab, tree):
-    take(lab, tree)
+def test_what_lies_in_the_clear_is_for_its_owner_only(sandbox, tree):
+    take(sandbox, tree)
     found = 0
-    for top in (lab.places.state, lab.places.cache):
+    for top in (sandbox.places.state, sandbox.places.cache):
         for folder, names, files in os.walk(top):
             for name in [*names, *files]:
                 info = os.lstat(os.path.join(folder, name))
                 assert stat.S_IMODE(info.st_mode) & 0o077 == 0, os.path.join(folder, name)
                 found += 1
     assert found > 5
-    for path in lab.store.rglob("*"):
+    for path in sandbox.store.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path

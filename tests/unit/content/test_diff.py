@@ -11,7 +11,7 @@ import pytest
 from castore.content.diff import Difference, diff_streams, diff_trees
 from castore.content.streams import StreamReader
 from castore.services.snapshot import Tree, file_source
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import walk
 
 LARGE = 400_000
@@ -19,24 +19,24 @@ LARGE = 400_000
 
 
 @pytest.fixture
-def lab(tmp_path):
-    return Lab(tmp_path, average=4096)
+def sandbox(tmp_path):
+    return Sandbox(tmp_path, average=4096)
 
 
 class Live:
     """A directory that is snapshotted again and again."""
 
-    def __init__(self, lab, path):
-        self.lab, self.path = lab, path
+    def __init__(self, sandbox, path):
+        self.sandbox, self.path = sandbox, path
         path.mkdir()
 
     def take(self):
         """Return the tree's root, and what the walker sees of it."""
-        taken = self.lab.snapshot("s", {"t": Tree(str(self.path))})
+        taken = self.sandbox.snapshot("s", {"t": Tree(str(self.path))})
         return taken.parts[0].content, walk(self.path)
 
     def diff(self, old, new):
-        with self.lab.open() as store, StreamReader(store) as reader:
+        with self.sandbox.open() as store, StreamReader(store) as reader:
             return [tuple(found) for found in diff_trees(reader, old, new)]
 
     def write(self, name, data=b"x"):
@@ -47,8 +47,8 @@ class Live:
 
 
 @pytest.fixture
-def live(lab, tmp_path):
-    return Live(lab, tmp_path / "live")
+def live(sandbox, tmp_path):
+    return Live(sandbox, tmp_path / "live")
 
 
 def settle(live):
@@ -288,7 +288,7 @@ def test_a_difference_has_a_name_for_each_field(live):
     old, _ = live.take()
     live.write("f")
     new, _ = live.take()
-    with live.lab.open() as store, StreamReader(store) as reader:
+    with live.sandbox.open() as store, StreamReader(store) as reader:
         assert Difference("added", b"f") in list(diff_trees(reader, old, new))
 
 
@@ -301,12 +301,12 @@ def chunks(cutter, data):
     return {data[start:end] for start, end in zip([0, *ends], ends, strict=False)}
 
 
-def put(lab, path, data):
+def put(sandbox, path, data):
     path.write_bytes(data)
-    return lab.snapshot("s", {"d": file_source(str(path))}).parts[0].content
+    return sandbox.snapshot("s", {"d": file_source(str(path))}).parts[0].content
 
 
-def test_streams_differ_in_the_chunks_that_they_do_not_share(lab, tmp_path):
+def test_streams_differ_in_the_chunks_that_they_do_not_share(sandbox, tmp_path):
     rng = random.Random(0)
     data = rng.randbytes(300_000)
     versions = [
@@ -321,8 +321,8 @@ def test_streams_differ_in_the_chunks_that_they_do_not_share(lab, tmp_path):
         bytes(200_000),
         rng.randbytes(200_000),
     ]
-    refs = [put(lab, tmp_path / "dump", version) for version in versions]
-    with lab.open() as store:
+    refs = [put(sandbox, tmp_path / "dump", version) for version in versions]
+    with sandbox.open() as store:
         cut = [chunks(store.cutter, version) for version in versions]
         for old, before in zip(refs, cut, strict=True):
             for new, after in zip(refs, cut, strict=True):
@@ -331,5 +331,5 @@ def test_streams_differ_in_the_chunks_that_they_do_not_share(lab, tmp_path):
                 assert found.added == sum(map(len, after - before))
         edited = diff_streams(store, refs[2], refs[3])
         assert 0 < edited.added < 100_000
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         assert diff_streams(store, refs[2], refs[3]) == edited, "it takes no identity"

@@ -17,60 +17,60 @@ from castore.services.restore import restore as restore_parts
 from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
 from castore.services.snapshot import Tree
-from tests.support.feature_tree import Forest, plant
-from tests.support.stores import Lab
+from tests.support.feature_tree import FeatureTree, make_feature_tree
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
 
 
-def test_a_tree_with_every_feature_comes_back_the_same(lab: Lab, tmp_path: Path, forest: Forest) -> None:
-    live = forest.path
-    taken = lab.snapshot("s", {"t": Tree(str(live))})
+def test_a_tree_with_every_feature_comes_back_the_same(sandbox: Sandbox, tmp_path: Path, feature_tree: FeatureTree) -> None:
+    live = feature_tree.path
+    taken = sandbox.snapshot("s", {"t": Tree(str(live))})
     assert taken.skipped_files == 0
-    done = lab.restore("s@1:t", tmp_path / "out")
+    done = sandbox.restore("s@1:t", tmp_path / "out")
     assert done.report.damaged == []
     assert done.report.warnings == []
     assert compare(walk(live), walk(tmp_path / "out")) == []
 
 
-def test_the_second_snapshot_of_an_unchanged_tree_stores_nothing_new(lab: Lab, tmp_path: Path) -> None:
+def test_the_second_snapshot_of_an_unchanged_tree_stores_nothing_new(sandbox: Sandbox, tmp_path: Path) -> None:
     live = tmp_path / "live"
-    plant(live)
-    lab.snapshot("s", {"t": Tree(str(live))})
-    again = lab.snapshot("s", {"t": Tree(str(live))})
+    make_feature_tree(live)
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+    again = sandbox.snapshot("s", {"t": Tree(str(live))})
     assert [(part.new_chunks, part.stored_bytes) for part in again.parts] == [(0, 0)]
 
 
-def test_a_subdirectory_and_a_single_file_restore_alone(lab: Lab, tmp_path: Path) -> None:
+def test_a_subdirectory_and_a_single_file_restore_alone(sandbox: Sandbox, tmp_path: Path) -> None:
     live = tmp_path / "live"
     (live / "a" / "b").mkdir(parents=True)
     (live / "a" / "b" / "file").write_bytes(b"x" * 1000)
     (live / "a" / "big").write_bytes(os.urandom(300_000))
-    lab.snapshot("s", {"t": Tree(str(live))})
-    lab.restore("s@1:t/a", tmp_path / "sub")
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+    sandbox.restore("s@1:t/a", tmp_path / "sub")
     assert compare(walk(live / "a"), walk(tmp_path / "sub")) == []
-    lab.restore("s@latest:t/a/b/file", tmp_path / "one")
+    sandbox.restore("s@latest:t/a/b/file", tmp_path / "one")
     assert (tmp_path / "one" / "file").read_bytes() == b"x" * 1000
 
 
-def test_excluded_files_are_left_out_as_gitignore_would(lab: Lab, tmp_path: Path) -> None:
+def test_excluded_files_are_left_out_as_gitignore_would(sandbox: Sandbox, tmp_path: Path) -> None:
     live = tmp_path / "live"
     for name in ("keep.txt", "drop.log", "cache/x", "sub/cache/y", "sub/keep.log", "logs/z.txt"):
         (live / name).parent.mkdir(parents=True, exist_ok=True)
         (live / name).write_text(name)
-    lab.snapshot(
+    sandbox.snapshot(
         "s", {"t": Tree(str(live), exclude=("*.log", "!keep.log", "/cache/", "logs"))}
     )
-    lab.restore("s@1:t", tmp_path / "out")
+    sandbox.restore("s@1:t", tmp_path / "out")
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*"))
     assert found == ["keep.txt", "sub", "sub/cache", "sub/cache/y", "sub/keep.log"]
 
 
-def test_a_tagged_cache_keeps_only_its_tag_when_asked(lab: Lab, tmp_path: Path) -> None:
+def test_a_tagged_cache_keeps_only_its_tag_when_asked(sandbox: Sandbox, tmp_path: Path) -> None:
     live = tmp_path / "live"
     (live / "c").mkdir(parents=True)
     (live / "c" / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# x")
@@ -78,25 +78,25 @@ def test_a_tagged_cache_keeps_only_its_tag_when_asked(lab: Lab, tmp_path: Path) 
     (live / "false").mkdir()
     (live / "false" / "CACHEDIR.TAG").write_text("no signature")
     (live / "false" / "data").write_text("x")
-    lab.snapshot("s", {"t": Tree(str(live), exclude_caches=True)})
-    lab.restore("s@1:t", tmp_path / "out")
+    sandbox.snapshot("s", {"t": Tree(str(live), exclude_caches=True)})
+    sandbox.restore("s@1:t", tmp_path / "out")
     assert os.listdir(tmp_path / "out" / "c") == ["CACHEDIR.TAG"]
     assert sorted(os.listdir(tmp_path / "out" / "false")) == ["CACHEDIR.TAG", "data"]
 
 
 def test_the_store_itself_is_not_taken_in(tmp_path: Path) -> None:
-    lab = Lab(tmp_path / "all")
+    sandbox = Sandbox(tmp_path / "all")
     (tmp_path / "all" / "data").write_text("x")
-    lab.snapshot(
-        "s", {"t": Tree(str(tmp_path / "all"))}, leave_out=[lab.places.cache, lab.places.state]
+    sandbox.snapshot(
+        "s", {"t": Tree(str(tmp_path / "all"))}, leave_out=[sandbox.places.cache, sandbox.places.state]
     )
-    lab.restore("s@1:t", tmp_path / "out")
+    sandbox.restore("s@1:t", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["cache", "data", "state", "store"]
     assert os.listdir(tmp_path / "out" / "store") == []
 
 
 def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = tmp_path / "live"
     live.mkdir()
@@ -113,18 +113,18 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
 
     monkeypatch.setattr(small_files, "read_files", lambda *_: (0, b"", 0))  # as if none were as listed
     monkeypatch.setattr(os, "open", failing)
-    taken = lab.snapshot("s", {"t": Tree(str(live))})
+    taken = sandbox.snapshot("s", {"t": Tree(str(live))})
     monkeypatch.undo()
     assert taken.skipped_files == 2
-    with lab.open() as store:
+    with sandbox.open() as store:
         warnings = read_details(store, taken).warnings
     assert {(path, reason.split()[0]) for _, path, reason in warnings} == {(b"b", "vanished"), (b"c", "cannot")}
-    lab.restore("s@1:t", tmp_path / "out")
+    sandbox.restore("s@1:t", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["a", "d"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = tmp_path / "live"
     live.mkdir()
@@ -147,17 +147,17 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     monkeypatch.setattr(small_files, "read_files", lambda *_: (0, b"", 0))
     monkeypatch.setattr(os, "readv", growing)
     monkeypatch.setattr(os, "preadv", shrinking)
-    taken = lab.snapshot("s", {"t": Tree(str(live))})
+    taken = sandbox.snapshot("s", {"t": Tree(str(live))})
     monkeypatch.undo()
     assert taken.skipped_files == 2
-    done = lab.restore("s@1:t", tmp_path / "out")
+    done = sandbox.restore("s@1:t", tmp_path / "out")
     assert done.report.damaged == []
     assert (tmp_path / "out" / "small").read_text().startswith("one")
     assert (tmp_path / "out" / "large").stat().st_size == 1_000_000
 
 
 def test_what_is_no_longer_as_listed_is_read_as_it_is_now(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = tmp_path / "live"
     live.mkdir()
@@ -178,32 +178,32 @@ def test_what_is_no_longer_as_listed_is_read_as_it_is_now(
         return real(*arguments)
 
     monkeypatch.setattr(small_files, "read_files", racing)
-    taken = lab.snapshot("s", {"t": Tree(str(live))})
-    with lab.open() as store:
+    taken = sandbox.snapshot("s", {"t": Tree(str(live))})
+    with sandbox.open() as store:
         warnings = {path: reason for _, path, reason in read_details(store, taken).warnings}
     assert sorted(warnings) == [b"b", b"e", b"f"]
     assert "vanished" in warnings[b"b"]
     assert "replaced" in warnings[b"e"]
-    lab.restore("s@1:t", tmp_path / "out")
+    sandbox.restore("s@1:t", tmp_path / "out")
     found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert found == {**{name: name * 100 for name in "agh"}, "c": "longer " * 30_000, "d": "other"}
 
 
-def test_a_missing_tree_is_refused_by_name(lab: Lab, tmp_path: Path) -> None:
+def test_a_missing_tree_is_refused_by_name(sandbox: Sandbox, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no-such-dir"):
-        lab.snapshot("s", {"t": Tree(str(tmp_path / "no-such-dir"))})
+        sandbox.snapshot("s", {"t": Tree(str(tmp_path / "no-such-dir"))})
 
 
-def test_restore_refuses_a_directory_that_is_not_empty(lab: Lab, tmp_path: Path) -> None:
+def test_restore_refuses_a_directory_that_is_not_empty(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "live").mkdir()
-    lab.snapshot("s", {"t": Tree(str(tmp_path / "live"))})
+    sandbox.snapshot("s", {"t": Tree(str(tmp_path / "live"))})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UsageError, match="not empty"):
-        lab.restore("s@1:t", tmp_path / "out")
+        sandbox.restore("s@1:t", tmp_path / "out")
 
 
-def test_without_root_devices_and_set_id_bits_are_not_restored(lab: Lab, tmp_path: Path) -> None:
+def test_without_root_devices_and_set_id_bits_are_not_restored(sandbox: Sandbox, tmp_path: Path) -> None:
     live = tmp_path / "live"
     live.mkdir()
     os.mknod(live / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -213,8 +213,8 @@ def test_without_root_devices_and_set_id_bits_are_not_restored(lab: Lab, tmp_pat
         os.chdir(live)
         listener.bind("socket")
         os.chdir("/")
-    lab.snapshot("s", {"t": Tree(str(live))})
-    with lab.open() as store:
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+    with sandbox.open() as store:
         selection = select(store, "s@1:t")
         done = restore_parts(
             store, selection, str(tmp_path / "out"), Ownership(change=False), castore.Progress()
@@ -225,7 +225,7 @@ def test_without_root_devices_and_set_id_bits_are_not_restored(lab: Lab, tmp_pat
 
 
 def test_a_link_put_in_place_of_what_was_just_made_is_not_followed(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live, outside = tmp_path / "live", tmp_path / "outside"
     (live / "folder" / "below").mkdir(parents=True)
@@ -233,7 +233,7 @@ def test_a_link_put_in_place_of_what_was_just_made_is_not_followed(
     (live / "large").write_bytes(os.urandom(200_000))
     os.setxattr(live / "large", "user.test", b"x")
     os.chmod(live / "large", 0o4777)
-    lab.snapshot("s", {"t": Tree(str(live))})
+    sandbox.snapshot("s", {"t": Tree(str(live))})
     outside.mkdir()
     (outside / "victim").write_bytes(b"victim")
     before = walk(outside)
@@ -258,7 +258,7 @@ def test_a_link_put_in_place_of_what_was_just_made_is_not_followed(
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     monkeypatch.setattr(os, "close", close)
-    restored = lab.restore("s@1:t", tmp_path / "out")
+    restored = sandbox.restore("s@1:t", tmp_path / "out")
     monkeypatch.undo()
     assert compare(before, walk(outside)) == []
     assert b"folder" in dict(restored.report.warnings)

@@ -20,7 +20,7 @@ from castore.engines.sqlite import SQLite
 from castore.engines.sqlite_check import look
 from castore.errors import CastoreError, ProgramError
 from castore.services.snapshot import EngineSource
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -58,17 +58,17 @@ def anki(tmp_path: Path) -> Path:
 
 
 def test_a_database_with_collations_and_functions_of_its_application_goes_back(anki: Path, tmp_path: Path):
-    lab = Lab(tmp_path / "lab")
-    lab.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(anki)))})
+    sandbox = Sandbox(tmp_path / "sandbox")
+    sandbox.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(anki)))})
     first = state(anki)
     with application(anki) as database:
         database.executescript("DELETE FROM notes WHERE id = 1; ALTER TABLE tags ADD COLUMN more")
     second = state(anki)
     said: list[str] = []
-    done = lab.rollback(1, say=said.append)
+    done = sandbox.rollback(1, say=said.append)
     assert state(anki) == first
     assert any("collation unicase of the application were not checked" in line for line in said)
-    lab.rollback(done.pre_rollback.number)
+    sandbox.rollback(done.pre_rollback.number)
     assert state(anki) == second
 
 

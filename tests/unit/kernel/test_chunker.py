@@ -13,7 +13,7 @@ import pytest
 import castore.kernel
 from castore.kernel import Cutter
 from tests.support import reference_chunker
-from tests.support.chunking import GEAR, cutter, in_pieces, lengths, twin_ends, whole
+from tests.support.chunking import GEAR, cutter, in_pieces, lengths, reference_ends, whole
 
 MEBI = 1 << 20
 AVERAGES = (256, 257, 1000, 4096, 65536, 1 << 20)
@@ -31,7 +31,7 @@ def test_the_twin_hashes_windows_of_64_bytes():
 def test_the_kernel_cuts_where_its_twin_cuts(average):
     rule = cutter(average)
     data = random.Random(average).randbytes(min(20 * average, 3 * MEBI))
-    assert whole(rule, data) == twin_ends(rule, data)
+    assert whole(rule, data) == reference_ends(rule, data)
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -83,8 +83,8 @@ def _chunks(rule: Cutter, data: bytes) -> set[bytes]:
 def test_a_short_stream_is_cut_as_its_twin_cuts_it(length):
     rule = cutter(256)
     data = random.Random(5).randbytes(length)
-    assert whole(rule, data) == twin_ends(rule, data)
-    assert in_pieces(rule, [data]) == twin_ends(rule, data)
+    assert whole(rule, data) == reference_ends(rule, data)
+    assert in_pieces(rule, [data]) == reference_ends(rule, data)
 
 
 def test_an_empty_stream_has_no_chunks():

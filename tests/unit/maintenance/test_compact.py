@@ -29,7 +29,7 @@ from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name
 from castore.store.format.header import GENERATION
 from castore.store.reachability import is_whole, roots_of
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 class Lockless(LocalStorage):
@@ -40,8 +40,8 @@ class Lockless(LocalStorage):
         yield False
 
 
-class Kept(Lab):
-    """A lab whose dumps are files, with plain copies of what was taken."""
+class SandboxWithDumps(Sandbox):
+    """A sandbox whose dumps are files, with plain copies of what was taken."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,176 +90,176 @@ class Kept(Lab):
 
 
 @pytest.fixture
-def lab(tmp_path):
-    return Kept(tmp_path, average=4096)
+def sandbox(tmp_path):
+    return SandboxWithDumps(tmp_path, average=4096)
 
 
 def noise(seed, length):
     return random.Random(seed).randbytes(length)
 
 
-def test_what_only_forgotten_generations_needed_is_freed(lab):
-    first = lab.take("web", noise(1, 300_000))
-    kept = lab.packs()
-    lab.take("web", noise(2, 300_000))
-    lab.drop("web", first)
-    done = lab.compact()
+def test_what_only_forgotten_generations_needed_is_freed(sandbox):
+    first = sandbox.take("web", noise(1, 300_000))
+    kept = sandbox.packs()
+    sandbox.take("web", noise(2, 300_000))
+    sandbox.drop("web", first)
+    done = sandbox.compact()
     assert done.removed == 1
-    assert not kept.keys() & lab.packs().keys()
-    lab.check()
+    assert not kept.keys() & sandbox.packs().keys()
+    sandbox.check()
 
 
-def test_a_pack_of_which_little_is_needed_is_written_anew(lab):
+def test_a_pack_of_which_little_is_needed_is_written_anew(sandbox):
     data = noise(1, 400_000)
-    lab.take("web", data)
-    before = lab.size()
-    lab.take("web", data[:100_000])
-    lab.drop("web", 1)
-    with lab.opened() as store:
+    sandbox.take("web", data)
+    before = sandbox.size()
+    sandbox.take("web", data[:100_000])
+    sandbox.drop("web", 1)
+    with sandbox.opened() as store:
         planned = plan(store)
     assert len(planned.rewrites) == 1
     assert not planned.dead
     assert planned.freed > 200_000
-    done = lab.compact()
+    done = sandbox.compact()
     assert (done.removed, done.damaged) == (1, [])
-    assert lab.size() < before - 200_000
-    lab.check()
-    assert lab.compact().removed == 0
+    assert sandbox.size() < before - 200_000
+    sandbox.check()
+    assert sandbox.compact().removed == 0
 
 
-def test_packs_with_little_waste_stay_as_they_are(lab):
+def test_packs_with_little_waste_stay_as_they_are(sandbox):
     data = noise(1, 400_000)
-    lab.take("web", data)
-    lab.take("web", data[:380_000])
-    lab.drop("web", 1)
-    assert lab.compact().removed == 0
-    assert lab.compact(max_unused=0.01).removed >= 1
-    lab.check()
+    sandbox.take("web", data)
+    sandbox.take("web", data[:380_000])
+    sandbox.drop("web", 1)
+    assert sandbox.compact().removed == 0
+    assert sandbox.compact(max_unused=0.01).removed >= 1
+    sandbox.check()
 
 
-def test_a_delta_keeps_its_base(lab):
+def test_a_delta_keeps_its_base(sandbox):
     data = bytearray(noise(1, 200_000))
-    lab.take("web", bytes(data))
+    sandbox.take("web", bytes(data))
     for night in range(6):
         for at in range(0, len(data), 3000):
             data[at] = night
-        lab.take("web", bytes(data))
-    with lab.opened() as store:
+        sandbox.take("web", bytes(data))
+    with sandbox.opened() as store:
         assert any(bases for *_, bases in store.index.records())
-    lab.drop("web", 1, 2, 3, 4, 5)
-    lab.compact()
-    lab.check()
-    lab.drop("web", 6)
-    lab.compact(max_unused=0)
-    lab.check()
+    sandbox.drop("web", 1, 2, 3, 4, 5)
+    sandbox.compact()
+    sandbox.check()
+    sandbox.drop("web", 6)
+    sandbox.compact(max_unused=0)
+    sandbox.check()
 
 
-def test_nights_after_a_compaction_are_told_by_what_was_moved(lab):
+def test_nights_after_a_compaction_are_told_by_what_was_moved(sandbox):
     data = bytearray(noise(1, 400_000))
-    lab.take("web", bytes(data))
-    lab.take("other", bytes(data[:200_000]))
-    lab.drop("web", 1)
-    assert lab.compact().written_bytes
-    before = lab.size()
+    sandbox.take("web", bytes(data))
+    sandbox.take("other", bytes(data[:200_000]))
+    sandbox.drop("web", 1)
+    assert sandbox.compact().written_bytes
+    before = sandbox.size()
     for at in range(0, 200_000, 2000):
         data[at] ^= 1
-    lab.take("other", bytes(data[:200_000]))
-    assert lab.size() - before < 60_000
-    lab.check()
+    sandbox.take("other", bytes(data[:200_000]))
+    assert sandbox.size() - before < 60_000
+    sandbox.check()
 
 
-def test_many_small_packs_are_put_together(lab):
+def test_many_small_packs_are_put_together(sandbox):
     for night in range(20):
-        lab.take("web", noise(night, 5000))
-    assert len(lab.packs()) >= 20
-    done = lab.compact()
+        sandbox.take("web", noise(night, 5000))
+    assert len(sandbox.packs()) >= 20
+    done = sandbox.compact()
     assert done.removed >= 20
-    assert len(lab.packs()) == 1
-    lab.check()
-    assert lab.compact().removed == 0
+    assert len(sandbox.packs()) == 1
+    sandbox.check()
+    assert sandbox.compact().removed == 0
 
 
-def test_a_damaged_pack_is_not_moved_under_a_new_name(lab):
+def test_a_damaged_pack_is_not_moved_under_a_new_name(sandbox):
     data = noise(1, 400_000)
-    lab.take("web", data)
-    lab.take("web", data[:50_000])
-    lab.drop("web", 1)
-    name = max(lab.packs(), key=lab.packs().get)
-    path = lab.store / "packs" / name
+    sandbox.take("web", data)
+    sandbox.take("web", data[:50_000])
+    sandbox.drop("web", 1)
+    name = max(sandbox.packs(), key=sandbox.packs().get)
+    path = sandbox.store / "packs" / name
     raw = bytearray(path.read_bytes())
     raw[1000] ^= 1
     path.chmod(0o600)
     path.write_bytes(raw)
-    done = lab.compact()
+    done = sandbox.compact()
     assert len(done.damaged) == 1
     assert name in done.damaged[0]
-    assert name in lab.packs()
+    assert name in sandbox.packs()
 
 
-def test_nothing_is_removed_while_a_record_cannot_be_read(lab):
-    lab.take("web", noise(1, 100_000))
-    lab.take("web", noise(2, 100_000))
-    (record,) = [p for p in (lab.store / "generations").iterdir() if p.name.endswith("1")]
+def test_nothing_is_removed_while_a_record_cannot_be_read(sandbox):
+    sandbox.take("web", noise(1, 100_000))
+    sandbox.take("web", noise(2, 100_000))
+    (record,) = [p for p in (sandbox.store / "generations").iterdir() if p.name.endswith("1")]
     record.write_bytes(record.read_bytes()[:-1] + b"\0")
-    with lab.opened() as store:
+    with sandbox.opened() as store:
         store.reindex()
     with pytest.raises(DamageError, match="nothing was removed: generations/"):
-        lab.compact()
-    assert len(lab.packs()) == 2
+        sandbox.compact()
+    assert len(sandbox.packs()) == 2
 
 
-def test_without_a_lock_packs_are_set_aside_first(lab):
-    lab.take("web", noise(1, 100_000))
-    lab.take("web", noise(2, 100_000))
-    lab.drop("web", 1)
-    done = lab.compact(lockless=True)
+def test_without_a_lock_packs_are_set_aside_first(sandbox):
+    sandbox.take("web", noise(1, 100_000))
+    sandbox.take("web", noise(2, 100_000))
+    sandbox.drop("web", 1)
+    done = sandbox.compact(lockless=True)
     assert (done.removed, done.pending_deletion) == (0, 1)
-    assert len(lab.packs()) == 2
-    assert lab.compact(lockless=True).pending_deletion == 1
-    done = lab.compact(lockless=True, grace=0)
+    assert len(sandbox.packs()) == 2
+    assert sandbox.compact(lockless=True).pending_deletion == 1
+    done = sandbox.compact(lockless=True, grace=0)
     assert (done.removed, done.pending_deletion) == (1, 0)
-    assert not list((lab.store / "deletions").iterdir())
-    lab.check()
+    assert not list((sandbox.store / "deletions").iterdir())
+    sandbox.check()
 
 
-def test_what_is_pending_deletion_is_stored_again(lab):
-    lab.take("web", noise(1, 100_000))
-    lab.take("web", noise(2, 100_000))
-    lab.drop("web", 1)
-    lab.compact(lockless=True)
-    lab.take("mail", noise(1, 100_000))
-    assert len(lab.packs()) == 3
-    lab.compact(lockless=True, grace=0)
-    assert len(lab.packs()) == 2
-    lab.check()
+def test_what_is_pending_deletion_is_stored_again(sandbox):
+    sandbox.take("web", noise(1, 100_000))
+    sandbox.take("web", noise(2, 100_000))
+    sandbox.drop("web", 1)
+    sandbox.compact(lockless=True)
+    sandbox.take("mail", noise(1, 100_000))
+    assert len(sandbox.packs()) == 3
+    sandbox.compact(lockless=True, grace=0)
+    assert len(sandbox.packs()) == 2
+    sandbox.check()
 
 
-def test_what_a_generation_needs_after_all_is_not_removed(lab, monkeypatch):
+def test_what_a_generation_needs_after_all_is_not_removed(sandbox, monkeypatch):
     """A snapshot that looked before packs were pending commits before they are removed."""
-    lab.take("web", noise(1, 100_000))
-    lab.take("web", noise(2, 100_000))
-    lab.drop("web", 1)
+    sandbox.take("web", noise(1, 100_000))
+    sandbox.take("web", noise(2, 100_000))
+    sandbox.drop("web", 1)
     pending = module.write_deletion
 
     def late(*arguments):
         with monkeypatch.context() as undone:
             undone.setattr(module, "write_deletion", pending)
-            lab.take("mail", noise(1, 100_000))
+            sandbox.take("mail", noise(1, 100_000))
         return pending(*arguments)
 
     monkeypatch.setattr(module, "write_deletion", late)
-    assert lab.compact(lockless=True).pending_deletion == 1
+    assert sandbox.compact(lockless=True).pending_deletion == 1
     monkeypatch.undo()
-    assert lab.compact(lockless=True, grace=0).removed == 0
-    lab.check()
-    assert not list((lab.store / "deletions").iterdir())
-    assert lab.compact(lockless=True, grace=0).removed == 0
-    lab.check()
+    assert sandbox.compact(lockless=True, grace=0).removed == 0
+    sandbox.check()
+    assert not list((sandbox.store / "deletions").iterdir())
+    assert sandbox.compact(lockless=True, grace=0).removed == 0
+    sandbox.check()
 
 
 @pytest.mark.parametrize("lockless", [False, True])
 @pytest.mark.parametrize("kind", ["dump", "tree"])
-def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(lab, tmp_path, kind, lockless):
+def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(sandbox, tmp_path, kind, lockless):
     shared = noise(1, 100_000)
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -268,43 +268,43 @@ def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(lab, tmp_path,
         "a": Tree(str(tree)) if kind == "tree" else file_source(str(tree / "file")),
         "b": file_source(str(tree / "file")),
     }
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         old = take_snapshot(store, "old", sources)
     rounds = []
 
     def progress(name, tally):
         if name == "b" and not rounds:
             rounds.append(name)
-            with lab.opened() as other:
+            with sandbox.opened() as other:
                 other.sync()
                 forget(other, "old", [old])
-            lab.compact(lockless=lockless)
+            sandbox.compact(lockless=lockless)
             if lockless:
-                lab.compact(lockless=True, grace=0)
+                sandbox.compact(lockless=True, grace=0)
 
-    with lab.opened(lockless=lockless) as store:
+    with sandbox.opened(lockless=lockless) as store:
         take_snapshot(store, "new", sources, progress=progress)
-    with lab.opened() as store:
+    with sandbox.opened() as store:
         assert verify(store, Progress(), read_data=True).sound
         assert b"".join(read(StreamReader(store), select(store, "new@1:b"))) == shared
 
 
-def test_unchanged_directories_are_not_read_again_after_a_prune(lab, tmp_path):
+def test_unchanged_directories_are_not_read_again_after_a_prune(sandbox, tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
     for number in range(20):
         (tree / f"f{number}").write_bytes(noise(number, 3000))
     time.sleep(2.1)  # what is younger is read again in any case
-    lab.snapshot("web", {"t": Tree(str(tree))})
-    lab.snapshot("web", {"t": Tree(str(tree))})
-    lab.take("other", noise(99, 50_000))
-    lab.take("other", noise(98, 50_000))
-    lab.drop("other", 1)
-    assert lab.compact().removed
-    with lab.opened() as store:
+    sandbox.snapshot("web", {"t": Tree(str(tree))})
+    sandbox.snapshot("web", {"t": Tree(str(tree))})
+    sandbox.take("other", noise(99, 50_000))
+    sandbox.take("other", noise(98, 50_000))
+    sandbox.drop("other", 1)
+    assert sandbox.compact().removed
+    with sandbox.opened() as store:
         epoch = store.index.epoch()
     tally = []
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         take_snapshot(
             store, "web", {"t": Tree(str(tree))}, progress=lambda _name, one: tally.append(one)
         )
@@ -313,10 +313,10 @@ def test_unchanged_directories_are_not_read_again_after_a_prune(lab, tmp_path):
     assert tally[0].stored == 0
 
 
-def test_rules_let_generations_go_and_pins_hold_them(lab):
+def test_rules_let_generations_go_and_pins_hold_them(sandbox):
     for night in range(5):
-        lab.take("web", noise(night, 20_000))
-    with lab.opened() as store:
+        sandbox.take("web", noise(night, 20_000))
+    with sandbox.opened() as store:
         store.sync()
         assert store.pin("web", 2, "before the move")
         assert not store.pin("web", 2, "again")
@@ -327,9 +327,9 @@ def test_rules_let_generations_go_and_pins_hold_them(lab):
     assert not busy
     assert done.removed
     for one in gone:
-        del lab.taken["web", one.number]
-    lab.check()
-    with lab.opened() as store:
+        del sandbox.taken["web", one.number]
+    sandbox.check()
+    with sandbox.opened() as store:
         with pytest.raises(UsageError, match=r"web@2 is pinned \(before the move\)"):
             forget(store, "web", [store.generation("web", 2)])
         assert store.unpin("web", 2)
@@ -341,50 +341,50 @@ def test_numbers_are_written_as_people_write_them():
     assert spans([]) == ""
 
 
-def test_what_is_left_over_and_rests_on_what_is_gone_is_no_damage(lab):
+def test_what_is_left_over_and_rests_on_what_is_gone_is_no_damage(sandbox):
     data = bytearray(noise(1, 300_000))
-    lab.take("web", bytes(data))
+    sandbox.take("web", bytes(data))
     for at in range(0, len(data), 3000):
         data[at] ^= 1
-    lab.take("web", bytes(data) + noise(2, 600_000))
-    lab.take("web", noise(2, 600_000))
-    lab.drop("web", 1, 2)
-    lab.compact(max_unused=0.9)
-    with lab.opened() as store:
+    sandbox.take("web", bytes(data) + noise(2, 600_000))
+    sandbox.take("web", noise(2, 600_000))
+    sandbox.drop("web", 1, 2)
+    sandbox.compact(max_unused=0.9)
+    with sandbox.opened() as store:
         ids = [record for _, record, _, bases in store.index.records() if bases]
         assert not all(store.index.contains(ids))
-    lab.check()
+    sandbox.check()
 
 
-def test_nothing_is_told_by_what_is_about_to_be_removed(lab):
+def test_nothing_is_told_by_what_is_about_to_be_removed(sandbox):
     """A delta of a pending base would hold nothing back from a removal that is under way."""
     base = noise(1, 100_000)
-    lab.take("web", base)
-    lab.take("web", noise(2, 100_000))
-    lab.drop("web", 1)
-    assert lab.compact(lockless=True).pending_deletion == 1
+    sandbox.take("web", base)
+    sandbox.take("web", noise(2, 100_000))
+    sandbox.drop("web", 1)
+    assert sandbox.compact(lockless=True).pending_deletion == 1
     like = bytearray(base)
     for at in range(0, len(like), 2000):
         like[at] ^= 1
-    lab.take("mail", bytes(like))
-    with lab.opened(lockless=True) as store:
+    sandbox.take("mail", bytes(like))
+    with sandbox.opened(lockless=True) as store:
         store.sync()
         (mail,) = store.generations("mail")
         assert is_whole(store, roots_of(mail))
     # Removed by whoever looked at the generations before this one came.
-    (pending,) = (lab.store / "deletions").iterdir()
-    with lab.opened(lockless=True) as store:
+    (pending,) = (sandbox.store / "deletions").iterdir()
+    with sandbox.opened(lockless=True) as store:
         (one,) = pending_deletions(store.storage, store.writer_key)[0]
         store.storage.delete_all(f"packs/{pack.hex()}" for pack in one.packs)
     pending.unlink()
-    lab.check()
+    sandbox.check()
 
 
-def test_what_is_used_of_packs_is_never_more_than_all_of_them(lab):
+def test_what_is_used_of_packs_is_never_more_than_all_of_them(sandbox):
     """However often compactions are killed between moving records and removing the packs they were in."""
-    lab.take("web", noise(1, 50_000))
-    lab.take("web", noise(2, 50_000))
-    with lab.opened() as store:
+    sandbox.take("web", noise(1, 50_000))
+    sandbox.take("web", noise(2, 50_000))
+    with sandbox.opened() as store:
         store.sync()
         one, other = sorted(pack for pack, _ in store.packs())
         lengths = dict(store.packs())
@@ -399,11 +399,11 @@ def test_what_is_used_of_packs_is_never_more_than_all_of_them(lab):
         assert len(store.index.uses("web")) == 1
 
 
-def test_what_is_interrupted_leaves_nothing_half_written(lab, monkeypatch):
+def test_what_is_interrupted_leaves_nothing_half_written(sandbox, monkeypatch):
     data = noise(1, 400_000)
-    lab.take("web", data)
-    lab.take("web", data[:100_000])
-    lab.drop("web", 1)
+    sandbox.take("web", data)
+    sandbox.take("web", data[:100_000])
+    sandbox.drop("web", 1)
     record, calls = module.record_in, []
 
     def interrupted(*arguments):
@@ -415,17 +415,17 @@ def test_what_is_interrupted_leaves_nothing_half_written(lab, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "record_in", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            lab.compact()
-    assert list((lab.store / "tmp").iterdir()) == []
-    assert lab.compact().removed == 1
-    lab.check()
+            sandbox.compact()
+    assert list((sandbox.store / "tmp").iterdir()) == []
+    assert sandbox.compact().removed == 1
+    sandbox.check()
 
 
 @pytest.mark.parametrize("harm", [{"number": 9_999_999_999}, {"service": "", "number": 1}, {"number": 0}])
-def test_a_generation_that_no_castore_writes_is_damage_and_stops_nothing(lab, harm):
+def test_a_generation_that_no_castore_writes_is_damage_and_stops_nothing(sandbox, harm):
     """Whoever has a writer key can seal one."""
-    lab.take("web", noise(1, 50_000))
-    with lab.opened() as store:
+    sandbox.take("web", noise(1, 50_000))
+    with sandbox.opened() as store:
         store.sync()
         forged = msgspec.structs.replace(store.generation("web", 1), **harm)
         name = generation_name(store.writer_key, forged.service, forged.number)
@@ -433,8 +433,8 @@ def test_a_generation_that_no_castore_writes_is_damage_and_stops_nothing(lab, ha
         store.storage.put(name, seal_object(GENERATION, name, plain, store.writer_key))
         store.sync()
         assert store.damaged.keys() == {name}
-    lab.take("web", noise(2, 50_000))
-    with lab.opened() as store:
+    sandbox.take("web", noise(2, 50_000))
+    with sandbox.opened() as store:
         store.sync()
         assert store.services() == ["web"]
         assert [one.number for one in store.generations()] == [2, 1]

@@ -34,20 +34,20 @@ from castore.state import first_seen
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.rotation import encode_rotation
-from tests.unit.maintenance.test_compact import Kept, Lockless, noise
+from tests.unit.maintenance.test_compact import Lockless, SandboxWithDumps, noise
 
 OLD = 30 * 86400 * 10**9
 
 
 @pytest.fixture
-def lab(tmp_path):
-    return Kept(tmp_path, average=4096)
+def sandbox(tmp_path):
+    return SandboxWithDumps(tmp_path, average=4096)
 
 
-def another(lab, **options):
+def another(sandbox, **options):
     """The store as another machine sees it."""
-    places = MachinePaths(str(lab.folder / "other" / "state"), str(lab.folder / "other" / "cache"))
-    return Store.open(LocalStorage(str(lab.store)), places, lambda: lab.identity, **options)
+    places = MachinePaths(str(sandbox.folder / "other" / "state"), str(sandbox.folder / "other" / "cache"))
+    return Store.open(LocalStorage(str(sandbox.store)), places, lambda: sandbox.identity, **options)
 
 
 def content(store, what):
@@ -70,186 +70,186 @@ def later(monkeypatch, nanoseconds=OLD):
     monkeypatch.setattr(first_seen, "_now", later)
 
 
-def test_the_index_is_not_built_anew_while_packs_are_removed(lab):
-    lab.take("web", noise(1, 50_000))
-    with lab.opened() as store, store.upkeep_lock(), lab.opened() as other, pytest.raises(BusyError):
+def test_the_index_is_not_built_anew_while_packs_are_removed(sandbox):
+    sandbox.take("web", noise(1, 50_000))
+    with sandbox.opened() as store, store.upkeep_lock(), sandbox.opened() as other, pytest.raises(BusyError):
         other.reindex()
 
 
-def test_keys_are_removed_only_after_nothing_was_seen_of_them_for_days(lab, monkeypatch):
-    lab.take("web", noise(1, 50_000))
-    lab.take("web", noise(2, 50_000))
-    lab.drop("web", 1)
-    sessions = set((lab.store / "sessions").iterdir())
-    assert lab.compact().sessions == 0
-    assert set((lab.store / "sessions").iterdir()) == sessions
+def test_keys_are_removed_only_after_nothing_was_seen_of_them_for_days(sandbox, monkeypatch):
+    sandbox.take("web", noise(1, 50_000))
+    sandbox.take("web", noise(2, 50_000))
+    sandbox.drop("web", 1)
+    sessions = set((sandbox.store / "sessions").iterdir())
+    assert sandbox.compact().sessions == 0
+    assert set((sandbox.store / "sessions").iterdir()) == sessions
     with monkeypatch.context() as patch:
         later(patch)
-        assert lab.compact().sessions == 1
-    lab.check()
+        assert sandbox.compact().sessions == 1
+    sandbox.check()
 
 
-def test_the_key_of_a_generation_stays_though_its_pack_is_gone_for_now(lab, monkeypatch):
-    lab.take("web", noise(1, 3000))
-    lab.take("web", noise(2, 3000))
-    packs = {path: path.read_bytes() for path in (lab.store / "packs").iterdir()}
+def test_the_key_of_a_generation_stays_though_its_pack_is_gone_for_now(sandbox, monkeypatch):
+    sandbox.take("web", noise(1, 3000))
+    sandbox.take("web", noise(2, 3000))
+    packs = {path: path.read_bytes() for path in (sandbox.store / "packs").iterdir()}
     for path in packs:
         path.unlink()
     for ahead in (0, OLD):
         with monkeypatch.context() as patch:
             later(patch, ahead)
             try:
-                lab.compact()
+                sandbox.compact()
             except DamageError:
                 pass
     for path, data in packs.items():
         path.write_bytes(data)
-    lab.check()
+    sandbox.check()
 
 
-def test_a_number_given_again_by_who_lost_its_memory_harms_nobody(lab):
-    lab.take("web", noise(1, 50_000))
-    lab.take("web", noise(2, 50_000))
-    with another(lab) as other:
+def test_a_number_given_again_by_who_lost_its_memory_harms_nobody(sandbox):
+    sandbox.take("web", noise(1, 50_000))
+    sandbox.take("web", noise(2, 50_000))
+    with another(sandbox) as other:
         other.sync()
         assert content(other, "web@2:db") == noise(2, 50_000)
-    lab.drop("web", 2)
-    with lab.opened() as store:
-        os.unlink(lab.places.seen_of(store.store_id, store.storage.place))
+    sandbox.drop("web", 2)
+    with sandbox.opened() as store:
+        os.unlink(sandbox.places.seen_of(store.store_id, store.storage.place))
     # The record of the removal keeps the number from being given again.
-    shutil.rmtree(lab.store / "removals")
-    assert lab.take("web", noise(3, 50_000)) == 2
-    with another(lab) as other, pytest.raises(StaleStoreError, match="web@2 is not the generation"):
+    shutil.rmtree(sandbox.store / "removals")
+    assert sandbox.take("web", noise(3, 50_000)) == 2
+    with another(sandbox) as other, pytest.raises(StaleStoreError, match="web@2 is not the generation"):
         compact(other, Progress(), max_unused=0)
-    with another(lab, accept_older=True) as other:
+    with another(sandbox, accept_older=True) as other:
         compact(other, Progress(), max_unused=0)
         assert content(other, "web@2:db") == noise(3, 50_000)
-    lab.check()
+    sandbox.check()
 
 
-def test_a_generation_that_was_taken_back_leaves_its_number_used(lab, monkeypatch):
-    lab.take("web", noise(1, 50_000))
+def test_a_generation_that_was_taken_back_leaves_its_number_used(sandbox, monkeypatch):
+    sandbox.take("web", noise(1, 50_000))
     refreshed = Store.refresh_config
 
     def fails(self):
-        if any(path.name.endswith("2") for path in (lab.store / "generations").iterdir()):
+        if any(path.name.endswith("2") for path in (sandbox.store / "generations").iterdir()):
             raise castore.errors.StorageError("the disk is gone")
         return refreshed(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "refresh_config", fails)
         with pytest.raises(castore.errors.StorageError, match="gone"):
-            lab.take("web", noise(2, 50_000))
-    assert len(list((lab.store / "generations").iterdir())) == 1
-    assert lab.take("web", noise(3, 50_000)) == 3
-    lab.check()
+            sandbox.take("web", noise(2, 50_000))
+    assert len(list((sandbox.store / "generations").iterdir())) == 1
+    assert sandbox.take("web", noise(3, 50_000)) == 3
+    sandbox.check()
 
 
-def test_a_repair_with_a_former_writer_key_drops_nothing(lab):
-    lab.take("web", noise(1, 50_000))
-    with another(lab) as other:
+def test_a_repair_with_a_former_writer_key_drops_nothing(sandbox):
+    sandbox.take("web", noise(1, 50_000))
+    with another(sandbox) as other:
         other.adopt("other", maintain=True)
         other.sync()
-        with lab.opened() as store:
+        with sandbox.opened() as store:
             store.rotate_writer()
-        number = lab.take("web", noise(2, 50_000))
+        number = sandbox.take("web", noise(2, 50_000))
         for act in (lambda: repair(other, Progress(), agree=yes), lambda: verify(other, Progress())):
             with pytest.raises(KeyRotatedError):
                 act()
     assert number == 2
-    lab.check()
+    sandbox.check()
 
 
-def test_recipients_and_the_writer_key_change_one_behind_the_other(lab):
-    lab.take("web", noise(1, 50_000))
+def test_recipients_and_the_writer_key_change_one_behind_the_other(sandbox):
+    sandbox.take("web", noise(1, 50_000))
     other = castore.Identity.generate()
-    with lab.opened() as store, store._writer_key_lock(), lab.opened() as second:
+    with sandbox.opened() as store, store._writer_key_lock(), sandbox.opened() as second:
         with pytest.raises(BusyError):
             second.reseal([*second.recipients, (other.recipient, "other")])
         with pytest.raises(BusyError):
             second.rotate_writer()
-    with lab.opened() as store, lab.opened() as second:
+    with sandbox.opened() as store, sandbox.opened() as second:
         second.rotate_writer()
         with pytest.raises(KeyRotatedError):
             store.reseal([*store.recipients, (other.recipient, "other")])
-    lab.check()
+    sandbox.check()
 
 
-def test_what_former_keys_sealed_is_not_dropped_nor_orphaned_while_its_list_is_gone(lab):
-    lab.take("web", noise(1, 50_000))
-    with lab.opened() as store:
+def test_what_former_keys_sealed_is_not_dropped_nor_orphaned_while_its_list_is_gone(sandbox):
+    sandbox.take("web", noise(1, 50_000))
+    with sandbox.opened() as store:
         store.rotate_writer()
-    lab.take("web", noise(2, 50_000))
-    lists = lab.store / "rotations"
-    lists.rename(lab.folder / "aside")
-    with lab.opened() as store:
+    sandbox.take("web", noise(2, 50_000))
+    lists = sandbox.store / "rotations"
+    lists.rename(sandbox.folder / "aside")
+    with sandbox.opened() as store:
         with pytest.raises(MissingError, match="restore it from"):
             repair(store, Progress(), agree=yes)
         with pytest.raises(MissingError, match="restore it from"):
             store.rotate_writer()
-    (lab.folder / "aside").rename(lists)
-    lab.check()
+    (sandbox.folder / "aside").rename(lists)
+    sandbox.check()
 
 
-def test_what_cannot_be_put_together_is_not_moved_night_by_night(lab):
+def test_what_cannot_be_put_together_is_not_moved_night_by_night(sandbox):
     data = bytearray(noise(1, 200_000))
-    lab.take("web", bytes(data))
-    first = set((lab.store / "packs").iterdir())
+    sandbox.take("web", bytes(data))
+    first = set((sandbox.store / "packs").iterdir())
     for at in range(0, len(data), 3000):
         data[at] ^= 1
-    lab.take("web", bytes(data) + noise(2, 200_000))
-    lab.take("web", bytes(data))
+    sandbox.take("web", bytes(data) + noise(2, 200_000))
+    sandbox.take("web", bytes(data))
     for path in first:
         path.unlink()
-    with lab.opened() as store:
+    with sandbox.opened() as store:
         store.sync()
         forget(store, "web", [store.generation("web", 1), store.generation("web", 2)])
     for _ in range(3):
         try:
-            lab.compact(max_unused=0)
+            sandbox.compact(max_unused=0)
         except DamageError:
             pass
-    sizes = lab.size()
+    sizes = sandbox.size()
     for _ in range(3):
         try:
-            lab.compact(max_unused=0)
+            sandbox.compact(max_unused=0)
         except DamageError:
             pass
-        assert lab.size() == sizes
+        assert sandbox.size() == sizes
 
 
-def test_a_pack_that_vanishes_while_it_is_verified_is_no_sound_one(lab, monkeypatch):
+def test_a_pack_that_vanishes_while_it_is_verified_is_no_sound_one(sandbox, monkeypatch):
     from castore.maintenance import verify as verifying
 
-    lab.take("web", noise(1, 50_000))
+    sandbox.take("web", noise(1, 50_000))
     looked = verifying._look
 
     def vanishing(store, pack, *arguments):
-        (lab.store / "packs" / pack.hex()).unlink(missing_ok=True)
+        (sandbox.store / "packs" / pack.hex()).unlink(missing_ok=True)
         return looked(store, pack, *arguments)
 
     monkeypatch.setattr(verifying, "_look", vanishing)
-    with lab.opened() as store:
+    with sandbox.opened() as store:
         found = verify(store, Progress(), packs=True)
         assert not found.sound
         assert store.index.verified(1) == {}
 
 
-def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(lab, monkeypatch):
+def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(sandbox, monkeypatch):
     from castore.storage import os_files
 
-    lab.take("web", noise(1, 50_000))
-    lab.take("web", noise(2, 50_000))
-    lab.drop("web", 1)
+    sandbox.take("web", noise(1, 50_000))
+    sandbox.take("web", noise(2, 50_000))
+    sandbox.drop("web", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(os_files, "network_of", lambda path: "NFS" if str(lab.store) in path else None)
-        lab.take("web", noise(3, 50_000))
-    assert (lab.store / "flags" / "shared").exists()
-    done = lab.compact()
+        patch.setattr(os_files, "network_of", lambda path: "NFS" if str(sandbox.store) in path else None)
+        sandbox.take("web", noise(3, 50_000))
+    assert (sandbox.store / "flags" / "shared").exists()
+    done = sandbox.compact()
     assert (done.removed, done.pending_deletion) == (0, 1)
-    assert lab.compact(grace=0).removed == 1
-    lab.check()
-    shutil.rmtree(lab.store / "flags")
+    assert sandbox.compact(grace=0).removed == 1
+    sandbox.check()
+    shutil.rmtree(sandbox.store / "flags")
 
 
 # What snapshots have stored that have not ended
@@ -272,123 +272,123 @@ def until(condition):
     pytest.fail("it never came to that")
 
 
-def killed(lab, data):
+def killed(sandbox, data):
     """Begin to take this, and be killed; return the packs that are left."""
-    path = lab.folder / "killed"
+    path = sandbox.folder / "killed"
     path.write_bytes(data)
-    before = lab.packs()
+    before = sandbox.packs()
 
     def progress(name, _tally):
         if name == "b":
-            until(lambda: len(lab.packs()) > len(before) + 2)
+            until(lambda: len(sandbox.packs()) > len(before) + 2)
             raise Killed
 
-    with lab.opened() as store, pytest.raises(Killed):
+    with sandbox.opened() as store, pytest.raises(Killed):
         sources = {"a": file_source(str(path)), "b": file_source(str(path))}
         take_snapshot(store, "web", sources, progress=progress)
-    return {pack: size for pack, size in lab.packs().items() if pack not in before}
+    return {pack: size for pack, size in sandbox.packs().items() if pack not in before}
 
 
 @pytest.mark.usefixtures("small_packs")
 @pytest.mark.parametrize("lockless", [False, True])
-def test_what_a_snapshot_under_way_has_stored_stays_beside_a_prune(lab, lockless):
+def test_what_a_snapshot_under_way_has_stored_stays_beside_a_prune(sandbox, lockless):
     """Not taken again: a stream cannot be."""
     before, after = noise(1, 8 << 20), noise(2, 100_000)
-    lab.take("other", noise(3, 100_000))
-    lab.take("other", noise(4, 100_000))
-    lab.drop("other", 1)
-    path, second = lab.folder / "before", lab.folder / "after"
+    sandbox.take("other", noise(3, 100_000))
+    sandbox.take("other", noise(4, 100_000))
+    sandbox.drop("other", 1)
+    path, second = sandbox.folder / "before", sandbox.folder / "after"
     path.write_bytes(before)
     second.write_bytes(after)
     kept = []
 
     def progress(name, _tally):
         if name == "b":
-            until(lambda: len(lab.packs()) > 4)
+            until(lambda: len(sandbox.packs()) > 4)
             for _ in range(2):
-                kept.append(lab.compact(lockless=lockless, max_unused=0, grace=0))
+                kept.append(sandbox.compact(lockless=lockless, max_unused=0, grace=0))
 
-    with lab.opened(lockless=lockless) as store, open(second, "rb") as stream:
+    with sandbox.opened(lockless=lockless) as store, open(second, "rb") as stream:
         sources = {"a": file_source(str(path)), "b": Stream(stream.fileno())}
         take_snapshot(store, "web", sources, progress=progress)
     assert len(kept) == 2  # once, that is
     assert sum(done.removed for done in kept) == 1
     assert sum(kept[1].plan.unfinished.values()) > 2 << 20
-    with lab.opened() as store:
+    with sandbox.opened() as store:
         assert content(store, "web@1:a") == before
         assert content(store, "web@1:b") == after
-    assert lab.compact().plan.unfinished == {}
+    assert sandbox.compact().plan.unfinished == {}
 
 
 @pytest.mark.usefixtures("small_packs")
-def test_what_a_killed_snapshot_left_helps_the_next_and_goes_after_a_week(lab, monkeypatch):
-    lab.take("other", noise(3, 5000))
-    left = killed(lab, noise(1, 8 << 20))
-    done = lab.compact()
+def test_what_a_killed_snapshot_left_helps_the_next_and_goes_after_a_week(sandbox, monkeypatch):
+    sandbox.take("other", noise(3, 5000))
+    left = killed(sandbox, noise(1, 8 << 20))
+    done = sandbox.compact()
     assert (done.removed, done.plan.unfinished.keys()) == (0, {bytes.fromhex(one) for one in left})
-    lab.take("web", noise(1, 2 << 20))
-    assert sum(lab.packs()[one] for one in lab.packs().keys() - left.keys()) < 1 << 20
+    sandbox.take("web", noise(1, 2 << 20))
+    assert sum(sandbox.packs()[one] for one in sandbox.packs().keys() - left.keys()) < 1 << 20
     # It is older by then than the generation that rests on it.
-    lab.take("web", noise(2, 50_000))
-    lab.drop("web", 1)
-    assert lab.compact().removed <= 1  # of web@1's own
+    sandbox.take("web", noise(2, 50_000))
+    sandbox.drop("web", 1)
+    assert sandbox.compact().removed <= 1  # of web@1's own
     with monkeypatch.context() as patch:
         later(patch)
-        assert lab.compact().removed == len(left)
-    lab.check()
+        assert sandbox.compact().removed == len(left)
+    sandbox.check()
 
 
 @pytest.mark.usefixtures("small_packs")
-def test_what_is_known_to_be_left_over_can_be_removed_at_once(lab):
-    lab.take("web", noise(1, 50_000))
-    left = killed(lab, noise(2, 8 << 20))
-    with lab.opened() as store:
+def test_what_is_known_to_be_left_over_can_be_removed_at_once(sandbox):
+    sandbox.take("web", noise(1, 50_000))
+    left = killed(sandbox, noise(2, 8 << 20))
+    with sandbox.opened() as store:
         assert len(plan(store).unfinished) == len(left)
         assert plan(store, unfinished=0).unfinished == {}
-    assert lab.compact().removed == 0
-    assert lab.compact(unfinished=0).removed == len(left)
-    lab.check()
+    assert sandbox.compact().removed == 0
+    assert sandbox.compact(unfinished=0).removed == len(left)
+    sandbox.check()
 
 
-def test_what_another_machine_let_go_is_known_to_have_ended(lab):
-    lab.take("web", noise(1, 50_000))
-    lab.take("web", noise(2, 50_000))
-    with another(lab) as other:
+def test_what_another_machine_let_go_is_known_to_have_ended(sandbox):
+    sandbox.take("web", noise(1, 50_000))
+    sandbox.take("web", noise(2, 50_000))
+    with another(sandbox) as other:
         other.sync()
-        lab.drop("web", 1)
+        sandbox.drop("web", 1)
         assert compact(other, Progress()).removed == 1
-    lab.check()
+    sandbox.check()
 
 
-def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_made(lab):
+def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_made(sandbox):
     """On a place without a lock; somebody else begins a session between the two."""
     lost = Identity.generate()
-    lab.take("web", noise(1, 5000))
-    with lab.opened() as store:
+    sandbox.take("web", noise(1, 5000))
+    with sandbox.opened() as store:
         store.reseal([*store.recipients, (lost.recipient, "lost")])
         store.storage.put("rotations/3", encode_rotation(3, {}, store.writer_key.successor()))
 
     class Between(Lockless):
         def put(self, name, data):
             if name == "rotations/4":
-                with another(lab) as other:
+                with another(sandbox) as other:
                     other.adopt("other")
                     other.reseal([one for one in other.recipients if one[1] != "lost"])
             super().put(name, data)
             if name == "config/4":
-                places = MachinePaths(str(lab.folder / "third" / "state"), str(lab.folder / "third" / "cache"))
-                with Store.open(Lockless(str(lab.store)), places, lambda: lab.identity, local_key=False) as third:
+                places = MachinePaths(str(sandbox.folder / "third" / "state"), str(sandbox.folder / "third" / "cache"))
+                with Store.open(Lockless(str(sandbox.store)), places, lambda: sandbox.identity, local_key=False) as third:
                     third.session().abort()
 
-    with Store.open(Between(str(lab.store)), lab.places, lambda: lab.identity) as store:
+    with Store.open(Between(str(sandbox.store)), sandbox.places, lambda: sandbox.identity) as store:
         with pytest.raises(BusyError, match="has just changed the keys"):
             store.rotate_writer()
-    with another(lab) as store:
+    with another(sandbox) as store:
         assert [label for _, label in store.recipients] == ["test"]
         assert not store.writer_key.previous_keys
 
 
-def test_a_first_generation_that_was_taken_back_leaves_its_number_used(lab, monkeypatch):
+def test_a_first_generation_that_was_taken_back_leaves_its_number_used(sandbox, monkeypatch):
     refreshed = Store.refresh_config
 
     def failing(self):
@@ -399,17 +399,17 @@ def test_a_first_generation_that_was_taken_back_leaves_its_number_used(lab, monk
     with monkeypatch.context() as patch:
         patch.setattr(Store, "refresh_config", failing)
         with pytest.raises(StorageError, match="gone"):
-            lab.take("web", noise(1, 50_000))
-    assert lab.take("web", noise(2, 50_000)) == 2
+            sandbox.take("web", noise(1, 50_000))
+    assert sandbox.take("web", noise(2, 50_000)) == 2
 
 
-def test_small_packs_that_stay_do_not_make_others_be_written_again_and_again(lab):
-    lab.take("web", noise(1, 5000))
-    with lab.opened() as store, store.session() as session:
+def test_small_packs_that_stay_do_not_make_others_be_written_again_and_again(sandbox):
+    sandbox.take("web", noise(1, 5000))
+    with sandbox.opened() as store, store.session() as session:
         for _ in range(20):
             session.put_node([Ref(RefKind.CHUNK, RecordId(os.urandom(32)), 5)])
             session._close_pack(full=False)
-    with lab.opened() as store:
+    with sandbox.opened() as store:
         assert len(plan(store).unfinished) == 20
     for _ in range(3):
-        assert lab.compact().written_bytes == 0
+        assert sandbox.compact().written_bytes == 0

@@ -26,7 +26,7 @@ from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name
 from castore.store.format.header import DELETION, GENERATION, PACK, REMOVAL, SESSION
 from castore.store.format.pack import CHUNK
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 def noise(seed, length):
@@ -34,8 +34,8 @@ def noise(seed, length):
 
 
 @pytest.fixture
-def lab(tmp_path):
-    return Lab(tmp_path, average=4096)
+def sandbox(tmp_path):
+    return Sandbox(tmp_path, average=4096)
 
 
 @pytest.fixture
@@ -51,28 +51,28 @@ def tree(tmp_path):
     return top
 
 
-def take(lab, tree, service="web"):
-    return lab.snapshot(service, {"t": Tree(str(tree))})
+def take(sandbox, tree, service="web"):
+    return sandbox.snapshot(service, {"t": Tree(str(tree))})
 
 
-def look(lab, *, identity=True, **options):
-    with lab.open(identity=identity) as store:
+def look(sandbox, *, identity=True, **options):
+    with sandbox.open(identity=identity) as store:
         return verify(store, Progress(), **options)
 
 
-def mend(lab, *, identity=True):
-    with lab.open(identity=identity) as store:
+def mend(sandbox, *, identity=True):
+    with sandbox.open(identity=identity) as store:
         return repair(store, Progress(), agree=lambda _found, _planned: True)
 
 
-def place_of(lab, service, path):
+def place_of(sandbox, service, path):
     """The pack file, offset and length of the first chunk of a stored file."""
-    with lab.open() as store, StreamReader(store) as reader:
+    with sandbox.open() as store, StreamReader(store) as reader:
         store.sync()
         selection = select(store, f"{service}@1:t/{path}")
         content = b"".join(read(reader, selection))
         place = store.index.locate(CHUNK, first_chunk(store, reader, selection))
-    return lab.store / "packs" / place.pack.hex(), place, content
+    return sandbox.store / "packs" / place.pack.hex(), place, content
 
 
 def first_chunk(store, reader, selection):
@@ -90,57 +90,57 @@ def flip(path, at):
     path.write_bytes(data)
 
 
-def test_damaged_paths_are_named(lab, tree):
-    take(lab, tree)
-    pack, place, _ = place_of(lab, "web", "b/large")
+def test_damaged_paths_are_named(sandbox, tree):
+    take(sandbox, tree)
+    pack, place, _ = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
-    found = look(lab, read_data=True)
+    found = look(sandbox, read_data=True)
     assert not found.sound
     (hit,) = found.affected
     assert (hit.service, hit.number, hit.part, hit.paths, hit.more) == ("web", 1, "t", ("b/large",), 0)
     assert found.damaged_packs == [place.pack]
 
 
-def test_a_damaged_bundle_names_the_files_in_it(lab, tree):
-    take(lab, tree)
-    pack, place, _ = place_of(lab, "web", "a/small1")
+def test_a_damaged_bundle_names_the_files_in_it(sandbox, tree):
+    take(sandbox, tree)
+    pack, place, _ = place_of(sandbox, "web", "a/small1")
     flip(pack, place.offset + 5)
-    (hit,) = look(lab, read_data=True).affected
+    (hit,) = look(sandbox, read_data=True).affected
     assert set(hit.paths) == {f"a/small{number}" for number in range(4)}
 
 
-def test_without_an_identity_parts_are_named_and_no_paths(lab, tree):
-    take(lab, tree)
-    pack, place, _ = place_of(lab, "web", "b/large")
+def test_without_an_identity_parts_are_named_and_no_paths(sandbox, tree):
+    take(sandbox, tree)
+    pack, place, _ = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
-    assert look(lab, identity=False).sound
-    found = look(lab, identity=False, packs=True)
+    assert look(sandbox, identity=False).sound
+    found = look(sandbox, identity=False, packs=True)
     assert [(hit.part, hit.paths) for hit in found.affected if hit.part == "t"] == [("t", ())]
     assert "--read-data checks" in found.affected[0].reason
 
 
-def test_a_chunk_that_is_whole_elsewhere_is_no_loss(lab, tree, tmp_path):
-    take(lab, tree)
-    pack, place, _ = place_of(lab, "web", "b/large")
-    with lab.open() as store:
+def test_a_chunk_that_is_whole_elsewhere_is_no_loss(sandbox, tree, tmp_path):
+    take(sandbox, tree)
+    pack, place, _ = place_of(sandbox, "web", "b/large")
+    with sandbox.open() as store:
         store.index.clear()
-        (packs := lab.store / "packs").rename(tmp_path / "aside")
+        (packs := sandbox.store / "packs").rename(tmp_path / "aside")
         packs.mkdir()
-    take(lab, tree, "mail")
+    take(sandbox, tree, "mail")
     for one in (tmp_path / "aside").iterdir():
         shutil.copy(one, packs / one.name)
     flip(pack, place.offset + 5)
-    found = look(lab, read_data=True)
+    found = look(sandbox, read_data=True)
     assert found.damage
     assert not found.affected
 
 
-def test_samples_come_to_everything(lab):
+def test_samples_come_to_everything(sandbox):
     for number in range(9):
-        path = lab.folder / f"d{number}"
+        path = sandbox.folder / f"d{number}"
         path.write_bytes(noise(number, 50_000))
-        lab.snapshot("web", {"d": file_source(str(path))})
-    with lab.open() as store:
+        sandbox.snapshot("web", {"d": file_source(str(path))})
+    with sandbox.open() as store:
         store.sync()
         packs = {pack for pack, _ in store.packs()}
         seen = []
@@ -157,11 +157,11 @@ def test_samples_come_to_everything(lab):
         assert before[again] == min(before.values())
 
 
-def test_an_interrupted_run_is_gone_on_with(lab, monkeypatch):
+def test_an_interrupted_run_is_gone_on_with(sandbox, monkeypatch):
     for number in range(6):
-        path = lab.folder / f"d{number}"
+        path = sandbox.folder / f"d{number}"
         path.write_bytes(noise(number, 50_000))
-        lab.snapshot("web", {"d": file_source(str(path))})
+        sandbox.snapshot("web", {"d": file_source(str(path))})
     looked = module._look
     done = []
 
@@ -173,120 +173,120 @@ def test_an_interrupted_run_is_gone_on_with(lab, monkeypatch):
 
     monkeypatch.setattr(module, "_look", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        look(lab, packs=True, restart=False)
+        look(sandbox, packs=True, restart=False)
     monkeypatch.undo()
-    found = look(lab, packs=True, restart=False)
+    found = look(sandbox, packs=True, restart=False)
     assert found.resumed
     assert 0 < found.read < 6
-    found = look(lab, packs=True, restart=False)
+    found = look(sandbox, packs=True, restart=False)
     assert (found.resumed, found.read) == (0, 6)
 
 
-def test_repair_keeps_all_but_what_is_hurt_and_the_next_snapshot_heals(lab, tree):
-    take(lab, tree)
-    pack, place, content = place_of(lab, "web", "b/large")
+def test_repair_keeps_all_but_what_is_hurt_and_the_next_snapshot_heals(sandbox, tree):
+    take(sandbox, tree)
+    pack, place, content = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
-    done, after = mend(lab)
+    done, after = mend(sandbox)
     assert done.rewrite == [place.pack]
     assert done.lost_records == 1
     assert done.kept_records > 100
     assert not after.damage
     assert [(hit.part, hit.paths) for hit in after.affected] == [("t", ("b/large",))]
     assert not pack.exists()
-    out = lab.folder / "out"
-    damaged = lab.restore("web@1", out).report.damaged
+    out = sandbox.folder / "out"
+    damaged = sandbox.restore("web@1", out).report.damaged
     assert [path for path, _ in damaged] == [b"t/b/large"]
     assert (out / "t" / "a" / "large").read_bytes() == (tree / "a" / "large").read_bytes()
     assert (out / "t" / "b" / "small1").read_bytes() == (tree / "b" / "small1").read_bytes()
     # Nothing of the tree has changed: it is read again all the same, and both generations are whole.
-    take(lab, tree)
-    assert look(lab, read_data=True).sound
-    assert place_of(lab, "web", "b/large")[2] == content
+    take(sandbox, tree)
+    assert look(sandbox, read_data=True).sound
+    assert place_of(sandbox, "web", "b/large")[2] == content
 
 
-def test_repair_saves_by_the_index_what_a_broken_footer_no_longer_tells(lab, tree):
-    take(lab, tree)
-    pack, place, _ = place_of(lab, "web", "b/large")
+def test_repair_saves_by_the_index_what_a_broken_footer_no_longer_tells(sandbox, tree):
+    take(sandbox, tree)
+    pack, place, _ = place_of(sandbox, "web", "b/large")
     flip(pack, pack.stat().st_size - 3)
-    done, after = mend(lab)
+    done, after = mend(sandbox)
     assert done.rewrite == [place.pack]
     assert done.lost_records == 0
     assert after.sound
 
 
-def test_what_nobody_can_read_is_dropped_and_stored_again(lab, tree):
-    take(lab, tree)
-    pack, _, _ = place_of(lab, "web", "b/large")
+def test_what_nobody_can_read_is_dropped_and_stored_again(sandbox, tree):
+    take(sandbox, tree)
+    pack, _, _ = place_of(sandbox, "web", "b/large")
     flip(pack, pack.stat().st_size - 3)
-    shutil.rmtree(lab.places.cache)
-    done, after = mend(lab)
+    shutil.rmtree(sandbox.places.cache)
+    done, after = mend(sandbox)
     assert done.drop == [f"packs/{pack.name}"]
     assert not after.damage
     assert after.affected
-    take(lab, tree)
-    assert look(lab, read_data=True).sound
+    take(sandbox, tree)
+    assert look(sandbox, read_data=True).sound
 
 
-def test_to_write_a_pack_anew_takes_an_identity(lab, tree):
-    take(lab, tree)
-    pack, place, _ = place_of(lab, "web", "b/large")
+def test_to_write_a_pack_anew_takes_an_identity(sandbox, tree):
+    take(sandbox, tree)
+    pack, place, _ = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
     with pytest.raises(IdentityError, match="only an identity can say"):
-        mend(lab, identity=False)
+        mend(sandbox, identity=False)
     assert pack.exists()
 
 
 @pytest.mark.parametrize("kind", ["generations", "sessions"])
-def test_records_that_do_not_open_are_dropped(lab, tree, kind):
-    take(lab, tree)
+def test_records_that_do_not_open_are_dropped(sandbox, tree, kind):
+    take(sandbox, tree)
     (tree / "a" / "large").write_bytes(noise("new", 3_000_000))
-    take(lab, tree)
-    newest = max((lab.store / kind).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    take(sandbox, tree)
+    newest = max((sandbox.store / kind).iterdir(), key=lambda path: path.stat().st_mtime_ns)
     flip(newest, newest.stat().st_size - 3)
-    done, after = mend(lab)
+    done, after = mend(sandbox)
     assert f"{kind}/{newest.name}" in done.drop
     assert not after.damage
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.sync()
         assert [one.number for one in store.generations("web")] == ([1] if kind == "generations" else [2, 1])
-    take(lab, tree)
-    assert look(lab, read_data=True).sound
+    take(sandbox, tree)
+    assert look(sandbox, read_data=True).sound
 
 
-def test_a_signed_record_of_a_newer_format_is_not_dropped(lab, tree):
-    taken = take(lab, tree)
-    with lab.open() as store:
+def test_a_signed_record_of_a_newer_format_is_not_dropped(sandbox, tree):
+    taken = take(sandbox, tree)
+    with sandbox.open() as store:
         name = generation_name(store.writer_key, "web", 2)
         plain = encode(msgspec.structs.replace(taken, number=2, version=taken.version + 1))
         store.storage.put(name, seal_object(GENERATION, name, plain, store.writer_key))
-    done, _ = mend(lab)
+    done, _ = mend(sandbox)
     assert done.drop == []
-    assert (lab.store / name).exists()
+    assert (sandbox.store / name).exists()
 
 
-def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(lab, tree):
-    take(lab, tree)
-    some, tag = os.urandom(32).hex(), lab.open().writer_key.tag("web").hex()
+def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(sandbox, tree):
+    take(sandbox, tree)
+    some, tag = os.urandom(32).hex(), sandbox.open().writer_key.tag("web").hex()
     names = {
         f"packs/{some}": PACK, f"generations/{tag}-0000000002": GENERATION, f"sessions/{some[:32]}.0": SESSION,
         f"deletions/{some[:32]}": DELETION, f"removals/{tag}-{some[:32]}": REMOVAL,
     }  # fmt: skip
     for name, kind in names.items():
-        (lab.store / name).parent.mkdir(exist_ok=True)
-        (lab.store / name).write_bytes(kind + b"\2" + bytes(7) + os.urandom(600))
-    with lab.open() as store, pytest.raises(DamageError, match="castore repair"):
+        (sandbox.store / name).parent.mkdir(exist_ok=True)
+        (sandbox.store / name).write_bytes(kind + b"\2" + bytes(7) + os.urandom(600))
+    with sandbox.open() as store, pytest.raises(DamageError, match="castore repair"):
         compact(store, Progress())
-    done, after = mend(lab)
+    done, after = mend(sandbox)
     assert done.drop == sorted(names)
     assert after.sound
-    with lab.open() as store:
+    with sandbox.open() as store:
         compact(store, Progress())
-    assert look(lab, read_data=True).sound
+    assert look(sandbox, read_data=True).sound
 
 
-def test_a_sound_store_needs_no_repair(lab, tree):
-    take(lab, tree)
-    done, after = mend(lab)
+def test_a_sound_store_needs_no_repair(sandbox, tree):
+    take(sandbox, tree)
+    done, after = mend(sandbox)
     assert (done.drop, done.rewrite) == ([], [])
     assert after.sound
 
@@ -304,93 +304,93 @@ def test_marks_hold_what_was_added_and_little_else():
 
 
 @pytest.mark.parametrize("mode", ["index kept", "index deleted"])
-def test_what_nobody_has_the_key_to_is_stored_again(lab, tree, mode):
-    take(lab, tree)
-    (session,) = (lab.store / "sessions").iterdir()
-    session.rename(lab.folder / "aside")
+def test_what_nobody_has_the_key_to_is_stored_again(sandbox, tree, mode):
+    take(sandbox, tree)
+    (session,) = (sandbox.store / "sessions").iterdir()
+    session.rename(sandbox.folder / "aside")
     if mode == "index deleted":
-        shutil.rmtree(lab.places.cache)
-    assert any("the key" in line for line in look(lab, identity=False).damage)
-    number = take(lab, tree).number
-    out = lab.folder / "out"
-    assert lab.restore(f"web@{number}", out).report.damaged == []
+        shutil.rmtree(sandbox.places.cache)
+    assert any("the key" in line for line in look(sandbox, identity=False).damage)
+    number = take(sandbox, tree).number
+    out = sandbox.folder / "out"
+    assert sandbox.restore(f"web@{number}", out).report.damaged == []
     assert (out / "t" / "b" / "large").read_bytes() == (tree / "b" / "large").read_bytes()
     # Its key back, all is as it was; without it, what it opened goes.
-    (lab.folder / "aside").rename(session)
-    assert look(lab, read_data=True).sound
+    (sandbox.folder / "aside").rename(session)
+    assert look(sandbox, read_data=True).sound
     session.unlink()
-    done, after = mend(lab)
+    done, after = mend(sandbox)
     assert done.rewrite
     assert after.sound
 
 
 @pytest.mark.parametrize("depth", ["packs", "read_data"])
-def test_what_verify_found_damaged_is_stored_again_by_the_next_snapshot(lab, tree, depth):
-    take(lab, tree)
-    pack, place, content = place_of(lab, "web", "b/large")
+def test_what_verify_found_damaged_is_stored_again_by_the_next_snapshot(sandbox, tree, depth):
+    take(sandbox, tree)
+    pack, place, content = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
-    assert not look(lab, **{depth: True}).sound
+    assert not look(sandbox, **{depth: True}).sound
     # Nothing of the tree has changed: it is read again all the same.
-    taken = take(lab, tree)
+    taken = take(sandbox, tree)
     assert sum(part.new_bytes for part in taken.parts) > 6_000_000
-    found = look(lab, read_data=True)
+    found = look(sandbox, read_data=True)
     assert (found.damaged_packs, found.affected) == ([place.pack], [])
     for number in (1, 2):
-        out = lab.folder / f"out{number}"
-        assert lab.restore(f"web@{number}", out).report.damaged == []
+        out = sandbox.folder / f"out{number}"
+        assert sandbox.restore(f"web@{number}", out).report.damaged == []
         assert (out / "t" / "b" / "large").read_bytes() == content
     # Nothing is stored again and again, and what was damaged is in nobody's way.
-    assert sum(part.new_bytes for part in take(lab, tree).parts) == 0
-    done, after = mend(lab)
+    assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
+    done, after = mend(sandbox)
     assert done.rewrite == [place.pack]
     assert after.sound
-    assert sum(part.new_bytes for part in take(lab, tree).parts) == 0
+    assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
 
 
-def test_what_was_found_damaged_and_is_sound_again_is_counted_on(lab, tree):
-    take(lab, tree)
-    pack, place, _ = place_of(lab, "web", "b/large")
+def test_what_was_found_damaged_and_is_sound_again_is_counted_on(sandbox, tree):
+    take(sandbox, tree)
+    pack, place, _ = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
-    assert not look(lab, packs=True).sound
+    assert not look(sandbox, packs=True).sound
     flip(pack, place.offset + 5)
-    with lab.open() as store:
+    with sandbox.open() as store:
         assert store.index.doubted() == {place.pack}
-    assert look(lab, packs=True).sound
-    with lab.open() as store:
+    assert look(sandbox, packs=True).sound
+    with sandbox.open() as store:
         assert store.index.doubted() == set()
-    assert sum(part.new_bytes for part in take(lab, tree).parts) == 0
+    assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
 
 
-def test_a_prune_beside_damage_that_was_found_loses_nothing(lab, tree):
-    take(lab, tree)
-    pack, place, content = place_of(lab, "web", "b/large")
+def test_a_prune_beside_damage_that_was_found_loses_nothing(sandbox, tree):
+    take(sandbox, tree)
+    pack, place, content = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
-    assert not look(lab, packs=True).sound
-    take(lab, tree, "mail")
-    with lab.open() as store:
+    assert not look(sandbox, packs=True).sound
+    take(sandbox, tree, "mail")
+    with sandbox.open() as store:
         compact(store, Progress(), max_unused=0, grace=0, unfinished=0)
     assert pack.exists()
-    assert not look(lab, read_data=True).affected
-    out = lab.folder / "out"
-    assert lab.restore("web@1", out).report.damaged == []
+    assert not look(sandbox, read_data=True).affected
+    out = sandbox.folder / "out"
+    assert sandbox.restore("web@1", out).report.damaged == []
     assert (out / "t" / "b" / "large").read_bytes() == content
 
 
-def test_a_damaged_record_of_removals_is_reported_and_dropped(lab, tree):
+def test_a_damaged_record_of_removals_is_reported_and_dropped(sandbox, tree):
     for _ in range(2):
-        take(lab, tree)
-    with lab.open() as store:
+        take(sandbox, tree)
+    with sandbox.open() as store:
         store.sync_generations()
         forget(store, "web", [store.generation("web", 1)])
-    (record,) = (lab.store / "removals").iterdir()
-    assert look(lab, identity=False).sound
+    (record,) = (sandbox.store / "removals").iterdir()
+    assert look(sandbox, identity=False).sound
     flip(record, record.stat().st_size - 1)
-    found = look(lab, identity=False)
+    found = look(sandbox, identity=False)
     assert any(f"removals/{record.name}" in line for line in found.damage)
-    planned, after = mend(lab)
+    planned, after = mend(sandbox)
     assert planned.drop == [f"removals/{record.name}"]
     assert after.sound
     assert not record.exists()
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.sync_generations()
         assert [one.number for one in store.generations("web")] == [2]

@@ -13,19 +13,19 @@ from castore.services.events import drills, event
 from castore.services.snapshot import file_source
 from castore.state import event_log
 from castore.state.event_log import EventLog
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
-def take(lab):
-    (lab.folder / "dump").write_bytes(os.urandom(200_000))
-    return lab.snapshot("web", {"d": file_source(str(lab.folder / "dump"))})
+def take(sandbox):
+    (sandbox.folder / "dump").write_bytes(os.urandom(200_000))
+    return sandbox.snapshot("web", {"d": file_source(str(sandbox.folder / "dump"))})
 
 
 def test_deleting_the_cache_keeps_events_drills_and_verification(tmp_path):
-    lab = Lab(tmp_path)
+    sandbox = Sandbox(tmp_path)
     for _ in range(3):
-        take(lab)
-    with lab.open() as store:
+        take(sandbox)
+    with sandbox.open() as store:
         verify(store, castore.Progress(), packs=True)
         with event(store, "drill", "web") as note:
             note.of(store.newest("web"))
@@ -36,8 +36,8 @@ def test_deleting_the_cache_keeps_events_drills_and_verification(tmp_path):
     assert before[2]
     for rebuild in (False, True):
         if not rebuild:
-            shutil.rmtree(lab.places.cache)
-        with lab.open() as store:
+            shutil.rmtree(sandbox.places.cache)
+        with sandbox.open() as store:
             store.reindex() if rebuild else store.sync()
             assert (store.event_log.read(), store.index.verified(PACKS), drills(store)) == before
             assert store.index.doubted() == set(packs[:1])
@@ -76,10 +76,10 @@ def test_a_cut_line_costs_one_event_and_invalid_text_none(tmp_path):
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
-    lab = Lab(tmp_path)
+    sandbox = Sandbox(tmp_path)
 
     def refused(self, event):
         raise StorageError("no space left")
 
     monkeypatch.setattr(EventLog, "append", refused)
-    assert take(lab).number == 1
+    assert take(sandbox).number == 1

@@ -17,171 +17,171 @@ from castore.crypto import Identity
 from castore.errors import StaleStoreError, StorageError
 from castore.services.snapshot import file_source
 from castore.state.freshness import FreshnessGuard, FreshnessState, ServiceHighWater
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 @pytest.fixture
-def lab(tmp_path):
-    made = Lab(tmp_path)
+def sandbox(tmp_path):
+    made = Sandbox(tmp_path)
     (tmp_path / "dump").write_bytes(os.urandom(5000))
     return made
 
 
-def take(lab, service="web"):
-    (lab.folder / "dump").write_bytes(os.urandom(5000))
-    return lab.snapshot(service, {"d": file_source(str(lab.folder / "dump"))})
+def take(sandbox, service="web"):
+    (sandbox.folder / "dump").write_bytes(os.urandom(5000))
+    return sandbox.snapshot(service, {"d": file_source(str(sandbox.folder / "dump"))})
 
 
-def copied(lab, name):
-    shutil.copytree(lab.store, lab.folder / name)
+def copied(sandbox, name):
+    shutil.copytree(sandbox.store, sandbox.folder / name)
 
 
-def put_in_place(lab, name):
-    shutil.rmtree(lab.store)
-    shutil.copytree(lab.folder / name, lab.store)
+def put_in_place(sandbox, name):
+    shutil.rmtree(sandbox.store)
+    shutil.copytree(sandbox.folder / name, sandbox.store)
 
 
-def opened(lab, **options):
+def opened(sandbox, **options):
     from castore.storage import LocalStorage
     from castore.store import Store
 
-    return Store.open(LocalStorage(str(lab.store)), lab.places, lambda: lab.identity, **options)
+    return Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, **options)
 
 
-def objects(lab, service, number):
-    with opened(lab) as store:
+def objects(sandbox, service, number):
+    with opened(sandbox) as store:
         store.sync_generations()
         return store.generation_objects(service, [number])
 
 
-def test_an_older_copy_is_refused_and_says_what_went_back(lab):
-    take(lab), take(lab, "mail")
-    copied(lab, "old")
-    take(lab), take(lab), take(lab, "mail")
-    put_in_place(lab, "old")
+def test_an_older_copy_is_refused_and_says_what_went_back(sandbox):
+    take(sandbox), take(sandbox, "mail")
+    copied(sandbox, "old")
+    take(sandbox), take(sandbox), take(sandbox, "mail")
+    put_in_place(sandbox, "old")
     for forget_index in (False, True):
         if forget_index:
-            shutil.rmtree(lab.places.cache)
-        with opened(lab) as store, pytest.raises(StaleStoreError) as refused:
+            shutil.rmtree(sandbox.places.cache)
+        with opened(sandbox) as store, pytest.raises(StaleStoreError) as refused:
             store.sync_generations()
         for said in ("web@3", "web@1", "mail@2", "mail@1", "--accept-older", "older copy"):
             assert said in str(refused.value)
-    with opened(lab, accept_older=True) as store:
+    with opened(sandbox, accept_older=True) as store:
         store.sync()
-    with opened(lab) as store:
+    with opened(sandbox) as store:
         store.sync()
         assert store.next_number("web") == 4, "a number that was seen is never given again"
-    taken = take(lab)
+    taken = take(sandbox)
     assert (taken.number, taken.parent) == (4, 1)
 
 
-def test_a_service_that_vanished_and_one_that_is_another(lab):
-    take(lab)
-    copied(lab, "old")
-    take(lab)
-    copied(lab, "first")
-    with opened(lab) as store:
+def test_a_service_that_vanished_and_one_that_is_another(sandbox):
+    take(sandbox)
+    copied(sandbox, "old")
+    take(sandbox)
+    copied(sandbox, "first")
+    with opened(sandbox) as store:
         store.sync()
-    for name in objects(lab, "web", 2):
-        os.unlink(lab.store / name)
-    (state,) = Path(lab.places.state).glob("*/places/*/seen")
+    for name in objects(sandbox, "web", 2):
+        os.unlink(sandbox.store / name)
+    (state,) = Path(sandbox.places.state).glob("*/places/*/seen")
     memory = state.read_bytes()
     state.unlink()
-    take(lab)  # another number 2
+    take(sandbox)  # another number 2
     state.write_bytes(memory)
-    with opened(lab) as store, pytest.raises(StaleStoreError, match="not the generation that had this number"):
+    with opened(sandbox) as store, pytest.raises(StaleStoreError, match="not the generation that had this number"):
         store.sync()
-    shutil.rmtree(lab.store / "generations")
-    with opened(lab) as store, pytest.raises(StaleStoreError, match="there is none"):
+    shutil.rmtree(sandbox.store / "generations")
+    with opened(sandbox) as store, pytest.raises(StaleStoreError, match="there is none"):
         store.sync()
 
 
-def test_a_configuration_that_went_back_is_refused(lab):
-    copied(lab, "old")
-    with opened(lab) as store:
+def test_a_configuration_that_went_back_is_refused(sandbox):
+    copied(sandbox, "old")
+    with opened(sandbox) as store:
         store.reseal([*store.recipients, (Identity.generate().recipient, "more")])
-    put_in_place(lab, "old")
+    put_in_place(sandbox, "old")
     with pytest.raises(StaleStoreError, match=r"was config/2 and is config/1.*--accept-older"):
-        opened(lab)
-    opened(lab, accept_older=True).close()
-    opened(lab).close()
+        opened(sandbox)
+    opened(sandbox, accept_older=True).close()
+    opened(sandbox).close()
 
 
-def test_a_machine_that_remembers_nothing_takes_what_is_there(lab, tmp_path):
-    take(lab)
-    copied(lab, "old")
-    take(lab)
-    put_in_place(lab, "old")
-    shutil.rmtree(lab.places.state)
-    with opened(lab) as store:
+def test_a_machine_that_remembers_nothing_takes_what_is_there(sandbox, tmp_path):
+    take(sandbox)
+    copied(sandbox, "old")
+    take(sandbox)
+    put_in_place(sandbox, "old")
+    shutil.rmtree(sandbox.places.state)
+    with opened(sandbox) as store:
         store.sync()
         assert store.newest("web").number == 1
 
 
-def test_a_damaged_newest_generation_is_damage_and_nothing_older(lab):
-    take(lab), take(lab)
-    (name,) = objects(lab, "web", 2)
-    data = (lab.store / name).read_bytes()
-    (lab.store / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    shutil.rmtree(lab.places.cache)
-    with opened(lab) as store:
+def test_a_damaged_newest_generation_is_damage_and_nothing_older(sandbox):
+    take(sandbox), take(sandbox)
+    (name,) = objects(sandbox, "web", 2)
+    data = (sandbox.store / name).read_bytes()
+    (sandbox.store / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    shutil.rmtree(sandbox.places.cache)
+    with opened(sandbox) as store:
         store.sync()
         assert list(store.damaged) == [name]
         assert store.next_number("web") == 3
 
 
-def test_what_is_removed_on_purpose_is_not_missed(lab):
+def test_what_is_removed_on_purpose_is_not_missed(sandbox):
     for _ in range(4):
-        take(lab)
-    (last,), (third,) = objects(lab, "web", 4), objects(lab, "web", 3)
-    with opened(lab) as store:
+        take(sandbox)
+    (last,), (third,) = objects(sandbox, "web", 4), objects(sandbox, "web", 3)
+    with opened(sandbox) as store:
         store.sync()
         store.forgotten("web", [4, 3])
         store.sync()  # another process looks before they are gone: they may still be there
     for name in (last, third):
-        os.unlink(lab.store / name)
-    with opened(lab) as store:
+        os.unlink(sandbox.store / name)
+    with opened(sandbox) as store:
         store.sync()
         assert store.next_number("web") == 5
         store.forgotten("web", [1, 2])
-    shutil.rmtree(lab.store / "generations")
-    shutil.rmtree(lab.places.cache)
-    with opened(lab) as store:
+    shutil.rmtree(sandbox.store / "generations")
+    shutil.rmtree(sandbox.places.cache)
+    with opened(sandbox) as store:
         store.sync()
         assert store.next_number("web") == 5
-    assert take(lab).number == 5
-    for name in objects(lab, "web", 5):
-        os.unlink(lab.store / name)
-    with opened(lab) as store, pytest.raises(StaleStoreError):
+    assert take(sandbox).number == 5
+    for name in objects(sandbox, "web", 5):
+        os.unlink(sandbox.store / name)
+    with opened(sandbox) as store, pytest.raises(StaleStoreError):
         store.sync()
 
 
-def test_the_file_is_private_and_written_only_when_something_changed(lab):
-    take(lab)
-    with opened(lab) as store:
+def test_the_file_is_private_and_written_only_when_something_changed(sandbox):
+    take(sandbox)
+    with opened(sandbox) as store:
         store.sync()
-        path = lab.places.seen_of(store.store_id, store.storage.place)
+        path = sandbox.places.seen_of(store.store_id, store.storage.place)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     before = os.stat(path).st_ino
-    with opened(lab) as store:
+    with opened(sandbox) as store:
         store.sync()
     assert os.stat(path).st_ino == before
     Path(path).write_text("{nonsense")
     with pytest.raises(StorageError, match="delete it"):
-        opened(lab)
+        opened(sandbox)
 
 
-def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_reading(lab, monkeypatch):
-    take(lab)
+def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_reading(sandbox, monkeypatch):
+    take(sandbox)
 
     def refused(*_):
         raise StorageError("no space left")
 
-    with opened(lab) as store:
-        path = lab.places.seen_of(store.store_id, store.storage.place)
+    with opened(sandbox) as store:
+        path = sandbox.places.seen_of(store.store_id, store.storage.place)
     os.unlink(path)
     monkeypatch.setattr("castore.state.freshness.write_private", refused)
-    with opened(lab) as store:
+    with opened(sandbox) as store:
         store.sync()
         with pytest.raises(StorageError):
             store.forgotten("web", [1])

@@ -12,7 +12,7 @@ import pytest
 from castore.errors import StorageError
 from castore.services.config import Service
 from castore.services.snapshot import Tree, file_source
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 
@@ -33,7 +33,7 @@ def without_sync(monkeypatch: pytest.MonkeyPatch, tops: list[Path], code: int) -
 def test_live_state_is_restored_where_directories_cannot_be_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    lab = Lab(tmp_path / "lab", average=4096)
+    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
     live = tmp_path / "files" / "live"
     (live / "sub").mkdir(parents=True)
     (live / "sub" / "file").write_text("stored")
@@ -42,24 +42,24 @@ def test_live_state_is_restored_where_directories_cannot_be_synced(
         "t": Tree(str(live)),
         "d": file_source(str(tmp_path / "files" / "dump")),
     }
-    lab.snapshot("s", sources)
+    sandbox.snapshot("s", sources)
     before = walk(live)
-    without_sync(monkeypatch, [tmp_path / "files", tmp_path / "lab" / "state", tmp_path / "lab" / "cache"], code)
+    without_sync(monkeypatch, [tmp_path / "files", tmp_path / "sandbox" / "state", tmp_path / "sandbox" / "cache"], code)
     (live / "sub" / "file").write_text("changed, and longer")
     (tmp_path / "files" / "dump").write_text("changed")
-    lab.rollback(1, Service())
+    sandbox.rollback(1, Service())
     assert compare(before, walk(live)) == []
     assert (tmp_path / "files" / "dump").read_text() == "stored"
     (live / "sub" / "file").write_text("changed, and longer")
-    lab.in_place("s@1:t/sub/file", live / "sub" / "file")
-    lab.in_place("s@1:t", live)
-    lab.restore("s@1", tmp_path / "files" / "new")
+    sandbox.in_place("s@1:t/sub/file", live / "sub" / "file")
+    sandbox.in_place("s@1:t", live)
+    sandbox.restore("s@1", tmp_path / "files" / "new")
     assert (live / "sub" / "file").read_text() == "stored"
 
 
 def test_a_store_says_that_its_file_system_cannot_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = Lab(tmp_path / "lab", average=4096)
+    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
     (tmp_path / "live").mkdir()
-    without_sync(monkeypatch, [lab.store], errno.EINVAL)
+    without_sync(monkeypatch, [sandbox.store], errno.EINVAL)
     with pytest.raises(StorageError, match="does not support fsync"):
-        lab.snapshot("s", {"t": Tree(str(tmp_path / "live"))})
+        sandbox.snapshot("s", {"t": Tree(str(tmp_path / "live"))})

@@ -28,14 +28,14 @@ from castore.store.format.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_
 from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_provider import MAX_DEPTH
 from tests.support.checkout import ROOT
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 RESCUE = ROOT / "tools" / "rescue.py"
 
 
 @pytest.fixture
-def lab(tmp_path):
-    return Lab(tmp_path)
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
 
 
 def table(rows: int, night: int, *, seed: int = 0) -> bytes:
@@ -52,28 +52,28 @@ def table(rows: int, night: int, *, seed: int = 0) -> bytes:
     return "".join(lines).encode()
 
 
-def take(lab: Lab, data: bytes, *, service: str = "s", limit: int | None = None) -> Generation:
+def take(sandbox: Sandbox, data: bytes, *, service: str = "s", limit: int | None = None) -> Generation:
     """Take a dump on a machine that holds no identity."""
-    file = lab.folder / f"{service}.dump"
+    file = sandbox.folder / f"{service}.dump"
     file.write_bytes(data)
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         store.references.limit = limit
         return take_snapshot(store, service, {"d": file_source(str(file))})
 
 
-def content(lab: Lab, number: int, service: str = "s") -> bytes:
-    into = lab.folder / "out" / f"{service}-{number}-{os.urandom(4).hex()}"
-    lab.restore(f"{service}@{number}:d", into)
+def content(sandbox: Sandbox, number: int, service: str = "s") -> bytes:
+    into = sandbox.folder / "out" / f"{service}-{number}-{os.urandom(4).hex()}"
+    sandbox.restore(f"{service}@{number}:d", into)
     return (into / "d").read_bytes()
 
 
-def references(lab: Lab) -> list[Path]:
-    return sorted(path for path in Path(lab.places.cache).glob("*/*/reference/*"))
+def references(sandbox: Sandbox) -> list[Path]:
+    return sorted(path for path in Path(sandbox.places.cache).glob("*/*/reference/*"))
 
 
-def depths(lab: Lab) -> list[int]:
+def depths(sandbox: Sandbox) -> list[int]:
     """How many chunks lie below each chunk of the store; fails on a circle."""
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         store.sync()
         bases = {record: below for kind, record, _, below in store.index.records() if kind == CHUNK}
 
@@ -84,47 +84,47 @@ def depths(lab: Lab) -> list[int]:
     return [depth(chunk) for chunk in bases]
 
 
-def test_nights_of_a_dump_take_little_and_come_back(lab):
+def test_nights_of_a_dump_take_little_and_come_back(sandbox):
     nights = [table(40_000, night) for night in range(9)]
-    taken = [take(lab, data).parts[0] for data in nights]
+    taken = [take(sandbox, data).parts[0] for data in nights]
     for part in taken[1:4]:
         assert part.new_bytes > part.size // 2
         assert part.stored_bytes < taken[0].stored_bytes // 12
         assert part.after_compression <= part.after_delta <= part.new_bytes // 4
     assert sum(part.stored_bytes for part in taken[1:]) < taken[0].stored_bytes
     for number, data in enumerate(nights, 1):
-        assert content(lab, number) == data
-    assert max(depths(lab)) == MAX_DEPTH
-    with lab.open() as store:
+        assert content(sandbox, number) == data
+    assert max(depths(sandbox)) == MAX_DEPTH
+    with sandbox.open() as store:
         assert verify_store(store, castore.Progress(), read_data=True).sound
         store.reindex()
-    assert content(lab, 9) == nights[-1]
-    assert max(depths(lab)) == MAX_DEPTH
+    assert content(sandbox, 9) == nights[-1]
+    assert max(depths(sandbox)) == MAX_DEPTH
 
 
-def test_the_same_again_stores_nothing(lab):
+def test_the_same_again_stores_nothing(sandbox):
     data = table(20_000, 3)
-    take(lab, table(20_000, 2))
-    take(lab, data)
-    with lab.open() as store:
+    take(sandbox, table(20_000, 2))
+    take(sandbox, data)
+    with sandbox.open() as store:
         packs = sorted(store.packs())
-    part = take(lab, data).parts[0]
+    part = take(sandbox, data).parts[0]
     assert (part.new_chunks, part.stored_bytes) == (0, 0)
-    with lab.open() as store:
+    with sandbox.open() as store:
         assert sorted(store.packs()) == packs
 
 
 @pytest.mark.parametrize("loss", ["cache", "index", "both", "off", "garbage", "cut", "old", "swapped"])
-def test_what_is_lost_on_this_machine_costs_space_and_never_content(lab, loss):
+def test_what_is_lost_on_this_machine_costs_space_and_never_content(sandbox, loss):
     nights = [table(20_000, night) for night in range(4)]
-    sizes = [take(lab, nights[0]).parts[0].stored_bytes, take(lab, nights[1]).parts[0].stored_bytes]
-    files = references(lab)
+    sizes = [take(sandbox, nights[0]).parts[0].stored_bytes, take(sandbox, nights[1]).parts[0].stored_bytes]
+    files = references(sandbox)
     assert files
     if loss in {"cache", "both"}:
         for path in files:
             path.unlink()
     if loss in {"index", "both"}:
-        (folder,) = Path(lab.places.cache).glob("*/*/index")
+        (folder,) = Path(sandbox.places.cache).glob("*/*/index")
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
@@ -143,10 +143,10 @@ def test_what_is_lost_on_this_machine_costs_space_and_never_content(lab, loss):
         files[1].rename(files[0])
         files[0].with_name("x").rename(files[1])
     limit = 0 if loss == "off" else None
-    sizes += [take(lab, data, limit=limit).parts[0].stored_bytes for data in nights[2:]]
-    assert [content(lab, number) for number in range(1, 5)] == nights
+    sizes += [take(sandbox, data, limit=limit).parts[0].stored_bytes for data in nights[2:]]
+    assert [content(sandbox, number) for number in range(1, 5)] == nights
     if loss == "old":
-        assert not set(files) & set(references(lab))
+        assert not set(files) & set(references(sandbox))
     # Where the bases are gone, the night after is stored whole; then there are bases again. Without
     # the index, their places in the parent are known all the same.
     whole = {"cache": True, "both": True, "off": True, "garbage": True, "old": True, "swapped": True}.get(loss)
@@ -154,46 +154,46 @@ def test_what_is_lost_on_this_machine_costs_space_and_never_content(lab, loss):
         assert sizes[2] > 5 * sizes[1]
     if loss == "off":
         assert sizes[3] > 5 * sizes[1]
-        assert references(lab) == []
+        assert references(sandbox) == []
     else:
         assert sizes[3] < sizes[0] // 6
 
 
-def test_shifted_content_finds_bases_without_a_parent(lab):
+def test_shifted_content_finds_bases_without_a_parent(sandbox):
     first, second = table(30_000, 0), b"-- in front\n" * 3000 + table(30_000, 1)
-    whole = take(lab, first).parts[0].stored_bytes
-    assert take(lab, second, service="other").parts[0].stored_bytes < whole // 2
-    assert content(lab, 1, "other") == second
+    whole = take(sandbox, first).parts[0].stored_bytes
+    assert take(sandbox, second, service="other").parts[0].stored_bytes < whole // 2
+    assert content(sandbox, 1, "other") == second
 
 
-def test_similar_files_in_a_first_snapshot_are_told_by_each_other(lab, tmp_path):
+def test_similar_files_in_a_first_snapshot_are_told_by_each_other(sandbox, tmp_path):
     tree = tmp_path / "tree"
     for number in range(4):
         folder = tree / f"site-{number}"
         folder.mkdir(parents=True)
         (folder / "database").write_bytes(table(20_000, number))
-    taken = lab.snapshot("s", {"t": Tree(str(tree))})
+    taken = sandbox.snapshot("s", {"t": Tree(str(tree))})
     assert taken.skipped_files == 0
     part = taken.parts[0]
     assert part.new_bytes > 3 * (tree / "site-0" / "database").stat().st_size
     assert part.after_delta < part.new_bytes // 2
-    lab.restore("s@1:t", tmp_path / "out-tree")
+    sandbox.restore("s@1:t", tmp_path / "out-tree")
     for number in range(4):
         assert (tmp_path / "out-tree" / f"site-{number}" / "database").read_bytes() == table(20_000, number)
 
 
-def test_incompressible_chunks_are_stored_as_they_are(lab):
+def test_incompressible_chunks_are_stored_as_they_are(sandbox):
     data = random.Random(1).randbytes(3_000_000)
-    part = take(lab, data).parts[0]
+    part = take(sandbox, data).parts[0]
     assert part.new_bytes == part.after_delta == part.after_compression == len(data)
-    assert content(lab, 1) == data
+    assert content(sandbox, 1) == data
 
 
-def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(lab):
+def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(sandbox):
     nights = [table(20_000, night) for night in range(3)]
     for data in nights:
-        take(lab, data)
-    with lab.open() as store:
+        take(sandbox, data)
+    with sandbox.open() as store:
         store.sync()
         bases: dict[bytes, int] = {}
         for kind, _, _, below in store.index.records():
@@ -201,14 +201,14 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(lab):
                 bases[base] = bases.get(base, 0) + 1
         at_root = next(base for base in bases if not store.index.locate(CHUNK, base).bases)
         place = store.index.locate(CHUNK, at_root)
-    path = lab.store / "packs" / place.pack.hex()
+    path = sandbox.store / "packs" / place.pack.hex()
     os.chmod(path, 0o600)
     with open(path, "r+b") as file:
         file.seek(place.offset + 5)
         byte = file.read(1)
         file.seek(place.offset + 5)
         file.write(bytes([byte[0] ^ 1]))
-    with lab.open() as store:
+    with sandbox.open() as store:
         found = verify_store(store, castore.Progress(), read_data=True)
         needing = set()
         for generation in store.generations():
@@ -220,15 +220,15 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(lab):
     for number in (1, 2, 3):
         if number in needing:
             with pytest.raises(DamageError):
-                content(lab, number)
+                content(sandbox, number)
         else:
-            assert content(lab, number) == nights[number - 1]
+            assert content(sandbox, number) == nights[number - 1]
 
 
-def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(lab):
+def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(sandbox):
     for night in range(2):
-        take(lab, table(40_000, night))
-    with lab.open() as store:
+        take(sandbox, table(40_000, night))
+    with sandbox.open() as store:
         told = stats(store)
         packs = [(pack, store.pack_entries(pack)) for pack, _ in store.packs()]
         groups: dict[tuple[bytes, int], list[PackEntry]] = {}
@@ -244,17 +244,17 @@ def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(lab):
     assert len(members) > 10
     assert [entry.group_index for entry in members] == list(range(len(members)))
     assert len({entry.counter for entry in members}) == 1
-    path = lab.store / "packs" / pack.hex()
+    path = sandbox.store / "packs" / pack.hex()
     data = bytearray(path.read_bytes())
     data[offset + members[0].sealed_length // 2] ^= 1
     os.chmod(path, 0o600)
     path.write_bytes(data)
-    with lab.open() as store:
+    with sandbox.open() as store:
         found = verify_store(store, castore.Progress(), read_data=True)
     assert {(hit.number, hit.part) for hit in found.affected} == {(2, "d")}
     for entry in members:
         assert any(entry.id.hex() in text for text in found.damage)
-    assert content(lab, 1) == table(40_000, 0)
+    assert content(sandbox, 1) == table(40_000, 0)
 
 
 def test_a_footer_whose_groups_are_none_is_refused():
@@ -304,16 +304,16 @@ def test_a_group_without_the_delta_that_is_asked_of_it_is_damaged():
             groups.open("wrong", lambda wrong=wrong: wrong)
 
 
-def test_a_base_that_is_gone_is_told_of_every_generation_that_needs_it(lab):
+def test_a_base_that_is_gone_is_told_of_every_generation_that_needs_it(sandbox):
     for night in range(3):
-        take(lab, table(20_000, night))
-    with lab.open(identity=False) as store:
+        take(sandbox, table(20_000, night))
+    with sandbox.open(identity=False) as store:
         store.sync()
         first = store.generation("s", 1)
         (_, ref), *_ = chunks_of(store, first)
         pack = store.index.locate(CHUNK, ref.id).pack
-    (lab.store / "packs" / pack.hex()).unlink()
-    with lab.open(identity=False) as store:
+    (sandbox.store / "packs" / pack.hex()).unlink()
+    with sandbox.open(identity=False) as store:
         found = verify_store(store, castore.Progress())
     assert {hit.number for hit in found.affected if hit.part == "d"} == {1, 2, 3}
     assert any("is a delta of" in hit.reason for hit in found.affected)
@@ -333,9 +333,9 @@ def closure(store, ref) -> set[bytes]:
     return found
 
 
-def test_two_services_that_store_the_same_at_once_are_safe(lab):
+def test_two_services_that_store_the_same_at_once_are_safe(sandbox):
     inputs = [table(20_000, 1), table(20_000, 2)]
-    take(lab, table(20_000, 0), service="a")
+    take(sandbox, table(20_000, 0), service="a")
     errors: list[BaseException] = []
     together = threading.Barrier(2)
 
@@ -343,7 +343,7 @@ def test_two_services_that_store_the_same_at_once_are_safe(lab):
         try:
             together.wait(20)
             for data in (inputs[number], inputs[1 - number]):
-                take(lab, data, service=f"x{number}")
+                take(sandbox, data, service=f"x{number}")
         except BaseException as error:
             errors.append(error)
 
@@ -354,48 +354,48 @@ def test_two_services_that_store_the_same_at_once_are_safe(lab):
         thread.join()
     assert errors == []
     for number in (0, 1):
-        assert content(lab, 1, f"x{number}") == inputs[number]
-        assert content(lab, 2, f"x{number}") == inputs[1 - number]
-    assert max(depths(lab)) <= MAX_DEPTH
+        assert content(sandbox, 1, f"x{number}") == inputs[number]
+        assert content(sandbox, 2, f"x{number}") == inputs[1 - number]
+    assert max(depths(sandbox)) <= MAX_DEPTH
 
 
-def test_the_cache_keeps_what_the_last_generation_is_in_and_its_bound(lab):
-    take(lab, table(20_000, 0))
-    take(lab, random.Random(1).randbytes(2_000_000), service="other")
-    kept = set(references(lab))
+def test_the_cache_keeps_what_the_last_generation_is_in_and_its_bound(sandbox):
+    take(sandbox, table(20_000, 0))
+    take(sandbox, random.Random(1).randbytes(2_000_000), service="other")
+    kept = set(references(sandbox))
     assert len(kept) == 2
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
     assert all(path.parent.stat().st_mode & 0o777 == 0o700 for path in kept)
     for path in kept:
         os.utime(path, (path.stat().st_mtime - 100_000,) * 2)
-    take(lab, random.Random(2).randbytes(2_000_000), service="other")
+    take(sandbox, random.Random(2).randbytes(2_000_000), service="other")
     # Of what "other" was, only the chunk that tells where it came from is used again.
-    assert len(kept - set(references(lab))) == 1
-    take(lab, random.Random(3).randbytes(2_000_000), service="other", limit=1_000_000)
-    assert sum(path.stat().st_size for path in references(lab)) <= 1_000_000
-    assert content(lab, 3, "other") == random.Random(3).randbytes(2_000_000)
+    assert len(kept - set(references(sandbox))) == 1
+    take(sandbox, random.Random(3).randbytes(2_000_000), service="other", limit=1_000_000)
+    assert sum(path.stat().st_size for path in references(sandbox)) <= 1_000_000
+    assert content(sandbox, 3, "other") == random.Random(3).randbytes(2_000_000)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(lab):
-    with lab.open() as store:
-        folder = lab.places.references_of(store.store_id, store.storage.place)
+def test_a_cache_that_cannot_be_written_is_done_without(sandbox):
+    with sandbox.open() as store:
+        folder = sandbox.places.references_of(store.store_id, store.storage.place)
     os.makedirs(folder, mode=0o700)
     command = ["mount", "-t", "tmpfs", "-o", "size=200k", "castore-test", folder]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting takes root")
     try:
         data = random.Random(1).randbytes(4_000_000)
-        take(lab, data, limit=1 << 30)
-        assert references(lab) == []
-        assert content(lab, 1) == data
+        take(sandbox, data, limit=1 << 30)
+        assert references(sandbox) == []
+        assert content(sandbox, 1) == data
     finally:
         subprocess.run(["umount", folder], check=True)
 
 
-def test_stats_tell_what_each_step_left(lab):
+def test_stats_tell_what_each_step_left(sandbox):
     for night in range(3):
-        take(lab, table(20_000, night))
-    with lab.open(identity=False) as store:
+        take(sandbox, table(20_000, night))
+    with sandbox.open(identity=False) as store:
         found = stats(store)
     total = found.total
     assert total.plain >= total.new > total.after_delta > total.after_compression
@@ -405,23 +405,23 @@ def test_stats_tell_what_each_step_left(lab):
     assert records.chunk_bytes + records.node_bytes + found.overhead == found.pack_bytes
     assert records.bases_only == 0
     # The records of a dropped generation stay where deltas of others rest on them.
-    (name, *_) = sorted(os.listdir(lab.store / "generations"))
-    (lab.store / "generations" / name).unlink()
-    with lab.open(identity=False) as store:
+    (name, *_) = sorted(os.listdir(sandbox.store / "generations"))
+    (sandbox.store / "generations" / name).unlink()
+    with sandbox.open(identity=False) as store:
         dropped = stats(store).records
     assert dropped.bases_only > 0
     assert dropped.bases_only_bytes > 0
 
 
-def test_deltas_are_restored_without_castore(lab, tmp_path):
+def test_deltas_are_restored_without_castore(sandbox, tmp_path):
     nights = [table(20_000, night) for night in range(4)]
     for data in nights:
-        take(lab, data)
+        take(sandbox, data)
     identity = tmp_path / "identity"
-    identity.write_text(lab.identity.text() + "\n")
+    identity.write_text(sandbox.identity.text() + "\n")
     for number in (2, 4):
         out = tmp_path / f"rescued-{number}"
-        command = [sys.executable, str(RESCUE), str(lab.store), "--identity", str(identity)]
+        command = [sys.executable, str(RESCUE), str(sandbox.store), "--identity", str(identity)]
         done = subprocess.run(
             [*command, "s", str(number), str(out)], cwd=tmp_path, capture_output=True, text=True, check=False
         )
@@ -429,21 +429,21 @@ def test_deltas_are_restored_without_castore(lab, tmp_path):
         assert (out / "d").read_bytes() == nights[number - 1]
 
 
-def test_a_store_that_lost_packs_is_given_again_what_was_in_them(lab):
+def test_a_store_that_lost_packs_is_given_again_what_was_in_them(sandbox):
     """A parent may have chunks that are gone: what is as expected is stored again all the same."""
     data = table(40_000, 0)
-    take(lab, data)
-    for path in (lab.store / "packs").iterdir():
+    take(sandbox, data)
+    for path in (sandbox.store / "packs").iterdir():
         path.unlink()
-    taken = take(lab, data)
+    taken = take(sandbox, data)
     assert taken.parts[0].new_bytes == len(data)
-    assert content(lab, 2) == data
+    assert content(sandbox, 2) == data
 
 
-def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(lab):
+def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(sandbox):
     first = random.Random(1).randbytes(60_000)
     other = first[:30_000] + b"changed" + first[30_000:]
-    with lab.open(identity=False) as store, store.session() as session:
+    with sandbox.open(identity=False) as store, store.session() as session:
 
         def add(data: bytes, *alike: bytes) -> list[RecordId]:
             chunk = NewChunk(session.chunk_id(data), 0, len(data), (), alike, alike)
@@ -460,12 +460,12 @@ def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(lab
         assert session.was_added(ids[0])
 
 
-def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(lab):
+def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(sandbox):
     chunk, below = RecordId(b"c" * 32), RecordId(b"b" * 32)
     session = SessionId(b"s" * 16)
     behind = PackEntry(chunk, CHUNK, GROUPED, 10, 50, 2, session, 500, (chunk,))
     front = PackEntry(chunk, CHUNK, GROUPED + 1, 10, 90, 1, session, 100, (below, below), 3)
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         store.index.put_packs([(PackId(b"p" * 32), 1000, [behind, front])])
         place = store.index.locate(CHUNK, chunk)
         assert (place.offset, place.bases, place.group_index) == (100, (below, below), 3)
@@ -473,14 +473,14 @@ def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(lab):
         assert store.index.missing_base(chunk) == below
 
 
-def test_a_circle_is_told_unless_a_copy_breaks_it(lab):
+def test_a_circle_is_told_unless_a_copy_breaks_it(sandbox):
     one, two = RecordId(b"1" * 32), RecordId(b"2" * 32)
     session = SessionId(b"s" * 16)
 
     def entry(chunk, bases, offset):
         return PackEntry(chunk, CHUNK, GROUPED if bases else 0, 10, 50, offset, session, offset, bases)
 
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         store.index.put_packs([(PackId(b"p" * 32), 1000, [entry(one, (two,), 100), entry(two, (one,), 200)])])
         assert store.index.missing_base(one) in {one, two}
         assert store.index.missing_base(two) in {one, two}
@@ -508,7 +508,7 @@ def test_a_chunk_too_large_to_be_kept_is_put_together_all_the_same():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_comes_again_before_it_is_stored_is_stored_once(lab, seed):
+def test_what_comes_again_before_it_is_stored_is_stored_once(sandbox, seed):
     rng = random.Random(seed)
     nights = []
     block = bytearray(rng.randbytes(5 << 20))
@@ -517,16 +517,16 @@ def test_what_comes_again_before_it_is_stored_is_stored_once(lab, seed):
         for at in range(0, len(block), 1 << 15):
             block[at : at + 30] = rng.randbytes(30)
     for data in nights:
-        take(lab, data)
-    with lab.open(identity=False) as store:
+        take(sandbox, data)
+    with sandbox.open(identity=False) as store:
         for pack, _ in store.packs():
             ids = [entry.id for entry in store.pack_entries(pack)]
             assert len(ids) == len(set(ids))
     for number, data in enumerate(nights, 1):
-        assert content(lab, number) == data
+        assert content(sandbox, number) == data
 
 
-def test_threads_with_a_small_stack_are_enough(lab):
+def test_threads_with_a_small_stack_are_enough(sandbox):
     script = (
         "import sys, threading; threading.stack_size(256 << 10)\n"
         "from castore.kernel import encode_delta\n"
@@ -538,19 +538,19 @@ def test_threads_with_a_small_stack_are_enough(lab):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_a_chunk_whose_base_is_lost_is_stored_again_and_restored(lab):
+def test_a_chunk_whose_base_is_lost_is_stored_again_and_restored(sandbox):
     nights = [table(20_000, night) for night in range(3)]
     for data in nights[:2]:
-        take(lab, data)
-    with lab.open(identity=False) as store:
+        take(sandbox, data)
+    with sandbox.open(identity=False) as store:
         store.sync()
         (_, ref), *_ = chunks_of(store, store.generation("s", 1))
         pack = store.index.locate(CHUNK, ref.id).pack
-    (lab.store / "packs" / pack.hex()).unlink()
+    (sandbox.store / "packs" / pack.hex()).unlink()
     # What the second night was told by is gone: that night is lost, but not one that is like it.
-    take(lab, nights[1])
-    assert content(lab, 3) == nights[1]
-    take(lab, nights[2])
-    assert content(lab, 4) == nights[2]
-    with lab.open(identity=False) as store:
+    take(sandbox, nights[1])
+    assert content(sandbox, 3) == nights[1]
+    take(sandbox, nights[2])
+    assert content(sandbox, 4) == nights[2]
+    with sandbox.open(identity=False) as store:
         assert {hit.number for hit in verify_store(store, castore.Progress()).affected} == {1}

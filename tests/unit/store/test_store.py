@@ -39,7 +39,7 @@ from castore.store.write import session as sessions
 from tests.support.stores import admins, remove_copies, signed
 
 
-class Bench:
+class LocalSetup:
     """A store's directory, this machine's places, and an identity."""
 
     def __init__(self, path):
@@ -69,8 +69,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path):
-    made = Bench(tmp_path)
+def local(tmp_path):
+    made = LocalSetup(tmp_path)
     yield made
     made.store.close()
 
@@ -121,79 +121,79 @@ def private(path):
             assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600
 
 
-def test_chunks_and_nodes_come_back_and_are_stored_once(bench):
+def test_chunks_and_nodes_come_back_and_are_stored_once(local):
     contents = [os.urandom(100_000), b"a" * 65536, b"x"]
-    refs, node = put(bench.store, *contents)
-    assert [bench.store.read_chunk(ref.id) for ref in refs] == contents
-    assert bench.store.read_node(node) == refs
-    assert bench.asked == 1
-    before = bench.objects("packs")
-    with bench.store.session() as session:
+    refs, node = put(local.store, *contents)
+    assert [local.store.read_chunk(ref.id) for ref in refs] == contents
+    assert local.store.read_node(node) == refs
+    assert local.asked == 1
+    before = local.objects("packs")
+    with local.store.session() as session:
         assert seal(session, contents[0]) is None
         assert session.put_node(refs) == (node, 0)
-    assert bench.objects("packs") == before
-    assert len(bench.objects("sessions")) == 1
-    private(bench.places.state)
-    private(bench.places.cache)
+    assert local.objects("packs") == before
+    assert len(local.objects("sessions")) == 1
+    private(local.places.state)
+    private(local.places.cache)
 
 
-def test_a_chunk_added_twice_in_a_session_is_in_the_pack_once(bench):
-    with bench.store.session() as session:
+def test_a_chunk_added_twice_in_a_session_is_in_the_pack_once(local):
+    with local.store.session() as session:
         first, second = seal(session, b"same" * 1000), seal(session, b"same" * 1000)
         assert first.counter != second.counter
         assert [session.append(first), session.append(second)] == [True, False]
         assert seal(session, b"same" * 1000) is None
-    assert bench.store.count_chunks() == 1
+    assert local.store.count_chunks() == 1
 
 
-def test_records_are_sealed_on_two_threads_without_sharing_a_counter(bench):
+def test_records_are_sealed_on_two_threads_without_sharing_a_counter(local):
     contents = [os.urandom(3000) for _ in range(400)]
-    with bench.store.session() as session, ThreadPoolExecutor(2) as pool:
+    with local.store.session() as session, ThreadPoolExecutor(2) as pool:
         sealed = list(pool.map(functools.partial(seal, session), contents))
         assert len({one.counter for one in sealed}) == len(contents)
         assert all(session.append(one) for one in sealed)
-    assert [bench.store.read_chunk(one.deltas[0].id) for one in sealed] == contents
+    assert [local.store.read_chunk(one.deltas[0].id) for one in sealed] == contents
 
 
-def test_packs_are_cut_when_full_and_padded(bench, monkeypatch):
+def test_packs_are_cut_when_full_and_padded(local, monkeypatch):
     monkeypatch.setattr(packs, "PACK_BYTES", 1 << 20)
-    refs, _ = put(bench.store, *(os.urandom(60_000) for _ in range(60)))
-    sizes = sorted(path.stat().st_size for path in bench.objects("packs"))
+    refs, _ = put(local.store, *(os.urandom(60_000) for _ in range(60)))
+    sizes = sorted(path.stat().st_size for path in local.objects("packs"))
     assert sizes[1:] == [1 << 20] * (len(sizes) - 1)
     assert len(sizes) == 4
     assert padme(sizes[0]) == sizes[0]
-    assert all(len(bench.store.read_chunk(ref.id)) == 60_000 for ref in refs)
-    assert sum(size for _, size in bench.store.packs()) == bench.store.stored_bytes() == sum(sizes)
+    assert all(len(local.store.read_chunk(ref.id)) == 60_000 for ref in refs)
+    assert sum(size for _, size in local.store.packs()) == local.store.stored_bytes() == sum(sizes)
 
 
 @pytest.mark.parametrize("cipher", Cipher)
-def test_a_store_reads_sessions_of_either_cipher(bench, monkeypatch, cipher):
+def test_a_store_reads_sessions_of_either_cipher(local, monkeypatch, cipher):
     monkeypatch.setattr(sessions, "best_cipher", lambda: cipher)
-    refs, node = put(bench.store, b"content")
-    with bench.open() as store:
+    refs, node = put(local.store, b"content")
+    with local.open() as store:
         assert store.read_chunk(refs[0].id) == b"content"
         assert store.read_node(node) == refs
 
 
-def test_an_identity_alone_opens_everything_and_adopt_keeps_the_writer_key(bench):
-    refs, node = put(bench.store, b"content")
-    bench.store.commit(generation(bench.store))
-    places = bench.elsewhere()
-    with bench.open(places) as store:
+def test_an_identity_alone_opens_everything_and_adopt_keeps_the_writer_key(local):
+    refs, node = put(local.store, b"content")
+    local.store.commit(generation(local.store))
+    places = local.elsewhere()
+    with local.open(places) as store:
         store.sync()
         assert store.read_chunk(refs[0].id) == b"content"
         assert store.read_node(node) == refs
-        assert store.generations() == [generation(bench.store)]
+        assert store.generations() == [generation(local.store)]
         with pytest.raises(IdentityError, match="castore key adopt"):
-            bench.open(places, identity=None)
+            local.open(places, identity=None)
         store.adopt("other")
-    with bench.open(places, identity=None) as store:
-        assert store.writer_key == bench.store.writer_key
+    with local.open(places, identity=None) as store:
+        assert store.writer_key == local.store.writer_key
     private(places.state)
 
 
-def test_a_writer_key_alone_adds_and_lists_but_reads_no_chunk(bench):
-    with bench.open(identity=None) as store:
+def test_a_writer_key_alone_adds_and_lists_but_reads_no_chunk(local):
+    with local.open(identity=None) as store:
         refs, node = put(store, b"content")
         store.commit(generation(store))
         assert store.read_node(node) == refs
@@ -201,57 +201,57 @@ def test_a_writer_key_alone_adds_and_lists_but_reads_no_chunk(bench):
             store.read_chunk(refs[0].id)
 
 
-def test_a_wrong_identity_is_told_what_the_store_is_sealed_to(bench):
-    refs, _ = put(bench.store, b"content")
+def test_a_wrong_identity_is_told_what_the_store_is_sealed_to(local):
+    refs, _ = put(local.store, b"content")
     with (
-        bench.open(identity=Identity.generate) as store,
-        pytest.raises(IdentityError, match=bench.identity.recipient.text),
+        local.open(identity=Identity.generate) as store,
+        pytest.raises(IdentityError, match=local.identity.recipient.text),
     ):
         store.read_chunk(refs[0].id)
     with pytest.raises(IdentityError, match="opens nothing"):
-        bench.open(bench.elsewhere(), identity=Identity.generate)
+        local.open(local.elsewhere(), identity=Identity.generate)
 
 
-def test_what_is_no_store_or_another_store_or_version_is_refused(bench, tmp_path):
+def test_what_is_no_store_or_another_store_or_version_is_refused(local, tmp_path):
     with pytest.raises(NotFoundError, match="holds no castore store"):
-        Store.open(LocalStorage(str(tmp_path / "empty"), create=True), bench.places)
+        Store.open(LocalStorage(str(tmp_path / "empty"), create=True), local.places)
     with pytest.raises(UsageError, match="already"):
-        Store.create(bench.storage(), bench.places, [(bench.identity.recipient, "")])
-    path = bench.places.writer_key_of(bench.store.store_id)
-    other = Bench(tmp_path / "2")
+        Store.create(local.storage(), local.places, [(local.identity.recipient, "")])
+    path = local.places.writer_key_of(local.store.store_id)
+    other = LocalSetup(tmp_path / "2")
     shutil.copy(other.places.writer_key_of(other.store.store_id), path)
     with pytest.raises(UsageError, match=other.store.store_id.hex()):
-        bench.open()
+        local.open()
     other.store.close()
-    with bench.open(local_key=False) as store:
+    with local.open(local_key=False) as store:
         store.adopt("again")
-    bench.open().close()
+    local.open().close()
     config = tmp_path / "store/config/2"
     remove_copies(tmp_path / "store")
     flip(config, 8)
     with pytest.raises(FormatError):
-        bench.open()
+        local.open()
 
 
-def test_every_flipped_byte_of_a_config_is_noticed(bench, tmp_path):
+def test_every_flipped_byte_of_a_config_is_noticed(local, tmp_path):
     remove_copies(tmp_path / "store")
     config = tmp_path / "store/config/1"
     whole = config.read_bytes()
     for at in range(len(whole)):
         config.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises((DamageError, FormatError, IdentityError)):
-            bench.open(bench.places, identity=None)
+            local.open(local.places, identity=None)
     for length in (0, 15, 33, 40, len(whole) - 1):
         config.write_bytes(whole[:length])
         with pytest.raises(DamageError, match="config/1"):
-            bench.open(identity=None)
+            local.open(identity=None)
 
 
-def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(bench):
-    refs, _ = put(bench.store, b"content")
-    bench.store.commit(generation(bench.store))
-    bench.store.close()
-    path = bench.places.index_of(bench.store.store_id, bench.store.storage.place)
+def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(local):
+    refs, _ = put(local.store, b"content")
+    local.store.commit(generation(local.store))
+    local.store.close()
+    path = local.places.index_of(local.store.store_id, local.store.storage.place)
     file = os.path.join(path, "data.mdb")
 
     def cut(length):
@@ -263,7 +263,7 @@ def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(bench):
 
     for harm in (lambda: shutil.rmtree(path), spoil, *(lambda n=n: cut(n) for n in (0, 100, 8192, 20480))):
         harm()
-        with bench.open() as store:
+        with local.open() as store:
             store.sync()
             assert store.read_chunk(refs[0].id) == b"content"
             assert store.generations() == [generation(store)]
@@ -272,12 +272,12 @@ def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(bench):
             assert store.count_chunks() == 1
 
 
-def test_a_damaged_pack_is_named_and_the_rest_of_the_store_is_usable(bench):
-    lost, _ = put(bench.store, b"lost")
-    (broken,) = bench.objects("packs")
-    kept, _ = put(bench.store, b"kept")
+def test_a_damaged_pack_is_named_and_the_rest_of_the_store_is_usable(local):
+    lost, _ = put(local.store, b"lost")
+    (broken,) = local.objects("packs")
+    kept, _ = put(local.store, b"kept")
     flip(broken, -1)
-    with bench.open(bench.elsewhere()) as store:
+    with local.open(local.elsewhere()) as store:
         store.sync()
         assert list(store.damaged) == [f"packs/{broken.name}"]
         assert store.read_chunk(kept[0].id) == b"kept"
@@ -285,18 +285,18 @@ def test_a_damaged_pack_is_named_and_the_rest_of_the_store_is_usable(bench):
             store.read_chunk(lost[0].id)
 
 
-def test_every_flipped_byte_of_a_pack_is_noticed_or_padding(bench):
-    refs, node = put(bench.store, b"content" * 20)
-    (path,) = bench.objects("packs")
+def test_every_flipped_byte_of_a_pack_is_noticed_or_padding(local):
+    refs, node = put(local.store, b"content" * 20)
+    (path,) = local.objects("packs")
     whole = path.read_bytes()
     noticed = 0
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        bench.store.index.clear()
+        local.store.index.clear()
         try:
-            bench.store.sync()
-            assert bench.store.read_chunk(refs[0].id) == b"content" * 20
-            assert bench.store.read_node(node) == refs
+            local.store.sync()
+            assert local.store.read_chunk(refs[0].id) == b"content" * 20
+            assert local.store.read_node(node) == refs
         except DamageError as error:
             noticed += 1
             assert path.name in str(error)
@@ -304,39 +304,39 @@ def test_every_flipped_byte_of_a_pack_is_noticed_or_padding(bench):
     for length in (0, 31, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(DamageError, match=path.name):
-            bench.store.pack_entries(bytes.fromhex(path.name))
+            local.store.pack_entries(bytes.fromhex(path.name))
 
 
-def test_damaged_generations_are_named_and_their_numbers_not_used_again(bench):
+def test_damaged_generations_are_named_and_their_numbers_not_used_again(local):
     for number in (1, 2, 3):
-        bench.store.commit(generation(bench.store, number))
-    flip(bench.objects("generations")[2], 30)
-    with bench.open(bench.elsewhere()) as store:
+        local.store.commit(generation(local.store, number))
+    flip(local.objects("generations")[2], 30)
+    with local.open(local.elsewhere()) as store:
         store.sync_generations()
         assert [g.number for g in store.generations("web")] == [2, 1]
         assert store.generation("web", 3) is None
-        assert list(store.damaged) == [f"generations/{bench.objects('generations')[2].name}"]
+        assert list(store.damaged) == [f"generations/{local.objects('generations')[2].name}"]
         assert store.next_number("web") == 4
-        bench.objects("generations")[2].unlink()
+        local.objects("generations")[2].unlink()
         store.sync()
         assert store.damaged == {}
 
 
-def test_a_damaged_or_missing_session_is_named_when_a_record_of_it_is_read(bench):
-    refs, node = put(bench.store, b"content")
-    (path,) = bench.objects("sessions")
+def test_a_damaged_or_missing_session_is_named_when_a_record_of_it_is_read(local):
+    refs, node = put(local.store, b"content")
+    (path,) = local.objects("sessions")
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with bench.open() as store, pytest.raises(DamageError, match=path.name):
+        with local.open() as store, pytest.raises(DamageError, match=path.name):
             store.read_node(node)
     path.unlink()
-    with bench.open() as store, pytest.raises(MissingError, match=path.name.split(".", 1)[0]):
+    with local.open() as store, pytest.raises(MissingError, match=path.name.split(".", 1)[0]):
         store.read_chunk(refs[0].id)
 
 
-def test_generations_are_found_by_number_service_and_revision(bench):
-    store = bench.store
+def test_generations_are_found_by_number_service_and_revision(local):
+    store = local.store
     store.commit(generation(store, 1, revision="9f3c"))
     store.commit(generation(store, 2, revision="9f3d"))
     store.commit(generation(store, 3, revision="9f3c"))
@@ -352,42 +352,42 @@ def test_generations_are_found_by_number_service_and_revision(bench):
     assert (store.next_number("web"), store.next_number("new")) == (5, 1)
     with pytest.raises(BusyError):
         store.commit(generation(store, 2))
-    bench.objects("generations")
-    removed = [path for path in bench.objects("generations") if path.name.endswith("0000000003")]
+    local.objects("generations")
+    removed = [path for path in local.objects("generations") if path.name.endswith("0000000003")]
     removed[0].unlink()
     store.sync_generations()
     assert [g.number for g in store.by_revision("web", "9f3c")] == [1]
     assert [g.number for g in store.generations("web")] == [4, 2, 1]
 
 
-def test_a_pack_that_another_machine_added_is_found_on_a_miss_and_a_vanished_one_forgotten(bench):
-    with bench.open(bench.elsewhere()) as other:
+def test_a_pack_that_another_machine_added_is_found_on_a_miss_and_a_vanished_one_forgotten(local):
+    with local.open(local.elsewhere()) as other:
         other.adopt("other")
-        refs, _ = put(bench.store, b"content")
+        refs, _ = put(local.store, b"content")
         assert other.read_chunk(refs[0].id) == b"content"
-        bench.objects("packs")[0].unlink()
+        local.objects("packs")[0].unlink()
         with pytest.raises(MissingError, match=rf"{refs[0].id.hex()}.*packs/[0-9a-f]{{64}} does not exist"):
             other.read_chunk(refs[0].id)
         assert not other.has_chunk(refs[0].id)
 
 
-def test_of_two_copies_of_a_chunk_the_sound_one_is_read(bench):
-    with bench.open(bench.elsewhere()) as other:
-        refs, node = put(bench.store, b"content")
+def test_of_two_copies_of_a_chunk_the_sound_one_is_read(local):
+    with local.open(local.elsewhere()) as other:
+        refs, node = put(local.store, b"content")
         assert put(other, b"content") == (refs, node)
-        for path in bench.objects("packs"):
+        for path in local.objects("packs"):
             whole = path.read_bytes()
             flip(path, 40)
-            bench.store.reindex()
-            assert bench.store.read_chunk(refs[0].id) == b"content"
+            local.store.reindex()
+            assert local.store.read_chunk(refs[0].id) == b"content"
             path.unlink()
-            bench.store.sync()
-            assert bench.store.read_chunk(refs[0].id) == b"content"
-            assert bench.store.read_node(node) == refs
+            local.store.sync()
+            assert local.store.read_chunk(refs[0].id) == b"content"
+            assert local.store.read_node(node) == refs
             path.write_bytes(whole)
 
 
-def test_a_session_refuses_everything_after_its_first_error(bench, monkeypatch):
+def test_a_session_refuses_everything_after_its_first_error(local, monkeypatch):
     monkeypatch.setattr(packs, "PACK_BYTES", 1 << 20)
     failure = StorageError("no space")
 
@@ -395,7 +395,7 @@ def test_a_session_refuses_everything_after_its_first_error(bench, monkeypatch):
         raise failure
 
     monkeypatch.setattr(packs.PackWriter, "commit", fail)
-    with pytest.raises(StorageError) as caught, bench.store.session() as session:
+    with pytest.raises(StorageError) as caught, local.store.session() as session:
         for _ in range(1000):
             session.append(seal(session, os.urandom(60_000)))
     assert caught.value is failure
@@ -403,97 +403,97 @@ def test_a_session_refuses_everything_after_its_first_error(bench, monkeypatch):
         if refused != session.finish:
             with pytest.raises(StorageError):
                 refused()
-    assert bench.objects("tmp") == []
-    assert not (bench.path / "store" / "packs").exists()
+    assert local.objects("tmp") == []
+    assert not (local.path / "store" / "packs").exists()
 
 
-def test_what_was_stored_before_an_error_is_found_by_the_next_try(bench):
-    with pytest.raises(ZeroDivisionError), bench.store.session() as session:
+def test_what_was_stored_before_an_error_is_found_by_the_next_try(local):
+    with pytest.raises(ZeroDivisionError), local.store.session() as session:
         session.append(seal(session, b"content"))
         1 / 0
-    assert bench.store.read_chunk(session.chunk_id(b"content")) == b"content"
+    assert local.store.read_chunk(session.chunk_id(b"content")) == b"content"
     with pytest.raises(StorageError, match="ended"):
         session.seal(bytearray(b"more"), [])
     assert not [t for t in threading.enumerate() if t.name.startswith("castore-pack")]
 
 
-def test_resealing_adds_and_removes_recipients_and_can_be_repeated(bench, monkeypatch):
-    refs, _ = put(bench.store, b"content")
+def test_resealing_adds_and_removes_recipients_and_can_be_repeated(local, monkeypatch):
+    refs, _ = put(local.store, b"content")
     second = Identity.generate()
-    both = [(bench.identity.recipient, "me"), (second.recipient, "you")]
-    bench.store.reseal(both, admins=admins(bench.identity, second))
-    assert bench.store.recipients == both
-    assert {p.name.split(".")[0] for p in bench.objects("config")} == {"2"}
-    assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["1"]
-    trust = [bench.identity.admin.public]
-    with bench.open(bench.elsewhere(), identity=lambda: second, trust=trust) as store:
+    both = [(local.identity.recipient, "me"), (second.recipient, "you")]
+    local.store.reseal(both, admins=admins(local.identity, second))
+    assert local.store.recipients == both
+    assert {p.name.split(".")[0] for p in local.objects("config")} == {"2"}
+    assert [p.name.split(".")[1] for p in local.objects("sessions")] == ["1"]
+    trust = [local.identity.admin.public]
+    with local.open(local.elsewhere(), identity=lambda: second, trust=trust) as store:
         assert store.read_chunk(refs[0].id) == b"content"
         delete = LocalStorage.delete
         monkeypatch.setattr(LocalStorage, "delete", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.reseal(both[1:], admins=admins(second))
         monkeypatch.setattr(LocalStorage, "delete", delete)
-    with bench.open(bench.elsewhere(), identity=lambda: second, trust=trust) as store:
+    with local.open(local.elsewhere(), identity=lambda: second, trust=trust) as store:
         store.reseal(both[1:], admins=admins(second))
-    assert {p.name.split(".")[0] for p in bench.objects("config")} == {"3"}
-    assert [p.name.split(".")[1] for p in bench.objects("sessions")] == ["2"]
-    with bench.open() as store, pytest.raises(IdentityError, match=second.recipient.text):
+    assert {p.name.split(".")[0] for p in local.objects("config")} == {"3"}
+    assert [p.name.split(".")[1] for p in local.objects("sessions")] == ["2"]
+    with local.open() as store, pytest.raises(IdentityError, match=second.recipient.text):
         store.read_chunk(refs[0].id)
     with pytest.raises(KeyRotatedError):
-        put(bench.store, b"more")  # who is no admin any more knows the writer key: it was replaced
-    with bench.open(identity=None) as store:
+        put(local.store, b"more")  # who is no admin any more knows the writer key: it was replaced
+    with local.open(identity=None) as store:
         put(store, b"more")
-    with bench.open(identity=lambda: second) as store:
+    with local.open(identity=lambda: second) as store:
         more, _ = put(store, b"more")
         assert store.read_chunk(more[0].id) == b"more"
         with pytest.raises(UsageError):
             store.reseal([])
 
 
-def test_a_service_is_locked_once(bench):
-    with bench.store.lock("web"), bench.open() as other:
+def test_a_service_is_locked_once(local):
+    with local.store.lock("web"), local.open() as other:
         with pytest.raises(BusyError, match=rf"pid {os.getpid()} on \S+ since \d"), other.lock("web"):
             pass
         with other.lock("db"):
             pass
-    with bench.store.lock("web"):
+    with local.store.lock("web"):
         pass
 
 
-def test_the_live_revision_is_remembered(bench):
-    assert bench.store.live_revision("web") is None
-    bench.store.set_live_revision("web", "r1")
-    bench.store.set_live_revision("web", "r2")
-    assert bench.store.live_revision("web") == "r2"
+def test_the_live_revision_is_remembered(local):
+    assert local.store.live_revision("web") is None
+    local.store.set_live_revision("web", "r1")
+    local.store.set_live_revision("web", "r2")
+    assert local.store.live_revision("web") == "r2"
 
 
-def test_a_store_that_misses_a_chunk_says_which(bench):
+def test_a_store_that_misses_a_chunk_says_which(local):
     with pytest.raises(MissingError, match="00" * 32):
-        bench.store.read_chunk(RecordId(bytes(32)))
+        local.store.read_chunk(RecordId(bytes(32)))
     with pytest.raises(MissingError, match="00" * 32):
-        bench.store.read_node(RecordId(bytes(32)))
+        local.store.read_node(RecordId(bytes(32)))
     assert Ref(RefKind.CHUNK, RecordId(bytes(32)), 0).size == 0
 
 
-def test_many_missing_records_cost_one_sync(bench, monkeypatch):
-    put(bench.store, b"content")
+def test_many_missing_records_cost_one_sync(local, monkeypatch):
+    put(local.store, b"content")
     synced = []
     sync_all = Store.sync
     monkeypatch.setattr(Store, "sync", lambda store, **options: synced.append(store) or sync_all(store, **options))
     for number in range(20):
         with pytest.raises(MissingError):
-            bench.store.read_chunk(RecordId(number.to_bytes(32, "big")))
+            local.store.read_chunk(RecordId(number.to_bytes(32, "big")))
         with pytest.raises(MissingError):
-            bench.store.read_node(RecordId(number.to_bytes(32, "big")))
+            local.store.read_node(RecordId(number.to_bytes(32, "big")))
     assert len(synced) == 1
 
 
-def test_records_of_a_lost_pack_cost_few_syncs_and_later_packs_are_found_again(bench, monkeypatch):
-    with bench.open(bench.elsewhere()) as other:
+def test_records_of_a_lost_pack_cost_few_syncs_and_later_packs_are_found_again(local, monkeypatch):
+    with local.open(local.elsewhere()) as other:
         other.adopt("other")
-        lost, _ = put(bench.store, *(b"%d" % number for number in range(20)))
+        lost, _ = put(local.store, *(b"%d" % number for number in range(20)))
         assert other.read_chunk(lost[0].id) == b"0"
-        before = set(bench.objects("packs"))
+        before = set(local.objects("packs"))
         synced = []
         sync_all = Store.sync
         monkeypatch.setattr(Store, "sync", lambda store, **options: synced.append(store) or sync_all(store, **options))
@@ -504,24 +504,24 @@ def test_records_of_a_lost_pack_cost_few_syncs_and_later_packs_are_found_again(b
                 other.read_chunk(ref.id)
         assert len(synced) <= 2
         # Later packs are found, and what a generation references that was added meanwhile.
-        added, _ = put(bench.store, b"of a new generation")
-        bench.store.commit(generation(bench.store))
+        added, _ = put(local.store, b"of a new generation")
+        local.store.commit(generation(local.store))
         other.sync_generations()
         assert other.read_chunk(added[0].id) == b"of a new generation"
-        kept, _ = put(bench.store, b"kept")
+        kept, _ = put(local.store, b"kept")
         other.sync()
-        bench.objects("packs")[0].unlink()
-        bench.store.reindex()
-        moved, _ = put(bench.store, b"kept", b"another")
+        local.objects("packs")[0].unlink()
+        local.store.reindex()
+        moved, _ = put(local.store, b"kept", b"another")
         assert other.read_chunk(kept[0].id) == b"kept"
         assert other.read_chunk(moved[1].id) == b"another"
 
 
-def test_a_delta_is_read_through_its_base(bench):
+def test_a_delta_is_read_through_its_base(local):
     base = os.urandom(50_000)
-    refs, _ = put(bench.store, base)
+    refs, _ = put(local.store, base)
     content = base[:20_000] + b"changed" + base[20_000:]
-    with bench.store.session() as session:
+    with local.store.session() as session:
         chunk = session.chunk_id(content)
         words = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         data = zstandard.ZstdCompressor(level=3, dict_data=words).compress(content)
@@ -532,17 +532,17 @@ def test_a_delta_is_read_through_its_base(bench):
         )
         session._append_record([entry], record)
     assert len(record) < 1000
-    assert bench.store.read_chunk(chunk) == content
-    with bench.open(bench.elsewhere()) as store:
+    assert local.store.read_chunk(chunk) == content
+    with local.open(local.elsewhere()) as store:
         assert store.read_chunk(chunk) == content
         assert [store.read_entry(pack, one) for pack, _ in store.packs() for one in store.pack_entries(pack)]
 
 
-def test_a_session_of_many_threads_and_packs_keeps_every_node_behind_its_chunks(bench, monkeypatch):
+def test_a_session_of_many_threads_and_packs_keeps_every_node_behind_its_chunks(local, monkeypatch):
     monkeypatch.setattr(packs, "PACK_BYTES", 1 << 19)
     contents = [os.urandom(20_000) for _ in range(150)]
     nodes = []
-    with bench.store.session() as session, ThreadPoolExecutor(2) as pool:
+    with local.store.session() as session, ThreadPoolExecutor(2) as pool:
         sealed = pool.map(functools.partial(seal, session), contents * 2)
         for content, one in zip(contents * 2, sealed, strict=True):
             if one is not None:
@@ -551,36 +551,36 @@ def test_a_session_of_many_threads_and_packs_keeps_every_node_behind_its_chunks(
             nodes.append((session.put_node([ref])[0], ref))
         session.finish()
         session.finish()
-    assert bench.store.count_chunks() == len(contents)
-    with bench.open(bench.elsewhere()) as store:
+    assert local.store.count_chunks() == len(contents)
+    with local.open(local.elsewhere()) as store:
         for node, ref in nodes:
             assert store.read_node(node) == [ref]
-        assert sorted(store.packs()) == sorted(bench.store.packs())
+        assert sorted(store.packs()) == sorted(local.store.packs())
         assert not store.index.copies(nodes[0][1].id)
 
 
-def test_many_packs_are_indexed_at_once_and_damaged_ones_named(bench, monkeypatch):
+def test_many_packs_are_indexed_at_once_and_damaged_ones_named(local, monkeypatch):
     monkeypatch.setattr(sync, "_MANY", 3)
     contents = [os.urandom(2000) for _ in range(5)]
-    nodes = [put(bench.store, content)[1] for content in contents]
-    bench.store.commit(generation(bench.store))
-    packs_of = {pack: bench.store.pack_entries(pack) for pack, _ in bench.store.packs()}
+    nodes = [put(local.store, content)[1] for content in contents]
+    local.store.commit(generation(local.store))
+    packs_of = {pack: local.store.pack_entries(pack) for pack, _ in local.store.packs()}
     (broken,) = (pack for pack, found in packs_of.items() if nodes[2] in {entry.id for entry in found})
-    flip(bench.path / "store/packs" / broken.hex(), -1)
-    places = bench.elsewhere()
-    with bench.open(places) as store:
+    flip(local.path / "store/packs" / broken.hex(), -1)
+    places = local.elsewhere()
+    with local.open(places) as store:
         store.sync()
         assert list(store.damaged) == [f"packs/{broken.hex()}"]
         assert {pack for pack, _ in store.packs()} == packs_of.keys() - {broken}
         assert [store.index.has_node(node) for node in nodes] == [True, True, False, True, True]
-        assert store.generations() == [generation(bench.store)]
+        assert store.generations() == [generation(local.store)]
         # What is added later is taken in as ever, by another store that had this index open too.
-        with bench.open(places) as other:
-            _, node = put(bench.store, b"more")
+        with local.open(places) as other:
+            _, node = put(local.store, b"more")
             other.sync()
             assert other.index.has_node(node)
             assert store.index.has_node(node)
             other.reindex()
             assert store.index.has_node(node)
             assert [g.number for g in store.generations()] == [1]
-    assert os.listdir(os.path.dirname(places.index_of(bench.store.store_id, bench.store.storage.place))) == ["index"]
+    assert os.listdir(os.path.dirname(places.index_of(local.store.store_id, local.store.storage.place))) == ["index"]

@@ -13,15 +13,15 @@ from castore.content.restore import in_place, large_files
 from castore.errors import CastoreError
 from castore.services.snapshot import Tree
 from castore.store import Store
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab", average=16384)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox", average=16384)
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_a_tree_of_large_files_is_restored(lab: Lab, live: Path, tmp_path: Path):
-    taken = lab.snapshot("s", {"t": Tree(str(live))})
+def test_a_tree_of_large_files_is_restored(sandbox: Sandbox, live: Path, tmp_path: Path):
+    taken = sandbox.snapshot("s", {"t": Tree(str(live))})
     assert taken.skipped_files == 0
-    lab.restore("s@1:t", tmp_path / "out")
+    sandbox.restore("s@1:t", tmp_path / "out")
     assert compare(walk(live), walk(tmp_path / "out")) == []
     assert os.stat(tmp_path / "out" / "holes").st_blocks * 512 < 4 * MIB
 
@@ -79,7 +79,7 @@ def append(data: bytearray) -> None:
 @pytest.mark.parametrize("change", [change_in_the_middle, insert, cut, append])
 @pytest.mark.parametrize("shared", [True, False])
 def test_what_the_live_file_still_has_is_not_read_from_the_store(
-    lab: Lab, live: Path, tmp_path: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch, change, shared
+    sandbox: Sandbox, live: Path, tmp_path: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch, change, shared
 ):
     if not shared:
 
@@ -87,26 +87,26 @@ def test_what_the_live_file_still_has_is_not_read_from_the_store(
             raise OSError(errno.EXDEV, "not here")
 
         monkeypatch.setattr(os, "copy_file_range", refuse)
-    lab.snapshot("s", {"t": Tree(str(live))})
+    sandbox.snapshot("s", {"t": Tree(str(live))})
     before = walk(live)
     data = bytearray((live / "database").read_bytes())
     change(data)
     (live / "database").write_bytes(data)
     opened.clear()
-    lab.in_place("s@1:t", live)
+    sandbox.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
     most = 1.4 * MIB if change is cut else 0.4 * MIB
     assert 0 < sum(opened) < most
 
 
-def test_a_file_with_holes_keeps_them(lab: Lab, live: Path, opened: list[int]):
-    lab.snapshot("s", {"t": Tree(str(live))})
+def test_a_file_with_holes_keeps_them(sandbox: Sandbox, live: Path, opened: list[int]):
+    sandbox.snapshot("s", {"t": Tree(str(live))})
     before = walk(live)
     with open(live / "holes", "r+b") as file:
         file.seek(5 * MIB + 100)
         file.write(b"other")
     opened.clear()
-    lab.in_place("s@1:t", live)
+    sandbox.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
     assert os.stat(live / "holes").st_blocks * 512 < 4 * MIB
     # A stream is cut anew behind a hole, so here chunks at its edges are read, too.
@@ -114,9 +114,9 @@ def test_a_file_with_holes_keeps_them(lab: Lab, live: Path, opened: list[int]):
 
 
 def test_a_live_file_that_shrinks_meanwhile_is_put_back(
-    lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, live: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    lab.snapshot("s", {"t": Tree(str(live))})
+    sandbox.snapshot("s", {"t": Tree(str(live))})
     (live / "database").write_bytes((live / "database").read_bytes() + b"more")
     real = large_files.find_chunks
 
@@ -128,26 +128,26 @@ def test_a_live_file_that_shrinks_meanwhile_is_put_back(
 
     monkeypatch.setattr(large_files, "find_chunks", find_chunks)
     with pytest.raises(CastoreError, match="became shorter"):
-        lab.in_place("s@1:t", live)
+        sandbox.in_place("s@1:t", live)
     assert (live / "database").stat().st_size == MIB
     assert not [name for name in os.listdir(live) if name.startswith(".castore")]
 
 
-def test_a_small_file_is_read_from_the_store(lab: Lab, live: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_small_file_is_read_from_the_store(sandbox: Sandbox, live: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(large_files, "find_chunks", lambda *_: pytest.fail("it is not large"))
     (live / "database").write_bytes(b"x" * (in_place._LARGE - 1))
-    lab.snapshot("s", {"t": Tree(str(live))})
+    sandbox.snapshot("s", {"t": Tree(str(live))})
     before = walk(live)
     (live / "database").write_bytes(b"y" * in_place._LARGE)
-    lab.in_place("s@1:t", live)
+    sandbox.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
 
 
-def test_chunks_are_found_wherever_they_are(lab: Lab, tmp_path: Path):
+def test_chunks_are_found_wherever_they_are(sandbox: Sandbox, tmp_path: Path):
     rng = random.Random(7)
     data = rng.randbytes(3 * MIB)
     (tmp_path / "file").write_bytes(data)
-    with lab.open() as store:
+    with sandbox.open() as store:
         buffer = bytearray(data)
         ends = store.cutter.scan(buffer, 0, len(buffer), final=True)
         chunks = [store.chunk_id(data[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]

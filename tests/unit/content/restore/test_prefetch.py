@@ -19,13 +19,13 @@ from castore.content.streams import StreamReader
 from castore.errors import DamageError
 from castore.model.generation import Generation
 from castore.services.snapshot import Tree
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path / "lab", average=4096)
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox", average=4096)
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def live(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def taken(lab: Lab, live: Path) -> Generation:
-    return lab.snapshot("s", {"t": Tree(str(live))})
+def taken(sandbox: Sandbox, live: Path) -> Generation:
+    return sandbox.snapshot("s", {"t": Tree(str(live))})
 
 
 @pytest.fixture
@@ -70,20 +70,20 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def check(lab: Lab, live: Path, into: Path) -> None:
-    lab.restore("s@latest:t", into)
+def check(sandbox: Sandbox, live: Path, into: Path) -> None:
+    sandbox.restore("s@latest:t", into)
     assert compare(walk(live), walk(into)) == []
 
 
 @pytest.mark.parametrize("ring", [1 << 13, 1 << 15, 1 << 17, 1 << 25])
 def test_a_tree_is_restored_from_what_was_opened_ahead(
-    lab: Lab, live: Path, taken: Generation, processes, tmp_path, monkeypatch, ring
+    sandbox: Sandbox, live: Path, taken: Generation, processes, tmp_path, monkeypatch, ring
 ):
     monkeypatch.setattr(prefetch, "_RING", ring)
     inline = []
     real = tree_writer.fetch_directory
     monkeypatch.setattr(tree_writer, "fetch_directory", lambda *args: (inline.append(1), real(*args))[1])
-    check(lab, live, tmp_path / "out")
+    check(sandbox, live, tmp_path / "out")
     assert len(processes) == 1
     if ring == 1 << 25:
         assert inline == []  # all of it came from there
@@ -94,7 +94,7 @@ def test_a_tree_is_restored_from_what_was_opened_ahead(
 @pytest.mark.parametrize("after", [0, 1, 7, 30])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_killed_or_stopped_is_done_without(
-    lab: Lab, live: Path, taken: Generation, processes, tmp_path, monkeypatch, after, how
+    sandbox: Sandbox, live: Path, taken: Generation, processes, tmp_path, monkeypatch, after, how
 ):
     monkeypatch.setattr(prefetch, "_PATIENCE_MS", 300)
     monkeypatch.setattr(prefetch, "_RING", 1 << 15)
@@ -107,12 +107,12 @@ def test_a_process_that_is_killed_or_stopped_is_done_without(
         return real(self, ref, depth)
 
     monkeypatch.setattr(Prefetcher, "take", take)
-    check(lab, live, tmp_path / "out")
+    check(sandbox, live, tmp_path / "out")
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_where_no_process_can_be_made_it_is_done_without(
-    lab: Lab, live: Path, taken: Generation, processes, tmp_path, monkeypatch, number
+    sandbox: Sandbox, live: Path, taken: Generation, processes, tmp_path, monkeypatch, number
 ):
     calls = iter(range(1000))
     target, real = [("fork", os.fork), ("pipe", os.pipe), ("pipe", os.pipe)][number]
@@ -124,12 +124,12 @@ def test_where_no_process_can_be_made_it_is_done_without(
 
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, target, failing)
-    check(lab, live, tmp_path / "out")
+    check(sandbox, live, tmp_path / "out")
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_is_passed_over_is_passed_over_there_too(
-    lab: Lab, live: Path, taken: Generation, processes, tmp_path, monkeypatch
+    sandbox: Sandbox, live: Path, taken: Generation, processes, tmp_path, monkeypatch
 ):
     real = os.mkdir
 
@@ -142,7 +142,7 @@ def test_what_is_passed_over_is_passed_over_there_too(
     inline = []
     fetch = tree_writer.fetch_directory
     monkeypatch.setattr(tree_writer, "fetch_directory", lambda *args: (inline.append(1), fetch(*args))[1])
-    lab.restore("s@latest:t", tmp_path / "out")
+    sandbox.restore("s@latest:t", tmp_path / "out")
     assert inline == []
     left = {path for path in walk(live) if path.split(b"/")[:2] in ([b"a", b"b"], [b"wide", b"07"])}
     left |= {path for path in walk(live) if path.split(b"/")[0] == b"alike"}
@@ -150,10 +150,10 @@ def test_what_is_passed_over_is_passed_over_there_too(
 
 
 def test_directories_that_are_not_asked_for_do_not_hold_it_up(
-    lab: Lab, live: Path, taken: Generation, processes, monkeypatch
+    sandbox: Sandbox, live: Path, taken: Generation, processes, monkeypatch
 ):
     monkeypatch.setattr(prefetch, "_RING", 1 << 14)
-    with lab.open() as store, StreamReader(store) as reader:
+    with sandbox.open() as store, StreamReader(store) as reader:
         root = taken.parts[0].content
         assert root is not None
         top = open_top(reader, root)
@@ -170,12 +170,12 @@ def test_directories_that_are_not_asked_for_do_not_hold_it_up(
 
 
 def test_many_directories_that_cannot_be_opened_ahead_do_not_hold_up(
-    lab: Lab, tmp_path: Path, processes, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, tmp_path: Path, processes, monkeypatch: pytest.MonkeyPatch
 ):
     top = tmp_path / "many"
     for number in range(9000):
         (top / f"{number:04}").mkdir(parents=True)
-    lab.snapshot("s", {"t": Tree(str(top))})
+    sandbox.snapshot("s", {"t": Tree(str(top))})
     real = prefetch.fetch_directory
     seen = iter(range(10**6))
 
@@ -185,7 +185,7 @@ def test_many_directories_that_cannot_be_opened_ahead_do_not_hold_up(
         return real(*arguments)
 
     monkeypatch.setattr(prefetch, "fetch_directory", failing)
-    check(lab, top, tmp_path / "out")
+    check(sandbox, top, tmp_path / "out")
 
 
 ALONE = """
@@ -195,11 +195,11 @@ from castore.content.restore import prefetch
 from castore.services.snapshot import Tree
 from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 prefetch._LEAST, prefetch._RING = 0, 1 << 13
-lab = Lab(Path(sys.argv[1]), average=4096)
-taken = lab.snapshot("s", {"t": Tree(sys.argv[2])})
-with lab.open() as store, StreamReader(store) as reader:
+sandbox = Sandbox(Path(sys.argv[1]), average=4096)
+taken = sandbox.snapshot("s", {"t": Tree(sys.argv[2])})
+with sandbox.open() as store, StreamReader(store) as reader:
     opened = prefetch.Prefetcher(store, open_top(reader, taken.parts[0].content).ref)
     print(opened._child, flush=True)
     time.sleep(0.3)

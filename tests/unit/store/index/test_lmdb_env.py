@@ -24,7 +24,7 @@ from castore.store.index import (
     opening,
 )
 from tests.support.checkout import ROOT
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 STORE = bytes(16)
 
@@ -298,31 +298,31 @@ def test_a_folder_that_cannot_be_written_to_is_refused(disk):
 
 
 def test_a_snapshot_that_the_index_has_no_room_for_commits_nothing_and_succeeds_when_there_is(disk, small, tmp_path):
-    lab = Lab(tmp_path)
-    places = MachinePaths(lab.places.state, str(disk / "cache"))
+    sandbox = Sandbox(tmp_path)
+    places = MachinePaths(sandbox.places.state, str(disk / "cache"))
     (tmp_path / "dump").write_bytes(os.urandom(3_000_000))
     source = {"d": file_source(str(tmp_path / "dump"))}
-    with open_store(str(lab.store), places) as store:
+    with open_store(str(sandbox.store), places) as store:
         store.references.limit = 0
         with open(disk / "rest", "wb", buffering=0) as file, pytest.raises(OSError):
             while True:
                 file.write(bytes(1 << 12))
         with pytest.raises(StorageError, match=r"index in .*free some space there.*XDG_CACHE_HOME"):
             take_snapshot(store, "s", source)
-        assert os.listdir(lab.store / "generations") == [] if (lab.store / "generations").exists() else True
+        assert os.listdir(sandbox.store / "generations") == [] if (sandbox.store / "generations").exists() else True
         (disk / "rest").unlink()
         assert take_snapshot(store, "s", source).number == 1
 
 
 def test_where_a_durable_generation_cannot_be_indexed_it_is_committed_all_the_same(tmp_path, monkeypatch):
-    lab = Lab(tmp_path)
+    sandbox = Sandbox(tmp_path)
     (tmp_path / "dump").write_bytes(b"content")
     source = {"d": file_source(str(tmp_path / "dump"))}
 
     def full(*_):
         raise lmdb.DiskError("No space left on device")
 
-    with lab.open() as store:
+    with sandbox.open() as store:
         with monkeypatch.context() as patch:
             patch.setattr(store.index, "_put_generations", full)
             assert take_snapshot(store, "s", source).number == 1

@@ -62,12 +62,12 @@ from castore.store.format.signed import open_signed, sign
 from castore.store.keys import replicas
 from castore.store.write import session as session_module
 from tests.support.checkout import ROOT
-from tests.support.stores import Lab, admins, signed
+from tests.support.stores import Sandbox, admins, signed
 
 RESCUE = ROOT / "tools" / "rescue.py"
 
 
-class Place(Lab):
+class StolenKeySandbox(Sandbox):
     """A store, and what a thief of this machine's writer key knows."""
 
     @property
@@ -93,8 +93,8 @@ class Place(Lab):
 
 
 @pytest.fixture
-def lab(tmp_path):
-    return Place(tmp_path)
+def sandbox(tmp_path):
+    return StolenKeySandbox(tmp_path)
 
 
 def thief() -> tuple[Identity, LabelledRecipient, LabelledAdmin]:
@@ -137,59 +137,59 @@ def test_a_writer_key_holds_the_machine_and_the_admins_that_it_pins():
 
 
 @pytest.mark.parametrize("number", [2, 7, 999_999_999_999_999_999])
-def test_a_thief_of_the_writer_key_adds_no_recipient(lab, number):
+def test_a_thief_of_the_writer_key_adds_no_recipient(sandbox, number):
     identity, recipient, admin = thief()
-    (mine,) = admins(lab.identity)
-    recipients = (LabelledRecipient(lab.identity.recipient.key, ""), recipient)
-    lab.forge(number, identity.admin, recipients=recipients, admins=(mine, admin))
-    for places in (lab.places, lab.machine("fresh")):
-        with lab.at(places, lab.identity) as store:
-            assert [one.key for one in store.config.recipients] == [lab.identity.recipient.key]
+    (mine,) = admins(sandbox.identity)
+    recipients = (LabelledRecipient(sandbox.identity.recipient.key, ""), recipient)
+    sandbox.forge(number, identity.admin, recipients=recipients, admins=(mine, admin))
+    for places in (sandbox.places, sandbox.machine("fresh")):
+        with sandbox.at(places, sandbox.identity) as store:
+            assert [one.key for one in store.config.recipients] == [sandbox.identity.recipient.key]
             assert f"config/{number}" in store.passed_over
             assert "--trust-admin" in store.passed_over[f"config/{number}"]
             store.session().abort()
-    with lab.open() as store:
+    with sandbox.open() as store:
         assert store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
         assert len(store.recipients) == 2
         store.rotate_writer()
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         assert store._sealed.secret(identity) is None
         assert store.config.certificate(store.writer_key.machine.signing.public).host
 
 
-def test_a_thief_removes_no_recipient_and_ends_no_history(lab):
-    stolen, _ = lab.stolen()
-    lab.forge(2, stolen.machine.signing, recipients=(), previous_secrets=(stolen.secret,), rotation=2, rotation_hash=b"h" * 32)
-    lab.forge(3, Identity.generate().admin, stolen.successor())
-    lab.storage.put("config/4", os.urandom(500))
-    lab.storage.put("config/5", b"")
-    with lab.open(identity=False) as store:
+def test_a_thief_removes_no_recipient_and_ends_no_history(sandbox):
+    stolen, _ = sandbox.stolen()
+    sandbox.forge(2, stolen.machine.signing, recipients=(), previous_secrets=(stolen.secret,), rotation=2, rotation_hash=b"h" * 32)
+    sandbox.forge(3, Identity.generate().admin, stolen.successor())
+    sandbox.storage.put("config/4", os.urandom(500))
+    sandbox.storage.put("config/5", b"")
+    with sandbox.open(identity=False) as store:
         assert store.config.rotation == 0
         assert len(store.passed_over) == 4
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.reseal([*store.recipients, (Identity.generate().recipient, "")])
         store.refresh_config()
-    assert 6 in numbers(lab.storage)
+    assert 6 in numbers(sandbox.storage)
 
 
-def test_a_certified_machine_signs_no_configuration_for_others(lab):
-    with lab.at(lab.machine("other"), lab.identity) as store:
+def test_a_certified_machine_signs_no_configuration_for_others(sandbox):
+    with sandbox.at(sandbox.machine("other"), sandbox.identity) as store:
         store.adopt("other")
         key = store.writer_key.machine.signing
-    lab.forge(7, key, admins=(), recipients=(thief()[1],))
-    with lab.open(identity=False) as store:
+    sandbox.forge(7, key, admins=(), recipients=(thief()[1],))
+    with sandbox.open(identity=False) as store:
         assert list(store.passed_over) == ["config/7"]
-        assert [one.key for one in store.config.recipients] == [lab.identity.recipient.key]
+        assert [one.key for one in store.config.recipients] == [sandbox.identity.recipient.key]
 
 
-def test_an_admin_removes_configurations_that_are_not_accepted(lab, tmp_path):
-    writer, config = lab.stolen()
+def test_an_admin_removes_configurations_that_are_not_accepted(sandbox, tmp_path):
+    writer, config = sandbox.stolen()
     identity, recipient, admin = thief()
-    lab.forge(7, identity.admin, recipients=(recipient,), admins=(admin,))
-    lab.forge(8, writer.signer)
-    lab.storage.put("config/9", CONFIG + b"\2" + bytes(7) + os.urandom(300))
-    lab.storage.put("config/99", os.urandom(300))
-    lab.storage.put(f"config/99.{'0' * 32}", os.urandom(300))
+    sandbox.forge(7, identity.admin, recipients=(recipient,), admins=(admin,))
+    sandbox.forge(8, writer.signer)
+    sandbox.storage.put("config/9", CONFIG + b"\2" + bytes(7) + os.urandom(300))
+    sandbox.storage.put("config/99", os.urandom(300))
+    sandbox.storage.put(f"config/99.{'0' * 32}", os.urandom(300))
     planned = []
 
     def agree(_found, plan) -> bool:
@@ -197,113 +197,113 @@ def test_an_admin_removes_configurations_that_are_not_accepted(lab, tmp_path):
         return True
 
     for other in (None, identity):
-        with lab.at(identity=other) as store:
+        with sandbox.at(identity=other) as store:
             assert list(store.passed_over) == ["config/7", "config/8", "config/9", "config/99"]
             repair(store, castore.Progress(), agree=agree)
             assert store.passed_over, "only an admin decides"
-    with lab.open() as store:
-        lab.storage.put("config/3", encode_config(3, config, writer, lab.identity.admin))
+    with sandbox.open() as store:
+        sandbox.storage.put("config/3", encode_config(3, config, writer, sandbox.identity.admin))
         repair(store, castore.Progress(), agree=agree)
         assert not store.passed_over
     assert len(planned[-1]) == 5
-    assert [one for one in numbers(lab.storage) if one > 1] == [3]
+    assert [one for one in numbers(sandbox.storage) if one > 1] == [3]
 
 
 @pytest.mark.parametrize("is_admin", [True, False])
-def test_only_an_admin_says_that_a_store_is_of_a_newer_format(lab, is_admin):
-    with lab.open() as store:
+def test_only_an_admin_says_that_a_store_is_of_a_newer_format(sandbox, is_admin):
+    with sandbox.open() as store:
         machine = store.writer_key.signer
-    lab.forge(7, lab.identity.admin if is_admin else machine, version=2)
+    sandbox.forge(7, sandbox.identity.admin if is_admin else machine, version=2)
     if not is_admin:
-        lab.open(identity=False).close()
-        lab.at(lab.machine("other"), lab.identity).close()
+        sandbox.open(identity=False).close()
+        sandbox.at(sandbox.machine("other"), sandbox.identity).close()
         return
-    for places in (lab.places, lab.machine("other")):
+    for places in (sandbox.places, sandbox.machine("other")):
         with pytest.raises(FormatError, match="update castore"):
-            lab.at(places, lab.identity)
+            sandbox.at(places, sandbox.identity)
 
 
-def test_a_configuration_of_another_store_is_passed_over(lab, tmp_path):
-    other = Place(tmp_path / "2")
+def test_a_configuration_of_another_store_is_passed_over(sandbox, tmp_path):
+    other = StolenKeySandbox(tmp_path / "2")
     data = other.storage.get("config/1")
-    lab.storage.put("config/9", data)
-    with lab.open(identity=False) as store:
+    sandbox.storage.put("config/9", data)
+    with sandbox.open(identity=False) as store:
         assert store.passed_over == {"config/9": "it is of another store"}
-    with lab.at(lab.machine("fresh"), lab.identity) as store:
-        assert store.store_id == lab.stolen()[0].store_id
+    with sandbox.at(sandbox.machine("fresh"), sandbox.identity) as store:
+        assert store.store_id == sandbox.stolen()[0].store_id
 
 
-def test_a_forged_copy_takes_nobodys_place(lab):
+def test_a_forged_copy_takes_nobodys_place(sandbox):
     identity, recipient, admin = thief()
-    stolen, config = lab.stolen()
+    stolen, config = sandbox.stolen()
     changed = msgspec.structs.replace(config, recipients=(recipient,), admins=(admin,))
     forged = encode_config(1, changed, stolen, identity.admin)
-    for name in list(lab.storage.list("config")):
+    for name in list(sandbox.storage.list("config")):
         if "." in name:
-            lab.storage.delete(f"config/{name}")
-    replicas.put_copy(lab.storage, "config", 1, forged)
-    with lab.at(lab.machine("fresh"), lab.identity) as store:
+            sandbox.storage.delete(f"config/{name}")
+    replicas.put_copy(sandbox.storage, "config", 1, forged)
+    with sandbox.at(sandbox.machine("fresh"), sandbox.identity) as store:
         assert store.config.admin_keys == config.admin_keys
 
 
-def test_only_an_admin_changes_recipients_and_writers(lab):
+def test_only_an_admin_changes_recipients_and_writers(sandbox):
     reader = Identity.generate()
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.reseal([*store.recipients, (reader.recipient, "reader")])
         admin = store.signer
-    places = lab.machine("reader")
+    places = sandbox.machine("reader")
     with pytest.raises(UntrustedError, match=r"--trust-admin castore-admin-"):
-        lab.at(places, reader)
-    with lab.at(places, reader, trust=[admin]) as store:
+        sandbox.at(places, reader)
+    with sandbox.at(places, reader, trust=[admin]) as store:
         for change in (lambda: store.adopt("reader"), store.rotate_writer, lambda: store.reseal(store.recipients[:1])):
             with pytest.raises(IdentityError, match="no admin"):
                 change()
-    lab.at(places, reader).close()  # it is remembered
-    with lab.open() as store:
+    sandbox.at(places, reader).close()  # it is remembered
+    with sandbox.open() as store:
         store.reseal(store.recipients, admins=[*store.config.admins, *admins(reader)])
-    with lab.at(places, reader) as store:
+    with sandbox.at(places, reader) as store:
         store.adopt("reader")
         assert store.certified_host == "reader"
         with pytest.raises(UsageError, match="identity that stays"):
-            store.reseal(store.recipients, admins=admins(lab.identity))
-    assert len(lab.stolen()[1].writers) == 2
+            store.reseal(store.recipients, admins=admins(sandbox.identity))
+    assert len(sandbox.stolen()[1].writers) == 2
 
 
-def test_machines_follow_the_admins_that_an_admin_names(lab):
+def test_machines_follow_the_admins_that_an_admin_names(sandbox):
     second = Identity.generate()
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.reseal([*store.recipients, (second.recipient, "")], admins=[*store.config.admins, *admins(second)])
-    lab.open(identity=False).close()
-    with lab.at(lab.machine("second"), second, trust=[lab.identity.admin.public]) as store:
+    sandbox.open(identity=False).close()
+    with sandbox.at(sandbox.machine("second"), second, trust=[sandbox.identity.admin.public]) as store:
         pass
-    with lab.at(lab.machine("second"), second) as store:
+    with sandbox.at(sandbox.machine("second"), second) as store:
         store.reseal([(second.recipient, "")], admins=admins(second))
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         assert store.writer_key.pins == (second.admin.public,)
-    lab.forge(9, lab.identity.admin)
-    with lab.open(identity=False) as store:
+    sandbox.forge(9, sandbox.identity.admin)
+    with sandbox.open(identity=False) as store:
         assert list(store.passed_over) == ["config/9"], "who is an admin no more signs nothing"
 
 
-def test_another_configuration_under_the_same_number_is_refused(lab):
-    lab.open(identity=False).close()
-    stolen, config = lab.stolen()
-    data = encode_config(1, config, stolen, lab.identity.admin)  # as an admin did on another copy of the store
-    for name in list(lab.storage.list("config")):
-        lab.storage.delete(f"config/{name}")
-    lab.storage.put("config/1", data)
+def test_another_configuration_under_the_same_number_is_refused(sandbox):
+    sandbox.open(identity=False).close()
+    stolen, config = sandbox.stolen()
+    data = encode_config(1, config, stolen, sandbox.identity.admin)  # as an admin did on another copy of the store
+    for name in list(sandbox.storage.list("config")):
+        sandbox.storage.delete(f"config/{name}")
+    sandbox.storage.put("config/1", data)
     with pytest.raises(StaleStoreError, match="not the one that this machine has seen"):
-        lab.open(identity=False)
-    with lab.at(accept_older=True):
+        sandbox.open(identity=False)
+    with sandbox.at(accept_older=True):
         pass
-    lab.open(identity=False).close()
+    sandbox.open(identity=False).close()
 
 
-def test_a_store_without_an_admin_counts_where_it_was_made_until_one_signs(lab, tmp_path):
+def test_a_store_without_an_admin_counts_where_it_was_made_until_one_signs(sandbox, tmp_path):
     storage = LocalStorage(str(tmp_path / "made"), create=True)
-    places, elsewhere = lab.machine("maker"), lab.machine("elsewhere")
-    Store.create(storage, places, [(lab.identity.recipient, "")]).close()
-    provide = lambda: lab.identity
+    places, elsewhere = sandbox.machine("maker"), sandbox.machine("elsewhere")
+    Store.create(storage, places, [(sandbox.identity.recipient, "")]).close()
+    provide = lambda: sandbox.identity
     Store.open(storage, places).close()
     with pytest.raises(UntrustedError, match="castore key sign"):
         Store.open(storage, elsewhere, provide)
@@ -320,83 +320,83 @@ def test_a_store_without_an_admin_counts_where_it_was_made_until_one_signs(lab, 
     Store.open(storage, places).close()
 
 
-def test_a_machine_accepts_the_admin_that_it_was_given_when_the_store_was_made(lab, tmp_path):
+def test_a_machine_accepts_the_admin_that_it_was_given_when_the_store_was_made(sandbox, tmp_path):
     storage = LocalStorage(str(tmp_path / "made"), create=True)
-    places = lab.machine("maker")
-    Store.create(storage, places, [(lab.identity.recipient, "")], admins=[lab.identity.admin.public]).close()
-    with Store.open(storage, lab.machine("elsewhere"), lambda: lab.identity, agree=lambda *_: True) as store:
+    places = sandbox.machine("maker")
+    Store.create(storage, places, [(sandbox.identity.recipient, "")], admins=[sandbox.identity.admin.public]).close()
+    with Store.open(storage, sandbox.machine("elsewhere"), lambda: sandbox.identity, agree=lambda *_: True) as store:
         assert store.sign()
     with Store.open(storage, places) as store:
         assert store.is_signed_by_admin
         assert store.passed_over == {}
 
 
-def test_a_name_belongs_to_one_machine(lab):
-    with lab.at(lab.machine("second"), lab.identity) as store:
+def test_a_name_belongs_to_one_machine(sandbox):
+    with sandbox.at(sandbox.machine("second"), sandbox.identity) as store:
         host = store.config.writers[0].host
         with pytest.raises(UsageError, match="--replace"):
             store.adopt(host)
         store.adopt("second")
-    with lab.at(lab.machine("second"), lab.identity, local_key=False) as store:
+    with sandbox.at(sandbox.machine("second"), sandbox.identity, local_key=False) as store:
         store.adopt("renamed")
         assert [(one.host, one.names, one.revoked) for one in store.config.writers[1:]] == [("renamed", ("second",), 0)]
-    with lab.at(lab.machine("third"), lab.identity) as store:
+    with sandbox.at(sandbox.machine("third"), sandbox.identity) as store:
         store.adopt("renamed", replace=True)
         assert store.certified_host == "renamed"
         assert [one.replaced for one in store.config.writers] == [False, True, False]
     with pytest.raises(KeyRotatedError, match="another machine replaced it.*castore key adopt.*--host NAME"):
-        lab.at(lab.machine("second"))
+        sandbox.at(sandbox.machine("second"))
 
 
-def test_an_earlier_name_of_a_machine_is_given_to_no_other(lab):
+def test_an_earlier_name_of_a_machine_is_given_to_no_other(sandbox):
     """It could remove the generations of that one unnoticed, as it may those that it took under the name."""
-    with lab.at(lab.machine("one"), lab.identity) as store:
+    with sandbox.at(sandbox.machine("one"), sandbox.identity) as store:
         store.adopt("web")
         store.adopt("renamed")
-    with lab.at(lab.machine("two"), lab.identity) as store:
+    with sandbox.at(sandbox.machine("two"), sandbox.identity) as store:
         for replace in (False, True):
             with pytest.raises(UsageError, match="earlier name of the machine renamed"):
                 store.adopt("web", replace=replace)
         store.revoke_writer("renamed")
-    with lab.at(lab.machine("two"), lab.identity) as store:
+    with sandbox.at(sandbox.machine("two"), sandbox.identity) as store:
         store.adopt("web")
 
 
-def test_a_machine_that_replaces_another_keeps_its_role(lab):
+def test_a_machine_that_replaces_another_keeps_its_role(sandbox):
     """A single machine that was lost and replaced can still free the space of its store."""
-    with lab.at(lab.machine("second"), lab.identity) as store:
+    with sandbox.at(sandbox.machine("second"), sandbox.identity) as store:
         made = store.config.writers[0]
         assert made.roles == (MAINTAIN,)
         store.adopt(made.host, replace=True)
         assert [one.roles for one in store.config.writers if not one.revoked] == [(MAINTAIN,)]
-    with lab.at(lab.machine("second")) as store:
+    with sandbox.at(sandbox.machine("second")) as store:
         store.check_may_maintain("compact")
-    with lab.at(lab.machine("third"), lab.identity) as store:
+    with sandbox.at(sandbox.machine("third"), sandbox.identity) as store:
         store.revoke_writer(made.host)
         store.adopt(made.host, replace=True)
         assert [one.roles for one in store.config.writers if not one.revoked] == [()]
 
 
-def test_a_revoked_machine_does_not_get_the_next_key(lab):
-    with lab.at(lab.machine("stolen"), lab.identity) as store:
+def test_a_revoked_machine_does_not_get_the_next_key(sandbox):
+    with sandbox.at(sandbox.machine("stolen"), sandbox.identity) as store:
         store.adopt("stolen")
         key = store.writer_key
-    with lab.at(lab.machine("other"), lab.identity) as store:
+    with sandbox.at(sandbox.machine("other"), sandbox.identity) as store:
         store.adopt("other")
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.revoke_writer("stolen")
         (ended,) = [one for one in store.config.writers if one.host == "stolen"]
         assert 0 < ended.revoked <= time.time_ns()
         assert store._sealed.secret(key.machine.identity) is None
-    for places in (lab.machine("other"), lab.places):
-        with lab.at(places) as store:
+    for places in (sandbox.machine("other"), sandbox.places):
+        with sandbox.at(places) as store:
             assert store.writer_key.secret != key.secret
     with pytest.raises(KeyRotatedError):
-        lab.at(lab.machine("stolen"))
+        sandbox.at(sandbox.machine("stolen"))
 
 
-def test_a_thief_who_adds_configurations_all_the_time_keeps_no_revocation_from_its_end(lab, monkeypatch):
-    with lab.at(lab.machine("stolen"), lab.identity) as store:
+def test_a_thief_who_adds_configurations_all_the_time_keeps_no_revocation_from_its_end(sandbox, monkeypatch):
+    with sandbox.at(sandbox.machine("stolen"), sandbox.identity) as store:
         store.adopt("stolen")
     put = LocalStorage.put
 
@@ -405,17 +405,17 @@ def test_a_thief_who_adds_configurations_all_the_time_keeps_no_revocation_from_i
             put(storage, f"config/{int(name.partition('/')[2]) + 1}", os.urandom(500))
         put(storage, name, data)
 
-    with lab.open() as store:
+    with sandbox.open() as store:
         with monkeypatch.context() as patch:
             patch.setattr(LocalStorage, "put", flooded)
             store.revoke_writer("stolen")
         assert store.config.live("stolen") is None
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         assert store.config.live("stolen") is None
 
 
-def test_configurations_that_name_no_keys_are_damaged(lab):
-    stolen, config = lab.stolen()
+def test_configurations_that_name_no_keys_are_damaged(sandbox):
+    stolen, config = sandbox.stolen()
     bad = [
         {"admins": (LabelledAdmin(b"x"),)},
         {"writers": (Certificate(b"k" * 32, b"x", "h", 0),)},
@@ -428,9 +428,9 @@ def test_configurations_that_name_no_keys_are_damaged(lab):
         changed = msgspec.structs.replace(config, **{**changes, "admins": named})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(StoreConfig, "sealed_to", [])
-            data = encode_config(number, changed, stolen, lab.identity.admin)
-        lab.storage.put(f"config/{number}", data)
-    with lab.open(identity=False) as store:
+            data = encode_config(number, changed, stolen, sandbox.identity.admin)
+        sandbox.storage.put(f"config/{number}", data)
+    with sandbox.open(identity=False) as store:
         assert len(store.passed_over) == len(bad)
         assert store.config == config
 
@@ -438,7 +438,7 @@ def test_configurations_that_name_no_keys_are_damaged(lab):
 # What machines add
 
 
-class Fleet(Place):
+class Fleet(StolenKeySandbox):
     """A store with two more machines: one that a thief has, and one that stays."""
 
     def __post_init__(self) -> None:

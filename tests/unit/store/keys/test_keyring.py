@@ -19,7 +19,7 @@ from castore.services.selectors import select
 from castore.services.snapshot import file_source
 from castore.store import open_store
 from castore.store.keys.keyring import IdentitySource
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 CHILD = """
 import sys
@@ -50,15 +50,15 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    lab = Lab(tmp_path / "lab")
+def sandbox(tmp_path: Path) -> Sandbox:
+    sandbox = Sandbox(tmp_path / "sandbox")
     (tmp_path / "file").write_bytes(b"state" * 1000)
-    lab.snapshot("s", {"f": file_source(str(tmp_path / "file"))})
-    return lab
+    sandbox.snapshot("s", {"f": file_source(str(tmp_path / "file"))})
+    return sandbox
 
 
-def test_a_closed_store_holds_no_identity_without_the_cyclic_collector(lab: Lab):
-    secret = bytearray(bytes(lab.identity._secret))
+def test_a_closed_store_holds_no_identity_without_the_cyclic_collector(sandbox: Sandbox):
+    secret = bytearray(bytes(sandbox.identity._secret))
     given: list[weakref.ref] = []
 
     def provide() -> Identity:
@@ -69,8 +69,8 @@ def test_a_closed_store_holds_no_identity_without_the_cyclic_collector(lab: Lab)
     gc.collect()
     gc.disable()
     try:
-        store = open_store(str(lab.store), lab.places, provide)
-        restore_parts(store, select(store, "s@1:f"), str(lab.folder / "out"), lab.ownership, castore.Progress())
+        store = open_store(str(sandbox.store), sandbox.places, provide)
+        restore_parts(store, select(store, "s@1:f"), str(sandbox.folder / "out"), sandbox.ownership, castore.Progress())
         assert given[0]() is not None
         keyring = weakref.ref(store._keyring)
         store.close()
@@ -100,11 +100,11 @@ def _holds(pid: int, key: bytes) -> bool:
     return False
 
 
-def test_a_closed_store_leaves_no_identity_in_memory(lab: Lab):
-    key = bytes(lab.identity._secret)
+def test_a_closed_store_leaves_no_identity_in_memory(sandbox: Sandbox):
+    key = bytes(sandbox.identity._secret)
     mask = os.urandom(32)
     masked = bytes(one ^ other for one, other in zip(key, mask, strict=True))
-    argv = [sys.executable, "-c", CHILD, str(lab.store), lab.places.state, lab.places.cache, masked.hex(), mask.hex()]
+    argv = [sys.executable, "-c", CHILD, str(sandbox.store), sandbox.places.state, sandbox.places.cache, masked.hex(), mask.hex()]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
         assert child.stdout is not None

@@ -21,30 +21,30 @@ from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.keys import replicas
 from tests.support.checkout import ROOT
-from tests.support.stores import Lab, remove_copies
+from tests.support.stores import Sandbox, remove_copies
 
 RESCUE = ROOT / "tools" / "rescue.py"
 CONTENT = b"what is taken" * 1000
 
 
 @pytest.fixture
-def lab(tmp_path):
+def sandbox(tmp_path):
     """A store whose writer key was replaced, so that it has an `rotations/N`."""
-    lab = Lab(tmp_path, average=4096)
+    sandbox = Sandbox(tmp_path, average=4096)
     (tmp_path / "dump").write_bytes(CONTENT)
-    take(lab)
-    with lab.open() as store:
+    take(sandbox)
+    with sandbox.open() as store:
         store.rotate_writer()
-    return lab
+    return sandbox
 
 
-def take(lab):
-    return lab.snapshot("web", {"d": file_source(str(lab.folder / "dump"))})
+def take(sandbox):
+    return sandbox.snapshot("web", {"d": file_source(str(sandbox.folder / "dump"))})
 
 
-def both(lab, folder):
+def both(sandbox, folder):
     """The object, and its copy."""
-    first, second = sorted((lab.store / folder).iterdir(), key=lambda path: len(path.name))
+    first, second = sorted((sandbox.store / folder).iterdir(), key=lambda path: len(path.name))
     return first, second
 
 
@@ -60,8 +60,8 @@ def damage(path, how):
         path.write_bytes(data[:how] + bytes([data[how] ^ 1]) + data[how + 1 :])
 
 
-def check(lab):
-    with lab.open() as store:
+def check(sandbox):
+    with sandbox.open() as store:
         store.sync()
         assert store.damaged == {}
         with StreamReader(store) as reader:
@@ -75,20 +75,20 @@ HARMS = ["gone", "cut", "emptied", 0, 9, 20, 33, 50, -1]
 @pytest.mark.parametrize("folder", ["config", "rotations"])
 @pytest.mark.parametrize("which", [0, 1], ids=["object", "copy"])
 @pytest.mark.parametrize("how", HARMS)
-def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(lab, folder, which, how):
-    hurt, whole = both(lab, folder)[which], both(lab, folder)[1 - which]
+def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(sandbox, folder, which, how):
+    hurt, whole = both(sandbox, folder)[which], both(sandbox, folder)[1 - which]
     before = hurt.read_bytes()
     damage(hurt, how)
-    check(lab)
+    check(sandbox)
     for key in (True, False):
-        with Store.open(LocalStorage(str(lab.store)), lab.places, lambda: lab.identity, local_key=key) as store:
-            assert store.config.recipients[0].key == lab.identity.recipient.key
-    out = lab.folder / "out"
-    (lab.folder / "identity").write_text(lab.identity.text())
-    command = [sys.executable, str(RESCUE), str(lab.store), "--identity", str(lab.folder / "identity")]
+        with Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, local_key=key) as store:
+            assert store.config.recipients[0].key == sandbox.identity.recipient.key
+    out = sandbox.folder / "out"
+    (sandbox.folder / "identity").write_text(sandbox.identity.text())
+    command = [sys.executable, str(RESCUE), str(sandbox.store), "--identity", str(sandbox.folder / "identity")]
     subprocess.run([*command, "web", "1", str(out)], check=True, capture_output=True)
     assert (out / "d").read_bytes() == CONTENT
-    with lab.open() as store:
+    with sandbox.open() as store:
         found = verify(store, Progress())
         if (which, how) == (1, "gone"):  # as a castore leaves it that is killed
             assert found.sound
@@ -104,64 +104,64 @@ def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(lab, folder,
 
 
 @pytest.mark.parametrize("folder", ["config", "rotations"])
-def test_a_snapshot_writes_the_copy_that_is_missing(lab, folder):
-    whole, copy = both(lab, folder)
+def test_a_snapshot_writes_the_copy_that_is_missing(sandbox, folder):
+    whole, copy = both(sandbox, folder)
     data = copy.read_bytes()
-    remove_copies(lab.store)
-    take(lab)
-    assert both(lab, folder) == (whole, copy)
+    remove_copies(sandbox.store)
+    take(sandbox)
+    assert both(sandbox, folder) == (whole, copy)
     assert copy.read_bytes() == data
 
 
-def test_a_damaged_list_gets_no_copy(lab):
-    remove_copies(lab.store)
-    (listed,) = (lab.store / "rotations").iterdir()
+def test_a_damaged_list_gets_no_copy(sandbox):
+    remove_copies(sandbox.store)
+    (listed,) = (sandbox.store / "rotations").iterdir()
     damage(listed, -1)
-    with lab.open() as store:
+    with sandbox.open() as store:
         store.session().abort()
-    assert len(list((lab.store / "rotations").iterdir())) == 1
+    assert len(list((sandbox.store / "rotations").iterdir())) == 1
 
 
 @pytest.mark.parametrize("folder", ["config", "rotations"])
-def test_with_both_damaged_it_is_told(lab, folder):
-    for path in both(lab, folder):
+def test_with_both_damaged_it_is_told(sandbox, folder):
+    for path in both(sandbox, folder):
         damage(path, -1)
     if folder == "config":
         with pytest.raises((DamageError, KeyRotatedError), match="config/2 is damaged"):
-            Store.open(LocalStorage(str(lab.store)), lab.places, lambda: lab.identity, local_key=False)
+            Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, local_key=False)
     else:
-        with lab.open() as store:
+        with sandbox.open() as store:
             assert any(line.startswith("rotations/2: ") for line in verify(store, Progress()).damage)
 
 
-def test_an_object_that_the_disk_refuses_is_read_from_its_copy(lab):
+def test_an_object_that_the_disk_refuses_is_read_from_its_copy(sandbox):
     class Bad(LocalStorage):
         def get(self, name, offset=0, length=None):
             if name == "config/2":
                 raise StorageError(f"cannot read {name}") from OSError(errno.EIO, "I/O error")
             return super().get(name, offset, length)
 
-    with Store.open(Bad(str(lab.store)), lab.places, lambda: lab.identity) as store:
+    with Store.open(Bad(str(sandbox.store)), sandbox.places, lambda: sandbox.identity) as store:
         assert verify(store, Progress()).damage == ["config/2: cannot read config/2"]
 
 
-def test_a_copy_that_was_never_written_by_castore_is_not_believed(lab):
+def test_a_copy_that_was_never_written_by_castore_is_not_believed(sandbox):
     """Whoever can add objects blocks nothing by a copy of their own."""
-    path, copy = both(lab, "config")
+    path, copy = both(sandbox, "config")
     copy.unlink()
-    replicas.put_copy(LocalStorage(str(lab.store)), "config", 2, b"forged")
-    lab.open().close()
+    replicas.put_copy(LocalStorage(str(sandbox.store)), "config", 2, b"forged")
+    sandbox.open().close()
     path.unlink()
     with pytest.raises(DamageError, match="config/2"):
-        lab.open()
+        sandbox.open()
 
 
-def test_what_cannot_be_read_for_a_moment_is_not_taken_from_the_other(lab, monkeypatch):
+def test_what_cannot_be_read_for_a_moment_is_not_taken_from_the_other(sandbox, monkeypatch):
     """The copy is damaged, and the object refused: neither goes before one was read."""
-    path, copy = both(lab, "config")
+    path, copy = both(sandbox, "config")
     damage(copy, -1)
     data = path.read_bytes()
-    storage = LocalStorage(str(lab.store))
+    storage = LocalStorage(str(sandbox.store))
     with monkeypatch.context() as patch:
         get = LocalStorage.get
         refuse = lambda self, name, *rest: (_ for _ in ()).throw(StorageError("I/O error")) if name == "config/2" else get(self, name, *rest)
@@ -174,15 +174,15 @@ def test_what_cannot_be_read_for_a_moment_is_not_taken_from_the_other(lab, monke
     assert copy.read_bytes() == data
 
 
-def test_a_copy_is_not_left_of_what_was_replaced_or_taken_back_meanwhile(lab):
-    storage = LocalStorage(str(lab.store))
+def test_a_copy_is_not_left_of_what_was_replaced_or_taken_back_meanwhile(sandbox):
+    storage = LocalStorage(str(sandbox.store))
     data = storage.get("config/2")
 
     def replaced():
         storage.put("config/3", b"the next")
         return data
 
-    remove_copies(lab.store)
+    remove_copies(sandbox.store)
     replicas.keep_copy(storage, "config", 2, replaced)
     assert sorted(storage.list("config")) == ["2", "3"]
     storage.delete("config/3")
@@ -195,46 +195,46 @@ def test_a_copy_is_not_left_of_what_was_replaced_or_taken_back_meanwhile(lab):
     assert list(storage.list("config")) == []
 
 
-def test_what_another_machine_replaces_meanwhile_is_not_written_back(lab, monkeypatch):
+def test_what_another_machine_replaces_meanwhile_is_not_written_back(sandbox, monkeypatch):
     from castore.maintenance import repair as module
 
     other = Identity.generate()
 
-    elsewhere = MachinePaths(str(lab.folder / "other" / "state"), str(lab.folder / "other" / "cache"))
+    elsewhere = MachinePaths(str(sandbox.folder / "other" / "state"), str(sandbox.folder / "other" / "cache"))
 
     def meanwhile(*args, **kwargs):
         monkeypatch.setattr(module, "verify", verify)
         found = verify(*args, **kwargs)
-        with Store.open(LocalStorage(str(lab.store)), elsewhere, lambda: lab.identity) as second:
+        with Store.open(LocalStorage(str(sandbox.store)), elsewhere, lambda: sandbox.identity) as second:
             second.reseal([(other.recipient, "other"), *second.recipients])
         return found
 
     monkeypatch.setattr(module, "verify", meanwhile)
-    damage(both(lab, "config")[0], "gone")
-    with lab.open() as store:
+    damage(both(sandbox, "config")[0], "gone")
+    with sandbox.open() as store:
         done, _ = repair(store, Progress(), agree=lambda *_: True)
     assert done.repaired == []
-    assert {name.split(".")[0] for name in LocalStorage(str(lab.store)).list("config")} == {"3"}
+    assert {name.split(".")[0] for name in LocalStorage(str(sandbox.store)).list("config")} == {"3"}
 
 
-def test_a_store_that_lost_its_configuration_is_not_begun_anew(lab):
-    for path in both(lab, "config"):
-        path.rename(lab.folder / path.name)
+def test_a_store_that_lost_its_configuration_is_not_begun_anew(sandbox):
+    for path in both(sandbox, "config"):
+        path.rename(sandbox.folder / path.name)
     with pytest.raises(DamageError, match="config/ is missing in .*: without it nothing .* restore config/"):
-        lab.open()
+        sandbox.open()
     with pytest.raises(UsageError, match="its config/ is missing"):
-        Store.create(LocalStorage(str(lab.store)), lab.places, [(lab.identity.recipient, "")])
-    command = [sys.executable, str(RESCUE), str(lab.store), "--identity", str(lab.folder / "identity")]
-    (lab.folder / "identity").write_text(lab.identity.text())
-    done = subprocess.run([*command, "web", "1", str(lab.folder / "out")], check=False, capture_output=True, text=True)
+        Store.create(LocalStorage(str(sandbox.store)), sandbox.places, [(sandbox.identity.recipient, "")])
+    command = [sys.executable, str(RESCUE), str(sandbox.store), "--identity", str(sandbox.folder / "identity")]
+    (sandbox.folder / "identity").write_text(sandbox.identity.text())
+    done = subprocess.run([*command, "web", "1", str(sandbox.folder / "out")], check=False, capture_output=True, text=True)
     assert "has no config/" in done.stderr
-    (lab.folder / "2").rename(lab.store / "config" / "2")
-    check(lab)
+    (sandbox.folder / "2").rename(sandbox.store / "config" / "2")
+    check(sandbox)
 
 
-def test_an_object_that_is_gone_with_a_damaged_copy_is_named(lab):
-    path, copy = both(lab, "config")
+def test_an_object_that_is_gone_with_a_damaged_copy_is_named(sandbox):
+    path, copy = both(sandbox, "config")
     path.unlink()
     damage(copy, -1)
     with pytest.raises(DamageError, match="config/2 is missing, and its copy is damaged"):
-        lab.open()
+        sandbox.open()

@@ -35,7 +35,7 @@ from castore.store.format.config import config_numbers
 from castore.store.format.generation import encode_generation, generation_name
 from castore.store.format.rotation import decode_rotation, encode_rotation, rotation_numbers
 from tests.support.checkout import ROOT
-from tests.support.stores import Lab, admins, remove_copies, signed
+from tests.support.stores import Sandbox, admins, remove_copies, signed
 
 RESCUE = ROOT / "tools" / "rescue.py"
 SAME = random.Random(1).randbytes(300_000)
@@ -48,18 +48,18 @@ def without_a_lock(monkeypatch):
 
 
 
-class Bench:
+class TrackedStore:
     """A store with a machine, and what was put into it."""
 
     def __init__(self, folder):
-        self.lab = Lab(folder, average=16384)
+        self.sandbox = Sandbox(folder, average=16384)
         self.folder = folder
         self.versions = {}
-        self.storage = LocalStorage(str(self.lab.store))
+        self.storage = LocalStorage(str(self.sandbox.store))
 
     def open(self, places=None, identity=True, storage=None, **options):
-        provider = (lambda: self.lab.identity) if identity else None
-        return Store.open(storage or self.storage, places or self.lab.places, provider, **options)
+        provider = (lambda: self.sandbox.identity) if identity else None
+        return Store.open(storage or self.storage, places or self.sandbox.places, provider, **options)
 
     def machine(self, name):
         return MachinePaths(str(self.folder / name / "state"), str(self.folder / name / "cache"))
@@ -103,8 +103,8 @@ class Bench:
     def rescued(self):
         """See that all of it restores without castore."""
         identity = self.folder / "identity"
-        identity.write_text(self.lab.identity.text() + "\n")
-        command = [sys.executable, str(RESCUE), str(self.lab.store), "--identity", str(identity)]
+        identity.write_text(self.sandbox.identity.text() + "\n")
+        command = [sys.executable, str(RESCUE), str(self.sandbox.store), "--identity", str(identity)]
         for number, (data, tree) in self.versions.items():
             out = self.folder / f"out-{os.urandom(4).hex()}"
             done = subprocess.run([*command, "web", str(number), str(out)], capture_output=True, text=True, check=False)
@@ -115,100 +115,100 @@ class Bench:
         return command
 
     def names(self):
-        return {str(path.relative_to(self.lab.store)) for path in self.lab.store.rglob("*") if path.is_file()}
+        return {str(path.relative_to(self.sandbox.store)) for path in self.sandbox.store.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
-def bench(tmp_path):
-    return Bench(tmp_path)
+def tracked(tmp_path):
+    return TrackedStore(tmp_path)
 
 
 @pytest.mark.parametrize("new_ids", [False, True])
-def test_all_of_it_restores_after_rotations_here_elsewhere_and_without_castore(bench, new_ids):
-    bench.take(), bench.take()
-    old = bench.rotate(new_ids=new_ids)
-    bench.check()
-    third = bench.take()
+def test_all_of_it_restores_after_rotations_here_elsewhere_and_without_castore(tracked, new_ids):
+    tracked.take(), tracked.take()
+    old = tracked.rotate(new_ids=new_ids)
+    tracked.check()
+    third = tracked.take()
     again = third.part("d").new_chunks
     assert (again > 12) == new_ids, "chunks are found again only under the same ids"
     assert third.parent == 2
-    bench.rotate()
-    bench.take()
-    bench.check()
-    bench.check(bench.machine("fresh"))
-    bench.rescued()
-    assert rotation_numbers(bench.storage) == [3], "the last list holds what earlier ones listed"
-    with bench.open() as store:
+    tracked.rotate()
+    tracked.take()
+    tracked.check()
+    tracked.check(tracked.machine("fresh"))
+    tracked.rescued()
+    assert rotation_numbers(tracked.storage) == [3], "the last list holds what earlier ones listed"
+    with tracked.open() as store:
         assert len(store.writer_key.previous_keys) == 2
         assert store.writer_key.previous_keys[1] == old
         assert len(set(store.writer_key.tags("web"))) == 3
-    shutil.rmtree(bench.lab.places.cache)
-    bench.check()
+    shutil.rmtree(tracked.sandbox.places.cache)
+    tracked.check()
 
 
-def test_deltas_rest_on_what_a_former_key_sealed(bench):
-    bench.take()
-    bench.rotate()
-    taken = bench.take()
+def test_deltas_rest_on_what_a_former_key_sealed(tracked):
+    tracked.take()
+    tracked.rotate()
+    taken = tracked.take()
     part = taken.part("d")
     assert 0 < part.new_chunks < 8
     assert part.after_delta <= part.new_bytes
-    with bench.open() as store:
+    with tracked.open() as store:
         store.sync()
         (newest,) = [p for p, _ in store.packs() if any(e.session == taken.session for e in store.pack_entries(p))]
         assert any(entry.bases for entry in store.pack_entries(newest))
 
 
-def test_no_identity_is_needed_and_files_are_replaced(bench):
-    bench.take()
-    path = Path(bench.lab.places.writer_key_of(Store.read_id(bench.storage)))
+def test_no_identity_is_needed_and_files_are_replaced(tracked):
+    tracked.take()
+    path = Path(tracked.sandbox.places.writer_key_of(Store.read_id(tracked.storage)))
     before = path.read_text()
-    bench.rotate()
+    tracked.rotate()
     assert path.read_text() != before
     assert not Path(next_of(str(path))).exists()
-    bench.take()
-    names = [name for name in bench.names() if name.startswith(("config", "rotations"))]
+    tracked.take()
+    names = [name for name in tracked.names() if name.startswith(("config", "rotations"))]
     assert len(names) == 4
     assert {name.split(".")[0] for name in names} == {"config/2", "rotations/2"}
 
 
-def test_a_machine_takes_the_new_key_by_itself_unless_it_is_revoked(bench):
-    bench.take()
-    other = bench.machine("other")
-    with bench.open(other) as store:
+def test_a_machine_takes_the_new_key_by_itself_unless_it_is_revoked(tracked):
+    tracked.take()
+    other = tracked.machine("other")
+    with tracked.open(other) as store:
         store.adopt("other")
-    bench.rotate()
-    bench.take(other)  # it has the new one by itself
-    with bench.open() as store:
+    tracked.rotate()
+    tracked.take(other)  # it has the new one by itself
+    with tracked.open() as store:
         store.revoke_writer("other")
     for identity in (False, True):
         with pytest.raises(KeyRotatedError, match="castore key adopt"):
-            bench.open(other, identity=identity)
-    with bench.open(other, local_key=False) as store:
+            tracked.open(other, identity=identity)
+    with tracked.open(other, local_key=False) as store:
         store.adopt("other")
-    bench.take(other)
-    bench.check(other)
-    bench.check()
+    tracked.take(other)
+    tracked.check(other)
+    tracked.check()
 
 
-def test_a_session_in_flight_does_not_commit_under_the_former_key(bench):
-    bench.take()
-    other = bench.machine("other")
-    with bench.open(other) as store:
+def test_a_session_in_flight_does_not_commit_under_the_former_key(tracked):
+    tracked.take()
+    other = tracked.machine("other")
+    with tracked.open(other) as store:
         store.adopt("other")
-    with bench.open(other, identity=False) as late:
+    with tracked.open(other, identity=False) as late:
         late.sync()
         (model,) = late.generations()
         with late.session() as session:
             session.put_node([model.details.ref])
-        bench.rotate()
+        tracked.rotate()
         import msgspec
 
         with pytest.raises(KeyRotatedError, match="web@2 is not committed"):
             late.commit(msgspec.structs.replace(model, number=2))
         with pytest.raises(KeyRotatedError):
             late.session()
-    with bench.open() as store:
+    with tracked.open() as store:
         store.sync()
         (name,) = store.damaged
         assert "former writer key" in store.damaged[name]
@@ -216,24 +216,24 @@ def test_a_session_in_flight_does_not_commit_under_the_former_key(bench):
         assert [g.number for g in store.generations()] == [1]
 
 
-def test_a_thief_of_the_former_key_forges_nothing(bench):
+def test_a_thief_of_the_former_key_forges_nothing(tracked):
     import msgspec
 
-    bench.take(), bench.take()
-    with bench.open() as store:
+    tracked.take(), tracked.take()
+    with tracked.open() as store:
         store.sync()
         stolen, model = store.writer_key, store.newest("web")
-    (listed,) = [name for name in bench.names() if name.endswith("-0000000002")]
-    bench.rotate()
+    (listed,) = [name for name in tracked.names() if name.endswith("-0000000002")]
+    tracked.rotate()
     forged = msgspec.structs.replace(model, number=9, revision="forged")
     name = generation_name(stolen, "web", 9)
-    bench.storage.put(name, encode_generation(forged, stolen)[0])
+    tracked.storage.put(name, encode_generation(forged, stolen)[0])
     # In the place of one that was there, too.
     changed = msgspec.structs.replace(model, revision="forged")
-    genuine = (bench.lab.store / listed).read_bytes()
-    (bench.lab.store / listed).write_bytes(encode_generation(changed, stolen)[0])
-    for places in (None, bench.machine("fresh")):
-        with bench.open(places) as store:
+    genuine = (tracked.sandbox.store / listed).read_bytes()
+    (tracked.sandbox.store / listed).write_bytes(encode_generation(changed, stolen)[0])
+    for places in (None, tracked.machine("fresh")):
+        with tracked.open(places) as store:
             store.reindex()
             assert set(store.damaged) == {name, listed}
             for reason in store.damaged.values():
@@ -244,157 +244,157 @@ def test_a_thief_of_the_former_key_forges_nothing(bench):
             assert len(found.damage) == 2
             with pytest.raises(RevokedKeyError):
                 select(store, "web@latest")
-    command = [sys.executable, str(RESCUE), str(bench.lab.store), "--identity", str(bench.folder / "identity")]
-    (bench.folder / "identity").write_text(bench.lab.identity.text() + "\n")
+    command = [sys.executable, str(RESCUE), str(tracked.sandbox.store), "--identity", str(tracked.folder / "identity")]
+    (tracked.folder / "identity").write_text(tracked.sandbox.identity.text() + "\n")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 5
     assert "not listed" in done.stderr
     assert "forged" not in done.stdout
-    (bench.lab.store / listed).write_bytes(genuine)
-    (bench.lab.store / name).unlink()
-    bench.check()
+    (tracked.sandbox.store / listed).write_bytes(genuine)
+    (tracked.sandbox.store / name).unlink()
+    tracked.check()
 
 
-def test_what_was_forged_after_a_rotation_is_not_listed_by_the_next(bench):
+def test_what_was_forged_after_a_rotation_is_not_listed_by_the_next(tracked):
     import msgspec
 
-    bench.take()
-    with bench.open() as store:
+    tracked.take()
+    with tracked.open() as store:
         store.sync()
         stolen, model = store.writer_key, store.newest("web")
-    bench.rotate()
+    tracked.rotate()
     name = generation_name(stolen, "web", 5)
-    bench.storage.put(name, encode_generation(msgspec.structs.replace(model, number=5), stolen)[0])
-    bench.rotate()
-    with bench.open() as store:
+    tracked.storage.put(name, encode_generation(msgspec.structs.replace(model, number=5), stolen)[0])
+    tracked.rotate()
+    with tracked.open() as store:
         store.sync()
         assert set(store.damaged) == {name}
-    (bench.lab.store / name).unlink()
-    bench.take()
-    bench.check()
+    (tracked.sandbox.store / name).unlink()
+    tracked.take()
+    tracked.check()
 
 
-def test_an_index_that_took_a_forgery_in_forgets_it(bench):
+def test_an_index_that_took_a_forgery_in_forgets_it(tracked):
     import msgspec
 
-    bench.take()
-    other = bench.machine("other")
-    with bench.open(other) as store:
+    tracked.take()
+    other = tracked.machine("other")
+    with tracked.open(other) as store:
         store.adopt("other")
         store.sync()
         stolen, model = store.writer_key, store.newest("web")
-    with bench.open(other, identity=False) as late:
-        bench.rotate()
+    with tracked.open(other, identity=False) as late:
+        tracked.rotate()
         name = generation_name(stolen, "web", 5)
         forged = signed(late, msgspec.structs.replace(model, number=5))
-        bench.storage.put(name, encode_generation(forged, stolen)[0])
+        tracked.storage.put(name, encode_generation(forged, stolen)[0])
         late.sync()
         assert late.newest("web").number == 5, "it cannot know"
-    with bench.open(other, local_key=False) as store:
+    with tracked.open(other, local_key=False) as store:
         store.adopt("other")
         assert store.newest("web").number == 1
 
 
-def test_a_forged_session_object_hides_no_genuine_one(bench):
+def test_a_forged_session_object_hides_no_genuine_one(tracked):
     from castore.store.format.session_key import decode_session, encode_session, session_numbers
 
-    bench.take()
-    (session, numbers), = session_numbers(bench.storage).items()
-    with bench.open() as store:
+    tracked.take()
+    (session, numbers), = session_numbers(tracked.storage).items()
+    with tracked.open() as store:
         stolen = store.writer_key
-    record = decode_session(session, 0, bench.storage.get(f"sessions/{session.hex()}.0"), stolen)
-    bench.rotate()
-    bench.storage.put(f"sessions/{session.hex()}.7", encode_session(session, 7, record, stolen))
-    bench.check()
+    record = decode_session(session, 0, tracked.storage.get(f"sessions/{session.hex()}.0"), stolen)
+    tracked.rotate()
+    tracked.storage.put(f"sessions/{session.hex()}.7", encode_session(session, 7, record, stolen))
+    tracked.check()
     more = Identity.generate()
-    with bench.open() as store:
+    with tracked.open() as store:
         named = [*store.config.admins, *admins(more)]
         assert store.reseal([*store.recipients, (more.recipient, "more")], admins=named)
-    bench.check()
-    trust = [bench.lab.identity.admin.public]
-    bench.lab.identity = more
-    bench.check(bench.machine("fresh"), trust=trust)
+    tracked.check()
+    trust = [tracked.sandbox.identity.admin.public]
+    tracked.sandbox.identity = more
+    tracked.check(tracked.machine("fresh"), trust=trust)
 
 
-def test_recipients_come_and_go_after_a_rotation(bench):
-    bench.take()
-    bench.rotate()
-    bench.take()
-    first, second = bench.lab.identity, Identity.generate()
-    with bench.open() as store:
+def test_recipients_come_and_go_after_a_rotation(tracked):
+    tracked.take()
+    tracked.rotate()
+    tracked.take()
+    first, second = tracked.sandbox.identity, Identity.generate()
+    with tracked.open() as store:
         named = admins(first, second)
         assert store.reseal([*store.recipients, (second.recipient, "second")], admins=named)
-    bench.check()
-    bench.lab.identity = second
-    bench.check(bench.machine("second"), trust=[first.admin.public])
-    bench.rescued()
-    with bench.open() as store:
+    tracked.check()
+    tracked.sandbox.identity = second
+    tracked.check(tracked.machine("second"), trust=[first.admin.public])
+    tracked.rescued()
+    with tracked.open() as store:
         assert store.reseal([(second.recipient, "second")], admins=admins(second))
-    bench.rotate(new_ids=True)
-    bench.take()
-    bench.check()
-    bench.check(bench.machine("third"))
-    bench.rescued()
-    bench.lab.identity = first
+    tracked.rotate(new_ids=True)
+    tracked.take()
+    tracked.check()
+    tracked.check(tracked.machine("third"))
+    tracked.rescued()
+    tracked.sandbox.identity = first
     with pytest.raises(IdentityError):
-        bench.open(bench.machine("fourth"))
+        tracked.open(tracked.machine("fourth"))
 
 
-def test_what_a_machine_keeps_of_a_service_stays_its_own(bench):
-    bench.take()
-    with bench.open() as store:
+def test_what_a_machine_keeps_of_a_service_stays_its_own(tracked):
+    tracked.take()
+    with tracked.open() as store:
         store.set_live_revision("web", "r1")
         store.set_undo("web", 1)
         store.remember_rollback("web", b"journal")
-    bench.rotate(), bench.rotate()
-    with bench.open() as store:
+    tracked.rotate(), tracked.rotate()
+    with tracked.open() as store:
         assert store.live_revision("web") == "r1"
         assert store.undo_number("web") == 1
         assert store.begun_rollback("web") == b"journal"
 
 
-def test_it_waits_for_nobody(bench):
-    bench.take()
-    with bench.open() as store, bench.open() as other, store.lock("web"), pytest.raises(BusyError):
+def test_it_waits_for_nobody(tracked):
+    tracked.take()
+    with tracked.open() as store, tracked.open() as other, store.lock("web"), pytest.raises(BusyError):
         other.rotate_writer()
-    bench.check()
+    tracked.check()
 
 
-def test_an_unchanged_tree_is_read_again_under_new_ids_only(bench):
-    bench.take()
-    bench.rotate()
-    with bench.open() as store:
+def test_an_unchanged_tree_is_read_again_under_new_ids_only(tracked):
+    tracked.take()
+    tracked.rotate()
+    with tracked.open() as store:
         epoch = store.index.epoch()
-    bench.rotate(new_ids=True)
-    with bench.open() as store:
+    tracked.rotate(new_ids=True)
+    with tracked.open() as store:
         assert store.index.epoch() != epoch
 
 
-def test_without_the_list_nothing_old_counts_and_rescue_goes_on(bench):
-    bench.take()
-    bench.rotate()
-    shutil.rmtree(bench.lab.store / "rotations")
-    (bench.lab.store / "rotations").mkdir()
-    with bench.open(bench.machine("fresh")) as store:
+def test_without_the_list_nothing_old_counts_and_rescue_goes_on(tracked):
+    tracked.take()
+    tracked.rotate()
+    shutil.rmtree(tracked.sandbox.store / "rotations")
+    (tracked.sandbox.store / "rotations").mkdir()
+    with tracked.open(tracked.machine("fresh")) as store:
         store.sync()
         assert store.damaged
         assert all("rotations/2 is missing" in reason for reason in store.damaged.values())
-    identity = bench.folder / "identity"
-    identity.write_text(bench.lab.identity.text())
-    out = bench.folder / "out"
-    command = [sys.executable, str(RESCUE), str(bench.lab.store), "--identity", str(identity)]
+    identity = tracked.folder / "identity"
+    identity.write_text(tracked.sandbox.identity.text())
+    out = tracked.folder / "out"
+    command = [sys.executable, str(RESCUE), str(tracked.sandbox.store), "--identity", str(identity)]
     done = subprocess.run([*command, "web", "1", str(out)], capture_output=True, text=True, check=False)
     assert done.returncode == 5
     assert "rotations/2" in done.stderr
-    assert (out / "d").read_bytes() == bench.versions[1][0]
+    assert (out / "d").read_bytes() == tracked.versions[1][0]
 
 
 @pytest.mark.parametrize("at", [3, 8, 12, 20, 60, -1, "cut", "another's"])
-def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(bench, at):
-    bench.take()
-    bench.rotate()
-    remove_copies(bench.lab.store)
-    path = bench.lab.store / "rotations" / "2"
+def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(tracked, at):
+    tracked.take()
+    tracked.rotate()
+    remove_copies(tracked.sandbox.store)
+    path = tracked.sandbox.store / "rotations" / "2"
     data = bytearray(path.read_bytes())
     if at == "another's":
         data = bytearray(encode_rotation(2, {}, WriterKey.generate()))
@@ -403,24 +403,24 @@ def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(bench,
     else:
         data[at] ^= 1
     path.write_bytes(data)
-    with bench.open(bench.machine("fresh")) as store:
+    with tracked.open(tracked.machine("fresh")) as store:
         store.sync()
         assert store.generations() == []
         assert store.damaged
         assert all("rotations/2" in reason for reason in store.damaged.values())
         assert store.next_number("web") == 2, "a number is not given twice, even so"
     # What is new goes on, and rests on nothing that does not count.
-    shutil.rmtree(bench.lab.places.cache)
-    with bench.open(identity=False, accept_older=True) as store:
+    shutil.rmtree(tracked.sandbox.places.cache)
+    with tracked.open(identity=False, accept_older=True) as store:
         store.sync()
-    taken = bench.take()
+    taken = tracked.take()
     assert taken.part("d").new_chunks == taken.part("d").chunks
-    with bench.open() as store:
+    with tracked.open() as store:
         store.sync()
         assert [one.number for one in store.generations()] == [2]
         selection = select(store, "web@2:d")
-        restore_parts(store, selection, str(bench.folder / "out"), Ownership(change=False), castore.Progress())
-        assert (bench.folder / "out" / "d").read_bytes() == bench.versions[2][0]
+        restore_parts(store, selection, str(tracked.folder / "out"), Ownership(change=False), castore.Progress())
+        assert (tracked.folder / "out" / "d").read_bytes() == tracked.versions[2][0]
 
 
 def test_the_era_object_is_what_the_format_says():
@@ -519,9 +519,9 @@ def cut_files(monkeypatch, at, after):
         monkeypatch.setattr(module, name, wrapped(getattr(module, name)))
 
 
-def cut_rotation(bench, storage=None):
+def cut_rotation(tracked, storage=None):
     try:
-        with bench.open(storage=storage) as store:
+        with tracked.open(storage=storage) as store:
             store.rotate_writer()
     except Cut:
         return True
@@ -530,37 +530,37 @@ def cut_rotation(bench, storage=None):
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("where", ["store", "machine"])
-def test_cut_off_at_any_step_it_opens_with_the_old_or_the_new_key(bench, monkeypatch, where, after):
-    bench.take(), bench.take()
-    bench.rotate()  # so that there is something of an earlier one to remove
-    bench.take()
-    master = bench.folder / "master"
+def test_cut_off_at_any_step_it_opens_with_the_old_or_the_new_key(tracked, monkeypatch, where, after):
+    tracked.take(), tracked.take()
+    tracked.rotate()  # so that there is something of an earlier one to remove
+    tracked.take()
+    master = tracked.folder / "master"
     for folder in ("store", "state", "cache"):
-        shutil.copytree(bench.folder / folder, master / folder)
+        shutil.copytree(tracked.folder / folder, master / folder)
     seen = set()
     for at in range(1, 20):
         for folder in ("store", "state", "cache"):
-            shutil.rmtree(bench.folder / folder)
-            shutil.copytree(master / folder, bench.folder / folder)
-        versions = dict(bench.versions)
+            shutil.rmtree(tracked.folder / folder)
+            shutil.copytree(master / folder, tracked.folder / folder)
+        versions = dict(tracked.versions)
         if where == "store":
-            storage = CuttingStorage(bench.storage, at, after)
-            cut = cut_rotation(bench, storage)
+            storage = CuttingStorage(tracked.storage, at, after)
+            cut = cut_rotation(tracked, storage)
         else:
             with monkeypatch.context() as patch:
                 cut_files(patch, at, after)
-                cut = cut_rotation(bench)
-        bench.check()
-        bench.check(bench.machine(f"fresh{at}"))
-        with bench.open() as store:
+                cut = cut_rotation(tracked)
+        tracked.check()
+        tracked.check(tracked.machine(f"fresh{at}"))
+        with tracked.open() as store:
             seen.add(len(store.writer_key.previous_keys))
-        bench.take()
-        bench.rotate()  # what was left lying about is no obstacle
-        bench.take()
-        bench.check()
-        assert len(rotation_numbers(bench.storage)) == 1
-        assert not list(bench.folder.glob("state/*/*.next"))
-        bench.versions = versions
+        tracked.take()
+        tracked.rotate()  # what was left lying about is no obstacle
+        tracked.take()
+        tracked.check()
+        assert len(rotation_numbers(tracked.storage)) == 1
+        assert not list(tracked.folder.glob("state/*/*.next"))
+        tracked.versions = versions
         if not cut:
             break
     else:
@@ -569,24 +569,24 @@ def test_cut_off_at_any_step_it_opens_with_the_old_or_the_new_key(bench, monkeyp
     assert seen == {1, 2}, "cut off, it has happened, or has not"
 
 
-def test_the_next_key_is_taken_at_the_next_start(bench):
-    bench.take()
-    storage = CuttingStorage(bench.storage, 3, after=True)  # config/2 is there, and the file is not replaced
-    assert cut_rotation(bench, storage)
+def test_the_next_key_is_taken_at_the_next_start(tracked):
+    tracked.take()
+    storage = CuttingStorage(tracked.storage, 3, after=True)  # config/2 is there, and the file is not replaced
+    assert cut_rotation(tracked, storage)
     assert [change.split(".")[0] for change in storage.changes] == ["put rotations/2", "put rotations/2", "put config/2"]
-    path = Path(bench.lab.places.writer_key_of(Store.read_id(bench.storage)))
+    path = Path(tracked.sandbox.places.writer_key_of(Store.read_id(tracked.storage)))
     following = Path(next_of(str(path)))
     assert following.read_text() != path.read_text()
     text = following.read_text()
-    bench.open(identity=False).close()
+    tracked.open(identity=False).close()
     assert path.read_text() == text
     assert not following.exists()
 
 
-def test_of_two_rotations_at_once_one_counts(bench, monkeypatch):
-    bench.take()
-    other = bench.machine("other")
-    with bench.open(other) as store:
+def test_of_two_rotations_at_once_one_counts(tracked, monkeypatch):
+    tracked.take()
+    other = tracked.machine("other")
+    with tracked.open(other) as store:
         store.adopt("other")
     from castore.store.keys import rotation
 
@@ -594,21 +594,21 @@ def test_of_two_rotations_at_once_one_counts(bench, monkeypatch):
 
     def meanwhile(*args):
         monkeypatch.setattr(rotation, "_listed", listed)
-        with bench.open(other) as store:
+        with tracked.open(other) as store:
             store.rotate_writer()
         return listed(*args)
 
     monkeypatch.setattr(rotation, "_listed", meanwhile)
-    with bench.open() as store, pytest.raises((BusyError, KeyRotatedError)):
+    with tracked.open() as store, pytest.raises((BusyError, KeyRotatedError)):
         store.rotate_writer()
-    bench.check(other)
-    bench.check()
+    tracked.check(other)
+    tracked.check()
 
 
-def test_what_comes_in_meanwhile_is_listed_all_the_same(bench, monkeypatch):
-    bench.take()
-    other = bench.machine("other")
-    with bench.open(other) as store:
+def test_what_comes_in_meanwhile_is_listed_all_the_same(tracked, monkeypatch):
+    tracked.take()
+    other = tracked.machine("other")
+    with tracked.open(other) as store:
         store.adopt("other")
     from castore.store.keys import rotation
 
@@ -616,13 +616,13 @@ def test_what_comes_in_meanwhile_is_listed_all_the_same(bench, monkeypatch):
 
     def meanwhile(*args):
         monkeypatch.setattr(rotation, "encode_rotation", encode)
-        bench.take(other)  # it is committed, and nobody knows better
+        tracked.take(other)  # it is committed, and nobody knows better
         return encode(*args)
 
     monkeypatch.setattr(rotation, "encode_rotation", meanwhile)
-    bench.rotate()
-    bench.check()
-    assert config_numbers(bench.storage) == [4], "adopted, replaced, and listed again"
+    tracked.rotate()
+    tracked.check()
+    assert config_numbers(tracked.storage) == [4], "adopted, replaced, and listed again"
 
 
 # On the command line

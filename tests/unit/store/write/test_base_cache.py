@@ -12,16 +12,16 @@ from castore.services.prune import compact_and_record, forget
 from castore.services.snapshot import file_source
 from castore.store.format.pack import CHUNK
 from castore.store.reachability import Walk, mark, roots_of
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
-def size(lab: Lab) -> int:
-    return sum(path.stat().st_blocks * 512 for path in Path(lab.places.cache).glob("*/*/reference/*"))
+def size(sandbox: Sandbox) -> int:
+    return sum(path.stat().st_blocks * 512 for path in Path(sandbox.places.cache).glob("*/*/reference/*"))
 
 
-def take(lab: Lab, data: bytes, service: str = "web"):
-    (lab.folder / "dump").write_bytes(data)
-    return lab.snapshot(service, {"d": file_source(str(lab.folder / "dump"))})
+def take(sandbox: Sandbox, data: bytes, service: str = "web"):
+    (sandbox.folder / "dump").write_bytes(data)
+    return sandbox.snapshot(service, {"d": file_source(str(sandbox.folder / "dump"))})
 
 
 def needed(store, service: str) -> int:
@@ -34,18 +34,18 @@ def needed(store, service: str) -> int:
 
 
 def test_forty_nights_with_forget_and_compact_leave_a_small_cache(tmp_path):
-    lab = Lab(tmp_path)
+    sandbox = Sandbox(tmp_path)
     random_bytes = random.Random(1)
     data = bytearray(random_bytes.randbytes(2_000_000))
-    take(lab, bytes(data))
+    take(sandbox, bytes(data))
     stored = []
     for night in range(2, 45):
         for _ in range(20):
             at = random_bytes.randrange(len(data) - 2000)
             data[at : at + 2000] = random_bytes.randbytes(2000)
-        stored.append(take(lab, bytes(data)).parts[0].stored_bytes)
+        stored.append(take(sandbox, bytes(data)).parts[0].stored_bytes)
         if night % 4 == 0:
-            with lab.open(identity=False) as store:
+            with sandbox.open(identity=False) as store:
                 store.sync()
                 with store.lock("web"):
                     forget(store, "web", [one for one in store.generations("web") if one.number <= night - 3])
@@ -55,37 +55,37 @@ def test_forty_nights_with_forget_and_compact_leave_a_small_cache(tmp_path):
 
 
 def test_what_was_forgotten_is_not_readable_in_the_cache(tmp_path):
-    lab = Lab(tmp_path)
+    sandbox = Sandbox(tmp_path)
     secret = os.urandom(3000)
-    take(lab, secret + b"a" * 3000, "mail")
+    take(sandbox, secret + b"a" * 3000, "mail")
     kept = os.urandom(300_000)
-    take(lab, kept + os.urandom(300_000))
-    take(lab, kept)
-    with lab.open(identity=False) as store:
+    take(sandbox, kept + os.urandom(300_000))
+    take(sandbox, kept)
+    with sandbox.open(identity=False) as store:
         store.sync()
         with store.lock("mail"):
             forget(store, "mail", store.generations("mail"))
-    files = [path.read_bytes() for path in Path(lab.places.cache).glob("*/*/reference/*")]
+    files = [path.read_bytes() for path in Path(sandbox.places.cache).glob("*/*/reference/*")]
     assert files
     assert not any(secret[100:200] in one for one in files)
-    before = size(lab)
+    before = size(sandbox)
     assert before < 450_000
-    with lab.open(identity=False) as store:
+    with sandbox.open(identity=False) as store:
         assert store.references.size() == before
-    assert take(lab, kept + b"x").parts[0].stored_bytes < 100_000
+    assert take(sandbox, kept + b"x").parts[0].stored_bytes < 100_000
 
 
 def test_a_snapshot_under_way_keeps_its_files(tmp_path):
-    lab = Lab(tmp_path)
-    take(lab, os.urandom(100_000))
-    take(lab, os.urandom(100_000), "mail")
-    with lab.open(identity=False) as other, other.session():
+    sandbox = Sandbox(tmp_path)
+    take(sandbox, os.urandom(100_000))
+    take(sandbox, os.urandom(100_000), "mail")
+    with sandbox.open(identity=False) as other, other.session():
         writer = other.references.create(16)
-        before = size(lab)
-        with lab.open(identity=False) as store:
+        before = size(sandbox)
+        with sandbox.open(identity=False) as store:
             store.sync()
             with store.lock("mail"):
                 forget(store, "mail", store.generations("mail"))
-        assert size(lab) == before
+        assert size(sandbox) == before
         assert writer is not None
         writer.abort()
