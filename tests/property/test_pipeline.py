@@ -161,13 +161,13 @@ def test_lists_and_actions_run_in_the_order_in_which_they_are_fed(store):
 
 
 @pytest.mark.parametrize(
-    ("name", "at"), [("name", 0), ("name", 1), ("name", 300), ("known", 0), ("seal", 0)]
+    ("method", "at"), [("chunk_id", 0), ("chunk_id", 1), ("chunk_id", 300), ("contains", 0), ("seal", 0)]
 )
-def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, name, at):
-    data = random.Random(f"{name} {at}").randbytes(1_000_000)
+def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, method, at):
+    data = random.Random(f"{method} {at}").randbytes(1_000_000)
     kept = []
     with pytest.raises(ZeroDivisionError, match="in a worker"), store.session() as session:
-        real, calls = getattr(session, name), []
+        real, calls = getattr(session, method), []
 
         def failing(*args):
             calls.append(None)
@@ -175,12 +175,12 @@ def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, name, at):
                 raise ZeroDivisionError("in a worker")
             return real(*args)
 
-        setattr(session, name, failing)
+        setattr(session, method, failing)
         with Pipeline(session, store.cutter, Progress()) as ingest:
             ingest.write(data)
             ingest.end_stream(kept.append)
     assert kept == []
-    delattr(session, name)
+    delattr(session, method)
     with pytest.raises(StorageError, match="ended"):
         session.seal(bytearray(b"more"), [])
     with pytest.raises(StorageError, match="ended"):
@@ -206,15 +206,15 @@ def test_an_error_of_the_feeder_ends_the_session_and_keeps_what_was_stored(store
     assert read(store, ref) == data
 
 
-@pytest.mark.parametrize("name", ["add", "put_node"])
-def test_an_error_on_the_feeding_thread_surfaces(store, name):
-    data = random.Random(name).randbytes(300_000)
+@pytest.mark.parametrize("method", ["append", "put_node"])
+def test_an_error_on_the_feeding_thread_surfaces(store, method):
+    data = random.Random(method).randbytes(300_000)
     with pytest.raises(StorageError, match="full"), store.session() as session:
 
         def failing(*args):
             raise StorageError("full")
 
-        setattr(session, name, failing)
+        setattr(session, method, failing)
         with Pipeline(session, store.cutter, Progress()) as ingest:
             ingest.write(data)
             ingest.end_stream(lambda _ref: None)
