@@ -258,7 +258,7 @@ def test_an_interrupted_restore_below_a_tree_is_noticed(
     script = (
         "import os, signal\n"
         "from castore.content.restore import undo_area\n"
-        "undo_area.UndoArea.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "undo_area.UndoArea.discard = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from castore.cli.main import main\n"
         "main()\n"
     )

@@ -41,7 +41,7 @@ CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 KILLED_IN_THE_MIDDLE = (
     "import os, signal, sys\n"
     "from castore.content.restore import undo_area\n"
-    "undo_area.UndoArea.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "undo_area.UndoArea.discard = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
     "from castore.cli.main import main\n"
     "main()\n"
 )
