@@ -43,7 +43,8 @@ def test_version_and_help_import_no_command():
     for option in ["--version", "--help"]:
         run = subprocess.run([sys.executable, "-c", script, option], capture_output=True, check=True)
         loaded = run.stdout.decode().splitlines()[-1]
-        assert loaded == "['castore', 'castore.cli', 'castore.cli.main', 'castore.cli.quiet', 'castore.version']"
+        modules = ["cli", "cli.main", "cli.quiet", "process", "process.own_process", "version"]
+        assert loaded == str(["castore", *(f"castore.{name}" for name in modules)])
 
 
 def test_version_takes_little_processor_time():
@@ -160,7 +161,7 @@ def failing(monkeypatch, capsys):
 
         monkeypatch.setitem(entry.cli.commands, "fail", fail)
         monkeypatch.setattr(sys, "argv", ["castore", "fail"])
-        monkeypatch.setattr(entry, "_interrupt_on_signals", lambda: None)
+        monkeypatch.setattr(entry, "_own_process", lambda: None)
         with pytest.raises(SystemExit) as caught:
             entry.main()
         return caught.value.code, capsys.readouterr().err
