@@ -20,9 +20,9 @@ DETAILS = StoredRef(RefKind.CHUNK, bytes(32), 1)
 
 
 def generation(
-    number: int, time: int, revision: str = "", host: str = "a", *, pre_rollback: bool = False, lacks: tuple[str, ...] = ()
+    number: int, time: int, revision: str = "", host: str = "a", *, pre_rollback: bool = False, missing_parts: tuple[str, ...] = ()
 ) -> Generation:
-    return Generation("s", number, time, revision, host, (), DETAILS, b"", pre_rollback=pre_rollback, missing_parts=lacks)
+    return Generation("s", number, time, revision, host, (), DETAILS, b"", pre_rollback=pre_rollback, missing_parts=missing_parts)
 
 
 def kept(generations: list[Generation], keep: Keep | None, **options) -> dict[int, tuple[str, ...]]:
