@@ -133,7 +133,7 @@ def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(sandbox: San
         with StreamReader(store) as reader:
             contents = contents_of(reader, target.parts[0], lambda: None)
             own.stage(memo, contents)
-            memo["switching"] = "yes"
+            memo["swapping"] = "yes"
             Swap(own._client, memo).keep_live()
             assert state(server, app) != second
             own.revert(memo, contents)
