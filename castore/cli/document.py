@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _EXACT: Final = 1 << 53
 """Readers that hold numbers as binary64, jq among them, know integers up to this."""
@@ -25,6 +25,8 @@ _KINDS: Final = {
     "NewerConfigError": "format",
 }
 
+_BUFFER: Final = 1 << 16
+"""Bytes of elements that are written at once."""
 _unset: Final = object()
 _kept: list[Document] = []
 """The document of this run, if it has one."""
@@ -44,6 +46,9 @@ class Document:
         import os
 
         self._value: Any = _unset
+        self._elements = 0
+        """Elements of a list that were written, or are about to be."""
+        self._is_complete = False
         self._out = os.dup(1)
         os.dup2(2, 1)
         _kept.append(self)
@@ -52,9 +57,34 @@ class Document:
         """Keep the result; a later one replaces it."""
         self._value = value
 
+    def stream(self, elements: Iterable[Any]) -> None:
+        """Write a list as the result, each element when it is found. Raises OSError."""
+        buffer = bytearray()
+        try:
+            for element in elements:
+                text = element_text(element)
+                buffer += (",\n" if self._elements else "[\n").encode() + text.encode()
+                self._elements += 1
+                if len(buffer) > _BUFFER:
+                    self._write(buffer)
+            buffer += b"\n]\n" if self._elements else b"[]\n"
+            self._is_complete = True
+        finally:
+            self._write(buffer)
+
+    def _write(self, data: bytearray) -> None:
+        from castore.fs.durable import write_all
+
+        written = bytes(data)
+        data.clear()
+        write_all(self._out, written)
+
     def finish(self, error: Mapping[str, Any] | None = None) -> None:
         """Write the result, with the error of the run, if any. Raises OSError."""
         if self._out < 0:
+            return
+        if self._elements or self._is_complete:
+            self._end_list(error)
             return
         value = {} if self._value is _unset else self._value
         if error is not None and isinstance(value, dict):
@@ -63,6 +93,28 @@ class Document:
         _kept.remove(self)
         with open(out, "w", encoding="ascii") as file:
             file.write(as_text(value) + "\n")
+
+
+    def _end_list(self, error: Mapping[str, Any] | None) -> None:
+        out, self._out = self._out, -1
+        _kept.remove(self)
+        with open(out, "w", encoding="ascii") as file:
+            if not self._is_complete:
+                file.write(",\n" + element_text({"error": error}) + "\n]\n")
+
+
+def print_json_list(elements: Iterable[Any]) -> None:
+    """Write `elements` as the JSON result of this run, each when it is found, as `print_json` does a list."""
+    if _kept:
+        _kept[-1].stream(elements)
+    else:
+        import click
+
+        before = "[\n"
+        for element in elements:
+            click.echo(before + element_text(element), nl=False)
+            before = ",\n"
+        click.echo("[]" if before == "[\n" else "\n]")
 
 
 def print_json(value: Any) -> None:
@@ -77,15 +129,23 @@ def print_json(value: Any) -> None:
 
 def as_text(value: Any) -> str:
     """Return a value as JSON, in ASCII; a list with one element per line."""
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(map(element_text, value)) + "\n]"
     text = _dumped(value)
     if _SURROGATE.search(text) or _LONG_NUMBER.search(text):
         text = _dumped(_readable(value))
     return text
 
 
+def element_text(value: Any) -> str:
+    """Return an element of a list as JSON, in ASCII, on one line."""
+    text = json.dumps(value, default=_escaped)
+    if _SURROGATE.search(text) or _LONG_NUMBER.search(text):
+        text = json.dumps(_readable(value), default=_escaped)
+    return text
+
+
 def _dumped(value: Any) -> str:
-    if isinstance(value, list) and value:
-        return "[\n" + ",\n".join(json.dumps(one, default=_escaped) for one in value) + "\n]"
     return json.dumps(value, indent=2, default=_escaped)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from castore.content.restore.metadata import Ownership
 
@@ -191,6 +191,13 @@ def print_json(value: Any) -> None:
     from castore.cli import document
 
     document.print_json(value)
+
+
+def print_json_list(elements: Iterable[Any]) -> None:
+    """Write a list as the JSON result of this run, each element when it is found."""
+    from castore.cli import document
+
+    document.print_json_list(elements)
 
 
 numeric_ids_option = click.option(

@@ -5,11 +5,13 @@ Parts that both share have the same reference, and are not read.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from castore.content.allowance import Allowance
 from castore.content.stored_dirs import Child, open_directory, open_top, read_file
 from castore.content.streams import RangeReader
+from castore.kernel.id_set import IdSet
 from castore.model.refs import Ref, RefKind
 from castore.model.tree import Content
 
@@ -188,26 +190,39 @@ class StreamDifference(NamedTuple):
 
 
 def diff_streams(store: Store, old: Ref | None, new: Ref | None) -> StreamDifference:
-    """Return how much of two streams is not shared, from their references only."""
+    """Return how much of two streams is not shared, from their references only.
+
+    Memory grows by 12 to 16 bytes per chunk.
+    """
     if old == new:
         return StreamDifference(0, 0)
-    before, after = _references(store, old), _references(store, new)
-    return StreamDifference(
-        sum(size for chunk, size in before.items() if chunk not in after),
-        sum(size for chunk, size in after.items() if chunk not in before),
-    )
+    before, after = IdSet(), IdSet()
+    removed = added = 0
+    for ids, sizes in _chunks(store, old):
+        removed += sum(itertools.compress(sizes, before.add(ids)))
+    for ids, sizes in _chunks(store, new):
+        is_shared = before.find(ids)
+        for size, is_first, shared in zip(sizes, after.add(ids), is_shared, strict=True):
+            if is_first and shared:
+                removed -= size
+            elif is_first:
+                added += size
+    return StreamDifference(removed, added)
 
 
-def _references(store: Store, ref: Ref | None) -> dict[bytes, int]:
-    """Return the chunks of a stream, with their lengths; each node is read once."""
-    chunks: dict[bytes, int] = {}
-    seen: set[bytes] = set()
-    waiting = [] if ref is None else [ref]
+def _chunks(store: Store, ref: Ref | None) -> Iterator[tuple[bytes, list[int]]]:
+    """Yield the joined ids of chunks of a stream, and their lengths; each node is read once."""
+    if ref is None:
+        return
+    if ref.kind is RefKind.CHUNK:
+        yield ref.id, [ref.size]
+        return
+    seen, waiting = {ref.id}, [ref.id]
     while waiting:
-        found = waiting.pop()
-        if found.kind is RefKind.CHUNK:
-            chunks[found.id] = found.size
-        elif found.id not in seen:
-            seen.add(found.id)
-            waiting.extend(dict.fromkeys(store.read_node(found.id)))
-    return chunks
+        refs = store.read_node(waiting.pop())
+        chunks = [one for one in refs if one.kind is RefKind.CHUNK]
+        yield b"".join([one.id for one in chunks]), [one.size for one in chunks]
+        for one in refs:
+            if one.kind is not RefKind.CHUNK and one.id not in seen:
+                seen.add(one.id)
+                waiting.append(one.id)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.model.refs import RefKind
-from castore.store.format.pack import CHUNK, NODE
+from castore.kernel.id_set import IdSet
+from castore.store.format.pack import NODE
+from castore.store.reachability import Walk, mark, roots_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from castore.model.generation import Generation
-    from castore.model.refs import RecordId
     from castore.store import Store
 
 
@@ -91,74 +91,50 @@ class Stats(msgspec.Struct):
 
 
 def stats(store: Store) -> Stats:
-    """Count everything. This walks every generation. Raises StorageError, DamageError."""
+    """Count everything. This walks every generation. Raises StorageError, DamageError.
+
+    Memory grows by 12 to 16 bytes per chunk, and by about 100 bytes per node, which has about 100 chunks.
+    """
     store.sync()
-    generations = store.generations()
-    services, total = _totals(generations)
-    sizes = [size for _, size in store.packs()]
+    services, total = _totals(store.all_generations())
+    packs, pack_bytes = 0, 0
+    for _, size in store.packs():
+        packs, pack_bytes = packs + 1, pack_bytes + size
     return Stats(
         services,
         total,
-        _records(store, generations),
-        len(sizes),
-        sum(sizes),
+        _records(store),
+        packs,
+        pack_bytes,
         store.index.size(),
         store.references.size(),
     )
 
 
-def _records(store: Store, generations: Iterable[Generation]) -> Records:
+def _records(store: Store) -> Records:
     found = Records()
-    bases: dict[RecordId, tuple[RecordId, ...]] = {}
-    resting: set[RecordId] = set()
-    for kind, record, sealed_length, below in store.index.records():
+    for kind, _, sealed_length, bases in store.index.records():
         if kind == NODE:
             found.node_bytes += sealed_length
             continue
         found.chunk_bytes += sealed_length
         found.chunks += 1
-        if below:
+        if bases:
             found.deltas += 1
             found.delta_bytes += sealed_length
-            bases[record] = below
-            resting.update(below)
-    if resting:
-        _mark(store, generations, bases, resting)
-        for base in resting:
-            place = store.index.locate(CHUNK, base)
-            if place is not None:
-                found.bases_only += 1
-                found.bases_only_bytes += place.sealed_length
+    if found.deltas:
+        marks = IdSet(found.chunks)
+        walk = Walk(store)
+        for generation in store.all_generations():
+            mark(walk, roots_of(generation), marks)
+        for node in walk.lost:
+            store.read_node(node)  # raises the error that says what is missing
+        referenced, referenced_bytes = store.index.weigh_chunks(marks)
+        store.index.mark_bases(marks)
+        needed, needed_bytes = store.index.weigh_chunks(marks)
+        found.bases_only = needed - referenced
+        found.bases_only_bytes = needed_bytes - referenced_bytes
     return found
-
-
-def _mark(
-    store: Store,
-    generations: Iterable[Generation],
-    bases: dict[RecordId, tuple[RecordId, ...]],
-    resting: set[RecordId],
-) -> None:
-    """Keep in `resting` only bases that no generation references, but that a needed delta needs."""
-    referred: set[RecordId] = set()
-    seen: set[RecordId] = set()
-    for generation in generations:
-        roots = [part.content for part in generation.parts] + [generation.details.ref]
-        stack = [root for root in roots if root is not None]
-        while stack:
-            ref = stack.pop()
-            if ref.kind is RefKind.CHUNK:
-                referred.add(ref.id)
-            elif ref.id not in seen:
-                seen.add(ref.id)
-                stack += store.read_node(ref.id)
-    needed: set[RecordId] = set()
-    todo = [base for chunk in referred & bases.keys() for base in bases[chunk]]
-    while todo:
-        base = todo.pop()
-        if base not in needed:
-            needed.add(base)
-            todo += bases.get(base, ())
-    resting &= needed - referred
 
 
 def _totals(generations: Iterable[Generation]) -> tuple[dict[str, Totals], Totals]:

@@ -188,7 +188,15 @@ class Details(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
+class _Order(msgspec.Struct):
+    """What a generation is sorted by."""
+
+    time: int
+    number: int
+
+
 _generation_decoder = msgspec.msgpack.Decoder(Generation)
+_order_decoder = msgspec.msgpack.Decoder(_Order)
 _details_decoder = msgspec.msgpack.Decoder(Details)
 
 
@@ -238,6 +246,16 @@ def _as_given(origin: Origin) -> Origin:
     """Return the origin that was passed to `_storable`."""
     argv = {name: texts(found) for name, found in origin.raw.items() if name in {"dump", "restore"}}
     return msgspec.structs.replace(origin, settings=texts(origin.settings), raw={}, **argv)
+
+
+def decode_order(data: bytes | memoryview) -> tuple[int, int]:
+    """Return the time and the number in a generation record's plaintext. Raises DamageError, FormatError."""
+    try:
+        found = _order_decoder.decode(data)
+    except UNDECODABLE:
+        generation = decode_generation(data)
+        return generation.time, generation.number
+    return found.time, found.number
 
 
 def decode_generation(data: bytes | memoryview) -> Generation:

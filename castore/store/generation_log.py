@@ -20,7 +20,7 @@ from castore.errors import (
     StorageFullError,
     UsageError,
 )
-from castore.model.generation import MAX_NUMBER, decode_generation
+from castore.model.generation import MAX_NUMBER, decode_generation, decode_order
 from castore.store.format.deletion import FOLDER as DELETIONS
 from castore.store.format.deletion import pending_deletions
 from castore.store.format.generation import (
@@ -227,13 +227,31 @@ class History(Keyed):
         return self.index.services()
 
     def generations(self, service: str | None = None) -> list[Generation]:
-        """Return the generations of a service, or of all, newest first."""
+        """Return the generations of a service, or of all, newest first.
+
+        Of generations with the same time and number, the one of the last service comes first.
+        """
         if service is not None:
             return list(self.newest_first(service))
         found = list(self.all_generations())
-        # Of generations with the same time and number, the one of the last service comes first.
         found.sort(key=lambda one: (one.time, one.number, one.service), reverse=True)
         return found
+
+    def newest_of_all(self) -> Iterator[Generation]:
+        """Yield all generations, in the order of `generations`; each is read when the caller asks for it."""
+        keys = [(*order, service) for service in self.services() for order in self._orders(service)]
+        keys.sort(reverse=True)
+        for _, number, service in keys:
+            # Another process may have deleted it meanwhile.
+            if (found := self.generation(service, number)) is not None:
+                yield found
+
+    def _orders(self, service: str) -> Iterator[tuple[int, int]]:
+        """Yield the times and numbers of a service's generations."""
+        try:
+            yield from map(decode_order, self.index.generations(service))
+        except DamageError as error:
+            raise self.index.refusal(error) from None
 
     def all_generations(self) -> Iterator[Generation]:
         """Yield all generations, service by service; each is read when the caller asks for it."""

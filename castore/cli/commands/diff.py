@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import formatting
-from castore.cli.options import common, host_option, json_option, print_json
+from castore.cli.options import common, host_option, json_option, print_json_list
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -30,15 +30,14 @@ def diff(context: CliContext, old: str, new: str, as_json: bool) -> None:
     from castore.content.streams import StreamReader
     from castore.services.selectors import select
 
-    rows: list[dict[str, Any]] = []
     with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
-        for row in _diff_rows(reader, select(store, old), select(store, new)):
-            rows.append(row)
-            if not as_json:
-                print(_diff_line(row))
-    if as_json:
-        print_json(rows)
+        rows = _diff_rows(reader, select(store, old), select(store, new))
+        if as_json:
+            print_json_list(rows)
+            return
+        for row in rows:
+            print(_diff_line(row))
 
 
 _MARKS = {"added": "+", "removed": "-", "content": "M", "metadata": "m"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli import formatting
-from castore.cli.options import Count, common, host_option, json_option, print_json
+from castore.cli.options import Count, common, host_option, json_option, print_json_list
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def log(
     context: CliContext, service: str | None, revision: str | None, limit: int | None, as_json: bool
 ) -> None:
     """List generations, newest first: of SERVICE, or of all services."""
+    from functools import cache
     from itertools import islice
 
     from castore.cli.generations import plain, table
@@ -42,21 +43,30 @@ def log(
         store.sync_generations()
         if service is not None and store.newest(service) is None:
             raise unknown_service(store, service)
-        found = store.newest_first(service) if service is not None else iter(store.generations())
+        if service is not None:
+            found = store.newest_first(service)
+        elif as_json or limit is not None:
+            found = store.newest_of_all()
+        else:
+            # The columns of a table are as wide as the longest of all values.
+            found = iter(store.generations())
         if context.host is not None:
             found = filter(_of_hosts(store, service), found)
         if revision is not None:
             found = (g for g in found if revision_begins(g.revision, revision))
+        drilled = drills(store)
+        if as_json:
+            context.warn_damaged(store)
+            pins = cache(store.pins)
+            print_json_list(plain(one, drilled, pins(one.service)) for one in islice(found, limit))
+            return
         generations = list(islice(found, limit))
         groups = None
         if context.host in {None, ALL_HOSTS}:
             groups = _several_hosts(store, generations, complete=limit is None and revision is None)
         context.warn_damaged(store)
-        drilled = drills(store)
         pinned = {name: store.pins(name) for name in {one.service for one in generations}}
-    if as_json:
-        print_json([plain(one, drilled, pinned[one.service]) for one in generations])
-    elif generations:
+    if generations:
         print(table(generations, drilled, pinned, groups, width=formatting.terminal_width()))
     else:
         which = f" of a revision that begins with {revision!r}" if revision is not None else ""

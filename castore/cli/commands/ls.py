@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from castore.cli.options import common, host_option, json_option, print_json
+from castore.cli.options import common, host_option, json_option, print_json_list
 from castore.cli.tree_entries import entry_line, plain_entry
 
 if TYPE_CHECKING:
@@ -29,13 +29,12 @@ def ls(context: CliContext, what: str, recursive: bool, as_json: bool) -> None:
     with context.open_store(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         selection = select(store, what)
-        entries = []
-        for shown, child in _listed(reader, selection, recursive):
-            entries.append(plain_entry(shown, child))
-            if not as_json:
-                print(entry_line(shown, child))
+        listed = _listed(reader, selection, recursive)
         if as_json:
-            print_json(entries)
+            print_json_list(plain_entry(shown, child) for shown, child in listed)
+            return
+        for shown, child in listed:
+            print(entry_line(shown, child))
 
 
 def _listed(reader: Any, selection: Selection, recursive: bool) -> Any:

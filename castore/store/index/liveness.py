@@ -67,6 +67,21 @@ class Marking(Packs):
                     todo.append(cursor.value())
                     more = cursor.next()
 
+    def weigh_chunks(self, marks: IdSet) -> tuple[int, int]:
+        """Return how many indexed chunks are marked, and their sealed bytes.
+
+        A record of several chunks counts by the share of its chunks that are marked.
+        """
+        count, weight = 0, 0.0
+        with self._transaction() as txn:
+            for batch in batches(iter(txn.cursor(self._tables["chunks"]))):
+                is_marked = marks.find(b"".join([key for key, _ in batch]))
+                for _, value in itertools.compress(batch, is_marked):
+                    _, _, sealed, *_, members = PLACE.unpack(value)
+                    count += 1
+                    weight += sealed / (members or 1)
+        return count, round(weight)
+
     def live_bytes(self, marks: IdSet) -> dict[PackId, tuple[int, int, int]]:
         """Return how many bytes are marked in each pack that stays.
 

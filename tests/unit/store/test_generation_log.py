@@ -1,0 +1,25 @@
+"""The generations of a store: in order, and read when they are needed."""
+
+from __future__ import annotations
+
+import itertools
+
+from castore.services.snapshot import file_source
+from castore.store import generation_log
+from tests.support.stores import Lab
+
+
+def test_all_generations_are_read_one_by_one_in_the_order_of_the_list(tmp_path, monkeypatch) -> None:
+    lab = Lab(tmp_path / "lab")
+    (tmp_path / "dump").write_text("x")
+    for service in ("b", "a", "b", "c", "a"):
+        lab.snapshot(service, {"d": file_source(str(tmp_path / "dump"))})
+    with lab.open() as store:
+        listed = store.generations()
+        assert [one.service for one in listed] == ["a", "c", "b", "a", "b"]
+        assert list(store.newest_of_all()) == listed
+        read = []
+        decode = generation_log.decode_generation
+        monkeypatch.setattr(generation_log, "decode_generation", lambda data: read.append(data) or decode(data))
+        assert list(itertools.islice(store.newest_of_all(), 2)) == listed[:2]
+        assert len(read) == 2
