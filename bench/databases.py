@@ -86,8 +86,8 @@ def postgres_nights(folder: str, *, nights: int = 5, scale: int = 30) -> list[st
 
 def same_each_time(programs: str) -> list[str]:
     """Return the option that keeps a pg_dump, where it knows it, from writing something random."""
-    told = subprocess.run([os.path.join(programs, "pg_dump"), "--help"], capture_output=True, check=True)
-    return ["--restrict-key=castore"] if b"--restrict-key" in told.stdout else []
+    printed = subprocess.run([os.path.join(programs, "pg_dump"), "--help"], capture_output=True, check=True)
+    return ["--restrict-key=castore"] if b"--restrict-key" in printed.stdout else []
 
 
 def _articles(numbers: Iterable[int], night: int) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Nightly dumps of real databases, stored by castore, borg and restic, beside the floor.
+"""Nightly dumps of real databases, stored by castore, borg and restic, next to the floor.
 
     python bench/nights.py [--data postgres|mariadb|sqlite] [--scale N] [--runs N] [--folder DIR]
     python bench/nights.py --sixty [--rows N]
@@ -77,8 +77,8 @@ def run_nights(tool: Tool, paths: list[str], figures: Figures) -> None:
 def print_nights(figures: Figures, paths: list[str], floors: list[int]) -> None:
     """Print the table."""
     size = os.path.getsize(paths[-1])
-    told = " ".join(f"{one / 1e6:.2f}" for one in floors)
-    print(f"{len(paths)} nights of {size / 1e6:.0f} MB, floor {told} MB")
+    printed = " ".join(f"{one / 1e6:.2f}" for one in floors)
+    print(f"{len(paths)} nights of {size / 1e6:.0f} MB, floor {printed} MB")
     print(f"{'':24}{'tool':10}{'seconds':>9}{'MB/s':>8}{'peak MB':>9}{'stored MB':>11}{'x floor':>9}")
     for name, by_tool in figures.items():
         for tool, figure in by_tool.items():
@@ -94,7 +94,7 @@ def print_nights(figures: Figures, paths: list[str], floors: list[int]) -> None:
 
 
 def plot_nights(figures: Figures, floors: list[int], path: str) -> None:
-    """Draw stored bytes and seconds a night."""
+    """Draw stored bytes and seconds per night."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -127,7 +127,7 @@ def plot_nights(figures: Figures, floors: list[int], path: str) -> None:
 
 
 class MadeUp:
-    """A table of made-up rows, of which 1 % change each night, more often in front than behind."""
+    """A table of made-up rows, of which 1 % change each night, more often at the front than at the end."""
 
     def __init__(self, rows: int) -> None:
         self._rng = random.Random(1)
@@ -147,7 +147,7 @@ class MadeUp:
         return f"{rng.randrange(10**6)}\t2026-{rng.randrange(1, 13):02}-01\t{words}\n"
 
     def change(self) -> None:
-        """Pass a night."""
+        """Pass per night."""
         rng, table = self._rng, self._table
         for _ in range(len(table) // 100):
             at = int(rng.betavariate(1, 2) * len(table))
@@ -163,7 +163,7 @@ class MadeUp:
 
 
 def sixty(folder: str, rows: int, nights: int = 60) -> None:
-    """Take a made-up dump through many nights; print what each adds beside its patch."""
+    """Take a made-up dump through many nights; print what each adds next to its patch."""
     table = MadeUp(rows)
     tool = Castore(os.path.join(folder, "sixty"))
     tool.init()
@@ -179,15 +179,15 @@ def sixty(folder: str, rows: int, nights: int = 60) -> None:
         added.append(tool.stored() - stored)
         if night:
             patches.append(floor([before, path], folder)[1])
-            told = f"{added[-1] / 1e6:.2f} MB, patch {patches[-1] / 1e6:.2f} MB"
-            print(f"night {night}: {told}, {seconds:.2f} s", flush=True)
+            printed = f"{added[-1] / 1e6:.2f} MB, patch {patches[-1] / 1e6:.2f} MB"
+            print(f"night {night}: {printed}, {seconds:.2f} s", flush=True)
     out = []
     for which in (1, nights + 1):
         cat = tool.command("cat", f"s@{which}:d")
         out.append(statistics.median(tool.run(cat)[0] for _ in range(5)))
     mean, times = sum(added[1:]) / nights / 1e6, sum(added[1:]) / sum(patches)
     size = os.path.getsize(path) / 1e6
-    print(f"{nights} nights of {size:.0f} MB: {mean:.2f} MB a night, {times:.2f} x patch")
+    print(f"{nights} nights of {size:.0f} MB: {mean:.2f} MB per night, {times:.2f} x patch")
     print(f"out: first {out[0]:.2f} s, newest {out[1]:.2f} s")
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""castore beside borg and restic, in one run, on the same data: seconds, memory, stored bytes.
+"""castore next to borg and restic, in one run, on the same data: seconds, memory, stored bytes.
 
     python bench/peers.py [--size MB] [--files N] [--runs N] [--folder DIR]
 
 Each figure is the median of the runs, which take turns; the page cache is warm. borg and restic are
-left out where they are not installed. Everything lies in a temporary folder, removed at the end.
+left out where they are not installed. Everything is in a temporary folder, removed at the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a roll-back costs, and how much of that is castore's: a database and a tree, about 1 GB each.
+"""What a rollback costs, and how much of that is castore's: a database and a tree, about 1 GB each.
 
     python bench/rollbacks.py [--scale N] [--files N] [--runs N] [--folder DIR]
 
@@ -48,7 +48,7 @@ def run(argv: list[str], **options) -> None:
 
 
 def database(folder: str, tool: Castore, server: Postgres, scale: int, runs: int) -> None:
-    """Time roll-backs of a database, and what its own programs need."""
+    """Time rollbacks of a database, and what its own programs need."""
     config = ["--config", os.path.join(folder, "castore.toml")]
     where = ["--host", server.socket_folder, "--username", "postgres"]
     dump = os.path.join(folder, "dump.sql")
@@ -85,7 +85,7 @@ def database(folder: str, tool: Castore, server: Postgres, scale: int, runs: int
 
 
 def tree(folder: str, tool: Castore, files: int, runs: int) -> None:
-    """Time roll-backs of a tree."""
+    """Time rollbacks of a tree."""
     live = os.path.join(folder, "tree")
     config = ["--config", os.path.join(folder, "castore.toml")]
     os.mkdir(live)
@@ -108,8 +108,8 @@ def tree(folder: str, tool: Castore, files: int, runs: int) -> None:
         else:
             floor = float("nan")
         figures.append(total)
-        told = f"tree of {files} files: {total:6.2f} s, {memory / 1000:.0f} MB, rsync {floor:.2f} s"
-        print(told, flush=True)
+        printed = f"tree of {files} files: {total:6.2f} s, {memory / 1000:.0f} MB, rsync {floor:.2f} s"
+        print(printed, flush=True)
     print(f"median {statistics.median(figures):.2f} s")
 
 

@@ -158,7 +158,7 @@ def look_up(folder: str, chunks: int, generations: int) -> dict:
 
 
 def exist(folder: str, chunks: int, generations: int) -> dict:
-    told = {}
+    results = {}
     with open_store(folder) as store:
         rng = random.Random(1)
         count = 200_000
@@ -179,8 +179,8 @@ def exist(folder: str, chunks: int, generations: int) -> dict:
                 for one in asked:
                     store.index.has_chunk(one)
                 single = len(asked) / (time.perf_counter() - began)
-                told[f"known, hundreds, {order} {name}"] = f"{rate:,.0f} /s; has_chunk {single:,.0f} /s"
-    return told
+                results[f"known, hundreds, {order} {name}"] = f"{rate:,.0f} /s; has_chunk {single:,.0f} /s"
+    return results
 
 
 def marking(folder: str, chunks: int, generations: int) -> dict:
@@ -215,7 +215,7 @@ def remove(folder: str, chunks: int, generations: int) -> dict:
 
 
 def listing(folder: str, chunks: int, generations: int) -> dict:
-    told = {}
+    results = {}
     with open_store(folder) as store:
         for name, do in (
             ("sync_generations, nothing new", store.sync_generations),
@@ -226,12 +226,12 @@ def listing(folder: str, chunks: int, generations: int) -> dict:
         ):
             began = time.perf_counter()
             do()
-            told[name] = f"{time.perf_counter() - began:.3f} s, peak {peak() >> 20} MiB"
-    return told
+            results[name] = f"{time.perf_counter() - began:.3f} s, peak {peak() >> 20} MiB"
+    return results
 
 
 def log(folder: str, chunks: int, generations: int) -> dict:
-    told = {}
+    results = {}
     environment = dict(os.environ)
     for kind in ("state", "cache"):
         environment[f"XDG_{kind.upper()}_HOME"] = f"{folder}/xdg-{kind}"
@@ -244,8 +244,8 @@ def log(folder: str, chunks: int, generations: int) -> dict:
         argv = [sys.executable, "-c", CASTORE, *arguments, "--store", f"{folder}/store"]
         done = subprocess.run(argv, stdout=subprocess.DEVNULL, env=environment, check=False)
         name = " ".join(one if one != revision else "R" for one in arguments)
-        told[f"castore {name}"] = f"{time.perf_counter() - began:.2f} s, exit code {done.returncode}"
-    return told
+        results[f"castore {name}"] = f"{time.perf_counter() - began:.2f} s, exit code {done.returncode}"
+    return results
 
 
 def prune(folder: str, chunks: int, generations: int) -> dict:
@@ -267,7 +267,7 @@ def peak() -> int:
 
 
 def anonymous() -> int:
-    """Return the bytes of memory that are this process's own, not a file's; what is mapped anew is Shmem."""
+    """Return the bytes of memory that are this process's own, not a file's; what is mapped again is Shmem."""
     with open("/proc/self/status") as file:
         return sum(int(line.split()[1]) << 10 for line in file if line.startswith(("RssAnon", "RssShmem")))
 
@@ -299,13 +299,13 @@ def main() -> None:
         began = time.perf_counter()
         watch = Anonymous()
         watch.start()
-        told = STEPS[given.step](folder, given.chunks, given.generations)
+        results = STEPS[given.step](folder, given.chunks, given.generations)
         watch.done.set()
-        told[f"({given.step})"] = (
+        results[f"({given.step})"] = (
             f"{time.perf_counter() - began:.1f} s in all, {time.process_time():.1f} s of CPU; "
             f"peak {peak() >> 20} MiB with what is mapped, {watch.most >> 20} MiB of its own"
         )
-        print(json.dumps(told))
+        print(json.dumps(results))
         return
     print(f"{given.chunks:,} chunks, {given.generations:,} generations")
     for step in given.steps.split(","):

@@ -2,7 +2,7 @@
 
     pytest bench -s --benchmark-enable --benchmark-columns=median,min,max
 
-The dedup ratio (bytes of content for each stored byte) is printed beside the speed.
+The dedup ratio (bytes of content for each stored byte) is printed next to the speed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def machine(tmp_path):
     made.store.close()
 
 
-def tell(benchmark, size: int, taken: Generation | None = None, store: Store | None = None) -> None:
+def report(benchmark, size: int, taken: Generation | None = None, store: Store | None = None) -> None:
     """Add the rate, and what the store holds for each stored byte, to the benchmark's row."""
     seconds = benchmark.stats.stats.median if benchmark.stats else 0
     line = f"{size / MB / seconds:8.0f} MB/s" if seconds else ""
@@ -85,7 +85,7 @@ def test_cutting(benchmark, average) -> None:
     cutter = Cutter(os.urandom(2048), average)
     data = bytearray(os.urandom(64 * MB))
     benchmark(cutter.scan, data, 0, len(data), final=True)
-    tell(benchmark, len(data))
+    report(benchmark, len(data))
 
 
 @pytest.mark.parametrize("size", [4096, 65536])
@@ -95,7 +95,7 @@ def test_hashing(benchmark, size) -> None:
     benchmark(
         lambda: [blake3(data[i : i + size], key=key).digest() for i in range(0, len(data) - size, size)]
     )
-    tell(benchmark, len(data))
+    report(benchmark, len(data))
 
 
 @pytest.mark.parametrize("cipher", list(Cipher))
@@ -109,7 +109,7 @@ def test_sealing(benchmark, cipher) -> None:
             sealer.seal(counter, bytes(32), bytes(32), len(data), 0, 0, data)
 
     benchmark(seal)
-    tell(benchmark, count * len(data))
+    report(benchmark, count * len(data))
 
 
 def test_index_look_up(benchmark, machine, dump) -> None:
@@ -135,14 +135,14 @@ def test_first_ingest(benchmark, machine, dump) -> None:
         taken.append((one, one.snapshot("s", file_source(path))))
 
     benchmark.pedantic(ingest, setup=fresh, rounds=3)
-    tell(benchmark, SIZE, taken[-1][1], taken[-1][0].store)
+    report(benchmark, SIZE, taken[-1][1], taken[-1][0].store)
 
 
 def test_duplicate_ingest(benchmark, machine, dump) -> None:
     machine.snapshot("s", file_source(dump))
     taken = benchmark.pedantic(machine.snapshot, ("s", file_source(dump)), rounds=5, warmup_rounds=1)
     assert taken.parts[0].new_chunks == 0
-    tell(benchmark, SIZE, taken, machine.store)
+    report(benchmark, SIZE, taken, machine.store)
 
 
 def test_dump_to_nowhere(benchmark, machine, dump) -> None:
@@ -155,13 +155,13 @@ def test_dump_to_nowhere(benchmark, machine, dump) -> None:
             return sum(map(len, reader.read(taken.parts[0].content)))
 
     assert benchmark.pedantic(read, rounds=3, warmup_rounds=1) == os.path.getsize(dump)
-    tell(benchmark, SIZE, taken, machine.store)
+    report(benchmark, SIZE, taken, machine.store)
 
 
 def test_unchanged_tree(benchmark, machine, tree) -> None:
     machine.snapshot("t", Tree(tree))
     taken = benchmark.pedantic(machine.snapshot, ("t", Tree(tree)), rounds=3, warmup_rounds=1)
-    tell(benchmark, taken.size, taken, machine.store)
+    report(benchmark, taken.size, taken, machine.store)
 
 
 def test_tree_restore(benchmark, machine, tree, tmp_path) -> None:
@@ -174,4 +174,4 @@ def test_tree_restore(benchmark, machine, tree, tmp_path) -> None:
         restore_parts(machine.store, selection, into, Ownership(change=False), castore.Progress())
 
     benchmark.pedantic(restore, rounds=3)
-    tell(benchmark, taken.size, taken, machine.store)
+    report(benchmark, taken.size, taken, machine.store)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Directory trees, stored and restored by castore, borg and restic, beside the floors.
+"""Directory trees, stored and restored by castore, borg and restic, next to the floors.
 
     python bench/trees.py [--data linux|small|large] [--runs N] [--files N] [--folder DIR] [--alone]
     python bench/trees.py --curve [--folder DIR]
@@ -10,7 +10,7 @@ warm; figures are medians of the runs. The floors: `find -printf` of what a scan
 `cp -a`. borg and restic are left out where they are not installed, or with --alone. What is restored of
 small files is removed at the end only: ext4 makes files slowly for minutes after many were removed.
 
---curve: castore on 100,000, 300,000 and 1,000,000 small files, beside find.
+--curve: castore on 100,000, 300,000 and 1,000,000 small files, next to find.
 """
 
 from __future__ import annotations

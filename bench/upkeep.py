@@ -6,7 +6,7 @@
 Nights of a made-up dump (bench/data.py) and of a tree are stored with and without what makes them
 durable (syncs of files, directories and of the index), in turns; figures are medians of the runs. Then all
 is verified at each depth, a half of what was random is forgotten, all but the last night too, and the store
-is compacted. restic's `check --read-data` and `prune` of the same dumps stand beside, where it is installed.
+is compacted. restic's `check --read-data` and `prune` of the same dumps follow, where it is installed.
 FOLDER should be on a disk, not in memory.
 """
 
@@ -124,16 +124,16 @@ def durability(folder: str, nights: list[dict], runs: int) -> None:
             files = Timed() if kind == "durable" else Unsynced()
             with index_unsynced() if kind == "not" else contextlib.nullcontext():
                 place = Place(top, files)
-                taken, told = [], []
+                taken, syncs = [], []
                 for sources in nights:
                     if isinstance(files, Timed):
                         files.seconds, files.calls = 0.0, 0
                     taken.append(place.take(sources))
                     if isinstance(files, Timed):
-                        told.append((files.seconds, files.calls))
+                        syncs.append((files.seconds, files.calls))
             times[kind].append(taken)
-            if told:
-                shares.append(told)
+            if syncs:
+                shares.append(syncs)
             os.sync()
             shutil.rmtree(top)
     print(f"{'night':>6} {'durable':>9} {'not':>9} {'ratio':>6}   syncs of the store, and seconds in them")
@@ -181,7 +181,7 @@ def upkeep(folder: str, nights: list[dict]) -> None:
         assert verify(store, castore.Progress(), read_data=True).sound
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     moved = f"{done.removed_bytes / 1e6:.0f} MB removed, {done.written_bytes / 1e6:.0f} MB written"
-    sizes = f"{size / 1e6:.0f} MB before, {place.stored() / 1e6:.0f} MB behind"
+    sizes = f"{size / 1e6:.0f} MB before, {place.stored() / 1e6:.0f} MB after"
     print(f"compact: {took:.2f}s, {moved}; {sizes}; with nothing to do {nothing:.2f}s")
     print(f"peak of this process: {memory:.0f} MiB")
 

@@ -132,7 +132,7 @@ padded(size_t len)
 }
 
 static void
-tell(struct scan_entry *entry, const struct stat *info)
+describe(struct scan_entry *entry, const struct stat *info)
 {
 	entry->ino = info->st_ino;
 	entry->dev = info->st_dev;
@@ -171,7 +171,7 @@ list_of(int fd, struct pile *pile)
 		if (i > 0 && strcmp(pile->sorted[i], pile->sorted[i - 1]) == 0) {
 			entry.error = SCAN_REPEATED;
 		} else if (fstatat(fd, pile->sorted[i], &info, AT_SYMLINK_NOFOLLOW) == 0) {
-			tell(&entry, &info);
+			describe(&entry, &info);
 		} else {
 			entry.error = (uint32_t)errno;
 			/* The type in a dirent is that of st_mode, shifted right by 12 bits. */
@@ -344,7 +344,7 @@ as_listed(const struct scan_entry *entry, const struct stat *info)
 	struct scan_entry now;
 
 	memset(&now, 0, sizeof(now));
-	tell(&now, info);
+	describe(&now, info);
 	now.name_len = entry->name_len;
 	return (memcmp(&now, entry, sizeof(now)) == 0);
 }

@@ -28,7 +28,7 @@ struct scan_record {
 	uint64_t len; /* to the end of the last record below this one */
 	uint64_t listing_len, entries;
 	uint64_t flags;
-	uint8_t told[96]; /* summary of the directory; the kernel does not read it */
+	uint8_t summary[96]; /* summary of the directory; the kernel does not read it */
 };
 
 #define SCAN_DISTRUST 1u /* in flags: do not compare; list the directory again */

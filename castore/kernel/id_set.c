@@ -24,15 +24,15 @@ slot_of(const uint64_t *table, uint64_t slots, uint64_t key)
 
 size_t
 marks_add(uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride, size_t count,
-    uint8_t *told)
+    uint8_t *flags)
 {
 	size_t fresh = 0, i;
 
 	for (i = 0; i < count; i++) {
 		uint64_t key = key_of(ids + i * stride, seed), at = slot_of(table, slots, key);
 
-		told[i] = table[at] == 0;
-		fresh += told[i];
+		flags[i] = table[at] == 0;
+		fresh += flags[i];
 		table[at] = key;
 	}
 	return (fresh);
@@ -40,12 +40,12 @@ marks_add(uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *
 
 void
 marks_find(const uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride,
-    size_t count, uint8_t *told)
+    size_t count, uint8_t *flags)
 {
 	size_t i;
 
 	for (i = 0; i < count; i++)
-		told[i] = table[slot_of(table, slots, key_of(ids + i * stride, seed))] != 0;
+		flags[i] = table[slot_of(table, slots, key_of(ids + i * stride, seed))] != 0;
 }
 
 void

@@ -11,16 +11,16 @@
  * random words, the same in every call for one table.  ids has `count` ids, one
  * every `stride` bytes.
  *
- * marks_add sets told[i] to 1 if id i was new, else to 0, and returns the number
- * of new ids.  marks_find sets told[i] to 1 if the set contains id i, else to 0.
+ * marks_add sets flags[i] to 1 if id i was new, else to 0, and returns the number
+ * of new ids.  marks_find sets flags[i] to 1 if the set contains id i, else to 0.
  */
 __attribute__((visibility("default")))
 size_t marks_add(uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride,
-    size_t count, uint8_t *told);
+    size_t count, uint8_t *flags);
 
 __attribute__((visibility("default")))
 void marks_find(const uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride,
-    size_t count, uint8_t *told);
+    size_t count, uint8_t *flags);
 
 /* Copy the entries of one table to a larger one. */
 __attribute__((visibility("default")))

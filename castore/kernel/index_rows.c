@@ -281,7 +281,7 @@ rows_part(const uint8_t *rows, size_t count, const uint8_t *before, uint8_t *fir
 }
 
 size_t
-rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *list, size_t list_count, uint8_t *told)
+rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *list, size_t list_count, uint8_t *flags)
 {
 	size_t found = 0, i;
 
@@ -297,14 +297,14 @@ rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *
 			else
 				high = middle;
 		}
-		told[i] = low < list_count && memcmp(list + 4 * low, number, 4) == 0;
-		found += told[i];
+		flags[i] = low < list_count && memcmp(list + 4 * low, number, 4) == 0;
+		found += flags[i];
 	}
 	return (found);
 }
 
 void
-rows_weigh(const uint8_t *values, size_t count, const uint8_t *told, uint64_t *live, size_t packs)
+rows_weigh(const uint8_t *values, size_t count, const uint8_t *flags, uint64_t *live, size_t packs)
 {
 	size_t i;
 
@@ -312,7 +312,7 @@ rows_weigh(const uint8_t *values, size_t count, const uint8_t *told, uint64_t *l
 		const uint8_t *place = values + ROW_PLACE * i;
 		uint32_t pack = get32(place);
 
-		if (told[i] && pack < packs)
+		if (flags[i] && pack < packs)
 			live[pack] += get32(place + 8) / (place[26] ? place[26] : 1);
 	}
 }

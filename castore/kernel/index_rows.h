@@ -69,18 +69,18 @@ __attribute__((visibility("default")))
 size_t rows_part(const uint8_t *rows, size_t count, const uint8_t *before, uint8_t *firsts, uint8_t *copies);
 
 /*
- * Look up `count` numbers of 4 bytes, one every `stride` bytes, in a sorted list.  told[i] becomes 1 if number i
+ * Look up `count` numbers of 4 bytes, one every `stride` bytes, in a sorted list.  flags[i] becomes 1 if number i
  * is in the list, else 0.  Numbers are compared as bytes.  Returns how many are in the list.
  */
 __attribute__((visibility("default")))
-size_t rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *list, size_t list_count, uint8_t *told);
+size_t rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *list, size_t list_count, uint8_t *flags);
 
 /*
  * Add the lengths of records to live[], indexed by the number of their pack, below `packs`.  The length of a record
- * with several members is divided equally among them.  values has `count` locations; those with told[i] == 0 are
+ * with several members is divided equally among them.  values has `count` locations; those with flags[i] == 0 are
  * skipped.
  */
 __attribute__((visibility("default")))
-void rows_weigh(const uint8_t *values, size_t count, const uint8_t *told, uint64_t *live, size_t packs);
+void rows_weigh(const uint8_t *values, size_t count, const uint8_t *flags, uint64_t *live, size_t packs);
 
 #endif

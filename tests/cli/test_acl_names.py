@@ -104,7 +104,7 @@ def test_numbers_are_kept_where_asked_for(tmp_path, sandbox, source):
 
 
 def test_a_number_without_a_name_here_gets_nothing_from_a_user_that_exists_here(tmp_path, sandbox, source):
-    """Bob is unknown here, and his number is Alice's: what she gets is what she had."""
+    """Bob is unknown here, and Bob's number is Alice's: what she gets is what she had."""
     other = Machine(tmp_path / "two", sandbox, WITHOUT_BOB)
     out = tmp_path / "out"
     said = other.castore("restore", "s@1:t", out, expect=3)

@@ -44,7 +44,7 @@ def generator(tmp_path: Path) -> Path:
 
 
 def part(done: subprocess.CompletedProcess) -> dict:
-    """What `snapshot --json` tells of its one part."""
+    """The fields of `snapshot --json` about its one part."""
     (only,) = json.loads(done.stdout)["parts"]
     return only
 
@@ -126,17 +126,17 @@ def peak(*args: str, stdin: int | None = None, stdout: int | None = None, cwd: P
     A small process starts it: a child's peak begins with that of whoever forked it, and a test run
     may have grown far beyond castore.
     """
-    told_to, told = os.pipe()
+    read_end, write_end = os.pipe()
     launcher = (
         "import os, resource, subprocess, sys\n"
         "code = subprocess.call(sys.argv[2:])\n"
         "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
         "os.write(int(sys.argv[1]), b'%d %d' % (code, peak))"
     )
-    argv = [sys.executable, "-c", launcher, str(told), sys.executable, "-m", "castore", *args]
-    with os.fdopen(told_to) as report:
-        subprocess.run(argv, stdin=stdin, stdout=stdout, cwd=cwd, pass_fds=[told], check=True)
-        os.close(told)
+    argv = [sys.executable, "-c", launcher, str(write_end), sys.executable, "-m", "castore", *args]
+    with os.fdopen(read_end) as report:
+        subprocess.run(argv, stdin=stdin, stdout=stdout, cwd=cwd, pass_fds=[write_end], check=True)
+        os.close(write_end)
         code, peak_kib = map(int, report.read().split())
     return code, peak_kib << 10
 

@@ -199,7 +199,7 @@ def test_history_of_a_file(sandbox, tree, capsys):
     take(sandbox, tree)
     path = write(tree / "d" / "f", "one")
     take(sandbox, tree)
-    write(tree / "d" / "g", "beside it in the same small-file stream")
+    write(tree / "d" / "g", "next to it in the same small-file stream")
     take(sandbox, tree)
     path.chmod(0o600)
     take(sandbox, tree)

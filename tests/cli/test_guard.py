@@ -124,7 +124,7 @@ def test_a_snapshot_is_taken_between_its_hooks(app: App):
     assert shown["revision"] == "one"
 
 
-def test_hooks_behind_a_snapshot_that_fails_are_run(app: App):
+def test_hooks_after_a_failing_snapshot_are_run(app: App):
     (app.top / "app.db").unlink()
     app.run("snapshot", "app", expect=2)
     assert app.hooks() == ["before", "part-before", "part-after", "after"]
@@ -141,10 +141,10 @@ def test_a_hook_that_fails_in_front_leaves_nothing_undone(app: App):
     assert app.hooks() == ["before", "part-after", "after"]
 
 
-def test_a_hook_that_fails_behind_is_told_and_the_generation_is_there(app: App):
+def test_a_failing_hook_after_the_snapshot_is_reported_and_the_generation_exists(app: App):
     app.configure(after='["false"]')
-    told = app.run("snapshot", "app", expect=3)
-    assert "app@1 is committed, but: false failed" in told.stderr
+    printed = app.run("snapshot", "app", expect=3)
+    assert "app@1 is committed, but: false failed" in printed.stderr
     assert len(json.loads(app.run("log", "--json").stdout)) == 1
 
 
@@ -158,7 +158,7 @@ def test_a_deployment_that_goes_well_stays(app: App):
 
 
 @pytest.mark.parametrize("failing", ["; touch {0}/broken", "; exit 5", "; kill -9 $$"])
-def test_a_deployment_that_fails_is_taken_back_with_its_state(app: App, failing: str):
+def test_a_failed_deployment_is_reverted_with_its_state(app: App, failing: str):
     failed = app.run("guard", "app", "--", "sh", "-c", (app.deploy + failing).format(app.top), expect=9)
     assert "the deployment was reverted: app: the state of generation 1 (revision one) is restored" in failed.stderr
     assert "`undo` was run; revision one is live; nothing is left to do" in failed.stderr
@@ -170,12 +170,12 @@ def test_a_deployment_that_fails_is_taken_back_with_its_state(app: App, failing:
     assert [one["safety"] for one in generations] == [True, False]
 
 
-def test_a_command_that_is_not_there_is_taken_back_too(app: App):
+def test_a_command_that_does_not_exist_is_reverted_too(app: App):
     app.run("guard", "app", "--", "/no/such/program", expect=9)
     assert app.state == FIRST
 
 
-def test_a_deployment_that_breaks_the_database_past_dumping_is_taken_back(app: App):
+def test_a_deployment_that_breaks_the_database_beyond_dumping_is_reverted(app: App):
     broken = f"echo garbage > {app.top}/app.db; exit 1"
     failed = app.run("guard", "app", "--", "sh", "-c", broken, expect=9)
     assert "without a pre-rollback generation" in failed.stderr
@@ -195,8 +195,8 @@ def test_a_guarded_roll_back_of_the_system_brings_its_state(app: App):
     app.run("snapshot", "app")
     app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top))
     app.run("snapshot", "app")
-    told = app.run("guard", "app", "--", "ln", "-sfn", "one", str(app.top / "current"))
-    assert "was configured before" in told.stderr
+    printed = app.run("guard", "app", "--", "ln", "-sfn", "one", str(app.top / "current"))
+    assert "was configured before" in printed.stderr
     assert app.state == SECOND
     warned = app.run("snapshot", "app")
     assert "the state still belongs to revision two" in warned.stderr
@@ -272,9 +272,9 @@ def test_a_guarded_rollback_of_the_system_restores_before_it_checks_health(app: 
     deployed = app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top)).stdout
     assert "app: deployed, healthy; revision two is live; before it: generation 1 of one" in deployed
     assert "castore rollback app --to 1" in deployed
-    told = app.run("guard", "--restore", "app", "--", "ln", "-sfn", "one", str(app.top / "current"))
-    assert "revision one is live, its state restored from generation 1" in told.stdout
-    assert "castore rollback --undo app" in told.stdout
+    printed = app.run("guard", "--restore", "app", "--", "ln", "-sfn", "one", str(app.top / "current"))
+    assert "revision one is live, its state restored from generation 1" in printed.stdout
+    assert "castore rollback --undo app" in printed.stdout
     assert app.state == FIRST
     assert app.events()[0] == ("guard", True)
 
@@ -354,9 +354,9 @@ def test_state_follows_the_revision(app: App):
 def test_a_drill_restores_and_checks_and_is_kept(app: App):
     app.run("snapshot", "app")
     (app.top / "scratch").mkdir()
-    told = app.run("drill", "app", "--scratch", str(app.top / "scratch"))
-    assert "integrity_check ok" in told.stdout
-    assert "app@1 is sound" in told.stdout
+    printed = app.run("drill", "app", "--scratch", str(app.top / "scratch"))
+    assert "integrity_check ok" in printed.stdout
+    assert "app@1 is sound" in printed.stdout
     assert os.listdir(app.top / "scratch") == []
     assert "drilled" in app.run("log").stdout
     (app.top / "up" / "file").unlink()
@@ -382,7 +382,7 @@ def test_the_configuration_is_checked_and_shown(app: App):
     assert "2 problems" in failed.stderr
 
 
-def test_the_revision_is_told_and_may_be_a_hash_over_paths(app: App):
+def test_the_revision_is_shown_and_may_be_a_hash_over_paths(app: App):
     assert app.run("revision", "app").stdout == f"one  (the target of {app.top}/current)\n"
     text = (app.top / "castore.toml").read_text().replace("link = ", "paths = [").replace('/current" }', '/one"] }')
     (app.top / "castore.toml").write_text(text)
@@ -419,7 +419,7 @@ def test_rules_are_shown_and_then_done(app: App):
     app.run("verify", "--packs")
 
 
-def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: App):
+def test_an_interrupted_rollback_blocks_the_service_until_it_is_recovered(app: App):
     app.run("snapshot", "app")
     (app.top / "up" / "file").write_text("two\n")
     text = (app.top / "castore.toml").read_text()
@@ -438,7 +438,7 @@ def test_an_interrupted_roll_back_stands_in_the_way_until_it_is_recovered(app: A
     assert "nothing was touched" in app.run("rollback", "app", "--to", "1").stdout
 
 
-def test_what_comes_before_the_stop_is_in_the_safety_generation(app: App):
+def test_writes_before_the_stop_are_in_the_pre_rollback_generation(app: App):
     app.run("snapshot", "app")
     late = f"import sqlite3; d = sqlite3.connect('{app.top}/app.db'); d.execute('INSERT INTO t VALUES (99)'); d.commit()"
     text = (app.top / "castore.toml").read_text()
@@ -481,9 +481,9 @@ def test_undoing_does_not_remove_what_the_service_made_since(app: App):
     for _ in range(2):  # the hook fails again, and what it made stays
         app.run("recover", "app", expect=11)
         assert app.state[1] == [(7,)]
-    told = app.run("recover", "--forget", "app").stdout
-    assert "forgotten" in told
-    assert "castore-new" in told
+    printed = app.run("recover", "--forget", "app").stdout
+    assert "forgotten" in printed
+    assert "castore-new" in printed
     assert app.state[1] == [(7,)]
 
 
@@ -502,7 +502,7 @@ def test_a_tree_of_an_interrupted_roll_back_is_not_recovered_by_itself(app: App)
     assert app.state == ("two\n", [(1,)])
 
 
-def test_a_tree_that_is_gone_is_made_again(app: App):
+def test_a_missing_tree_is_recreated(app: App):
     app.run("snapshot", "app")
     (app.top / "up" / "file").unlink()
     (app.top / "up").rmdir()
@@ -531,7 +531,7 @@ def test_a_revision_given_by_hand_says_nothing_of_what_is_live(app: App):
     assert "as before" in app.run("follow", "app").stdout
 
 
-def test_hooks_that_fail_behind_are_told_by_all(app: App):
+def test_hooks_that_fail_afterwards_are_reported_by_every_command(app: App):
     app.run("snapshot", "app")
     app.configure(after='["false"]')
     assert "false failed" in app.run("guard", "app", "--", "true").stderr
@@ -559,8 +559,8 @@ def test_one_deployment_of_a_service_is_guarded_at_a_time(app: App):
             app.run("snapshot", "app")
         finally:
             (app.top / "go").touch()
-        _, told = first.communicate(timeout=60)
-        assert first.returncode == 9, told
+        _, printed = first.communicate(timeout=60)
+        assert first.returncode == 9, printed
     assert app.state == FIRST
     app.run("guard", "app", "app", "--", "true")
 
@@ -572,7 +572,7 @@ def slow_undo(app: App) -> None:
     (app.top / "castore.toml").write_text(text.replace('undo = ["sh", "-c", "', f'undo = ["sh", "-c", "{wait}'))
 
 
-def test_an_interrupt_more_does_not_stop_what_takes_a_deployment_back(app: App):
+def test_a_second_interrupt_does_not_stop_the_reversal_of_a_deployment(app: App):
     slow_undo(app)
     deploy = app.deploy.format(app.top) + f"; touch {app.top}/deployed; exec sleep 100"
     with app.start("guard", "app", "--", "sh", "-c", deploy) as guard:
@@ -584,14 +584,14 @@ def test_an_interrupt_more_does_not_stop_what_takes_a_deployment_back(app: App):
         while "interrupt it again to stop" not in guard.stderr.readline():
             pass
         (app.top / "go").touch()
-        _, told = guard.communicate(timeout=60)
-        assert guard.returncode == 9, told
+        _, printed = guard.communicate(timeout=60)
+        assert guard.returncode == 9, printed
     assert app.state == FIRST
     assert os.readlink(app.top / "current") == "one"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_taking_a_deployment_back_that_is_stopped_says_what_is_and_how_to_go_back(app: App, number: int):
+def test_a_stopped_reversal_of_a_deployment_reports_the_state_and_how_to_go_back(app: App, number: int):
     slow_undo(app)
     deploy = app.deploy.format(app.top) + f"; touch {app.top}/deployed; exec sleep 100"
     with app.start("guard", "app", "--", "sh", "-c", deploy) as guard:
@@ -603,18 +603,18 @@ def test_taking_a_deployment_back_that_is_stopped_says_what_is_and_how_to_go_bac
         while "interrupt it again to stop" not in guard.stderr.readline():
             pass
         os.kill(guard.pid, number)
-        _, told = guard.communicate(timeout=60)
-        assert guard.returncode == 130, told
-    assert "was interrupted, or was not run" in told
-    assert "the state of 'app' is that of the deployment" in told
-    assert "castore rollback app --to 1" in told
+        _, printed = guard.communicate(timeout=60)
+        assert guard.returncode == 130, printed
+    assert "was interrupted, or was not run" in printed
+    assert "the state of 'app' is that of the deployment" in printed
+    assert "castore rollback app --to 1" in printed
     assert app.events()[0] == ("guard", False)
     assert app.state == SECOND
     app.run("rollback", "app", "--to", "1")
     assert app.state == FIRST
 
 
-def test_putting_back_that_is_interrupted_once_goes_on_and_twice_is_recovered(app: App):
+def test_a_reversal_that_is_interrupted_once_goes_on_and_twice_is_recovered(app: App):
     app.run("snapshot", "app")
     (app.top / "up" / "file").write_text("two\n")
     text = (app.top / "castore.toml").read_text()
@@ -633,14 +633,14 @@ def test_putting_back_that_is_interrupted_once_goes_on_and_twice_is_recovered(ap
                     (app.top / "starting").touch()
             if presses == 1:
                 (app.top / "slow").unlink()
-            _, told = rollback.communicate(timeout=60)
-            assert rollback.returncode == 130, told
+            _, printed = rollback.communicate(timeout=60)
+            assert rollback.returncode == 130, printed
         (app.top / "slow").unlink(missing_ok=True)
         (app.top / "starting").unlink(missing_ok=True)
         if presses == 1:
             app.run("recover", "app", expect=6)
         else:
-            assert "castore recover app" in told
+            assert "castore recover app" in printed
             app.run("recover", "app")
         assert app.state == ("two\n", [(1,)])
 
@@ -663,11 +663,11 @@ def test_what_a_killed_drill_left_is_removed_by_the_next(app: App):
     fcntl.flock(held, fcntl.LOCK_EX)
     with subprocess.Popen(["sleep", "100"], cwd=scratch / "castore-drill-server__") as server:
         try:
-            told = app.run("drill", "app", "--scratch", str(scratch))
+            printed = app.run("drill", "app", "--scratch", str(scratch))
         finally:
             server.kill()
     os.close(held)
-    assert f"process {server.pid} works in it" in told.stdout
+    assert f"process {server.pid} works in it" in printed.stdout
     kinds = ("used____", "server__", "others__")
     assert left not in os.listdir(scratch)
     assert set(os.listdir(scratch)) == {*(f"castore-drill-{kind}" for kind in kinds), "other"}

@@ -177,8 +177,8 @@ def test_a_machine_that_takes_over_uses_and_continues_what_there_is(tmp_path: Pa
     fresh.describe("new", top=top)
     fresh.configure("r2")
     top.parent.mkdir()
-    told = fresh.run("rollback", "web", "--to", "latest").stderr
-    assert "this host, new, has no complete generation of 'web': old's are used" in told
+    printed = fresh.run("rollback", "web", "--to", "latest").stderr
+    assert "this host, new, has no complete generation of 'web': old's are used" in printed
     assert (top / "file").read_text() == "r2 of old"
     fresh.run("snapshot", "web")
     assert fresh.read("r1") == "r1 of old"
@@ -236,9 +236,9 @@ def test_a_machine_without_generations_finds_those_of_every_host(two: tuple[Mach
 
 def test_a_range_of_numbers_means_generations_of_this_host(two: tuple[Machine, Machine]) -> None:
     a, b = two
-    told = a.run("forget", "web@1-3", "--yes")
-    assert "forgotten: web@1, 3" in told.stdout
-    assert "of 3 generations, 1 of other hosts left out (hosts: a, b" in told.stderr
+    printed = a.run("forget", "web@1-3", "--yes")
+    assert "forgotten: web@1, 3" in printed.stdout
+    assert "of 3 generations, 1 of other hosts left out (hosts: a, b" in printed.stderr
     assert [one["number"] for one in b.log()] == [4, 2]
     b.run("forget", "web@1-9", "--host", "*", "--yes")
     b.run("log", "web", expect=6)
@@ -263,8 +263,8 @@ def test_an_in_place_restore_from_another_host_asks(two: tuple[Machine, Machine]
 def test_a_host_that_was_renamed_on_purpose_names_its_former_name(two: tuple[Machine, Machine]) -> None:
     a, b = two
     a.describe("alpha")
-    told = a.run("snapshot", "web", expect=2).stderr
-    assert "castore key adopt --host alpha" in told
+    printed = a.run("snapshot", "web", expect=2).stderr
+    assert "castore key adopt --host alpha" in printed
     a.run("key", "adopt", "--host", "alpha")
     assert (a.read("latest"), a.read("latest~1"), a.read("r1")) == ("a3", "a1", "a1")
     a.take("a5", "r2")
@@ -315,13 +315,13 @@ def test_two_hosts_share_a_store_for_several_nights(tmp_path: Path) -> None:
         one.run("prune")
 
     for night in range(1, 4):
-        a.take(f"a night {night}")
+        a.take(f"state of {night}")
         b.take(f"b night {night}")
     check(a, "a")
     check(b, "b")
     a.take("a after the upgrade", "r2")
     a.run("rollback", "web", "--to", "r1")
-    assert (a.top / "file").read_text() == "a night 3"
+    assert (a.top / "file").read_text() == "state of 3"
     assert (b.top / "file").read_text() == "b night 3"
     b.take("b after the upgrade", "r2")
     a.run("rollback", "web", "--undo")

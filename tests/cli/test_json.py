@@ -26,7 +26,7 @@ def documented(*, own=False):
         title, _, body = section.partition("\n")
         cells = re.findall(r"^\| (.*?) \|", body, re.MULTILINE)
         found[title] = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
-        for other in [] if own else re.findall(r"[Tt]he fields of `([a-z ]+)`", body):
+        for other in [] if own else re.findall(r"(?i:the) fields of `([a-z ]+)`", body):
             found[title] |= found[f"castore {other}"]
     return found
 
@@ -47,7 +47,7 @@ def flat(value, prefix=""):
 
 def known(name, fields):
     patterns = [re.escape(field).replace(r"\*", r"[^.\[]+") for field in fields]
-    # A field that is null or an empty object stands for those below it.
+    # A field that is null or an empty object represents those below it.
     return any(re.fullmatch(f"{one}(\\[\\])*", name) or one.startswith(re.escape(name)) for one in patterns) or any(
         field.endswith(".*") and name.startswith(field[:-1]) for field in fields
     )

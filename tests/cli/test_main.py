@@ -57,7 +57,7 @@ def test_version_takes_little_processor_time():
     assert min(spent("-m", "castore", "--version") for _ in range(5)) < 0.12
 
 
-def test_the_version_is_told():
+def test_the_version_is_shown():
     run = castore("--version")
     assert (run.returncode, run.stdout) == (0, f"castore {__version__}\n")
 
@@ -211,7 +211,7 @@ def test_every_end_has_its_exit_code(failing, outcome, code, message):
     assert failing(outcome) == (code, message)
 
 
-def test_where_an_error_comes_from_is_told_when_asked(failing, monkeypatch):
+def test_the_origin_of_an_error_is_shown_on_request(failing, monkeypatch):
     monkeypatch.setenv("CASTORE_DEBUG", "1")
     code, message = failing(errors.DamageError("broken"))
     assert code == 5

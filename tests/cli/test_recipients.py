@@ -1,4 +1,4 @@
-"""Identities and recipients through the command line, and what a store tells to who has no key."""
+"""Identities and recipients through the command line, and what a store reveals without a key."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_an_added_identity_alone_restores_old_and_new_on_a_fresh_machine(command
     command_line.reads_all(command_line.first)
 
 
-def test_the_second_identity_works_when_the_first_and_its_machine_are_gone(command_line):
+def test_the_second_identity_works_when_the_first_and_its_machine_are_lost(command_line):
     command_line.snapshot()
     second, public = command_line.new_key("second")
     command_line("key", "add", public, "--admin", command_line.admins[-1], "--identity", command_line.first)
@@ -169,7 +169,7 @@ def test_a_removed_identity_opens_nothing_any_more(command_line):
     before = {path for path in command_line.objects() if path.parts[0] in {"sessions", "config"}}
     command_line("key", "remove", public, "--identity", command_line.first)
     command_line.snapshot()
-    assert before.isdisjoint(command_line.objects()), "what was sealed to it is gone"
+    assert before.isdisjoint(command_line.objects()), "what was sealed to it was deleted"
     assert public not in command_line.listed()
     command_line.reads_nothing(second)
     command_line.reads_nothing(second, machine={})  # nor with the writer key
@@ -227,7 +227,7 @@ def test_what_key_commands_refuse(command_line):
     assert "identity that stays" in command_line("key", "remove", first, "--identity", command_line.first, expect=2).stderr
 
 
-@pytest.mark.parametrize("left", ["the sessions are not sealed anew", "the old ones are still there"])
+@pytest.mark.parametrize("left", ["the sessions are not sealed again", "the old ones are still there"])
 def test_adding_and_removing_that_were_interrupted_are_finished_by_repeating(command_line, left):
     command_line.snapshot()
     second, public = command_line.new_key("second")

@@ -123,7 +123,7 @@ def test_the_group_with_a_wrong_letter_is_named(at, letter):
     with pytest.raises(IdentityError) as refused:
         check_identity("castore-identity-" + wrong)
     assert f"group {at // GROUP + 1}, at letter {at % GROUP + 1}" in str(refused.value)
-    assert body[at - at % GROUP :][:GROUP] not in str(refused.value), "what is meant is not told"
+    assert body[at - at % GROUP :][:GROUP] not in str(refused.value), "the right letters are not shown"
 
 
 def test_other_slips_are_named_too(locked):
@@ -215,7 +215,7 @@ def test_on_a_terminal_it_ends_with_the_last_letter(home, tmp_path):
     assert secret_of(tmp_path / "typed") == LINE
 
 
-def test_what_a_sheet_has_in_front_of_its_lines_may_be_typed_too(castore, home, tmp_path):
+def test_what_a_sheet_prints_before_its_lines_may_be_typed_too(castore, home, tmp_path):
     castore("init", tmp_path / "store", "--identity", home / "identity")
     sheet = castore("key", "paper", "--store", tmp_path / "store", "--identity", home / "identity").stdout
     begin = next(i for i, line in enumerate(sheet.splitlines()) if line.strip().startswith("begins"))

@@ -301,10 +301,10 @@ def test_resume_is_refused_where_castore_did_not_begin(store: Run, several: Path
 def test_a_restore_ends_with_a_summary(store: Run, several: Path, tmp_path: Path) -> None:
     lines = store("restore", "s@1", tmp_path / "new").stdout.splitlines()
     assert re.fullmatch(r"restored [\d,]+ files, [\d.,]+ \w+, in [\d.]+ s", lines[-1]), lines
-    told = json.loads(store("restore", "--json", "s@1", tmp_path / "again").stdout)
-    assert told["files"] > 400
-    assert told["bytes"] > 3 << 20
-    assert told["seconds"] > 0
+    summary = json.loads(store("restore", "--json", "s@1", tmp_path / "again").stdout)
+    assert summary["files"] > 400
+    assert summary["bytes"] > 3 << 20
+    assert summary["seconds"] > 0
 
 
 def test_a_part_does_not_inherit_the_default_acl_of_its_destination(

@@ -1,4 +1,4 @@
-"""A roll-back makes the live state equal to a generation, or leaves it exactly as it was."""
+"""A rollback makes the live state equal to a generation, or leaves it exactly as it was."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class TreeMutator:
         for way in ways:
             for _ in range(20):
                 try:
-                    told = getattr(self, way)()
+                    shown = getattr(self, way)()
                 except (OSError, IndexError):  # this file does not take it, or none is left: another one
                     continue
-                self.done.append(f"{way[3:]} {told!r}")
+                self.done.append(f"{way[3:]} {shown!r}")
                 break
         assert len(self.done) > len(ways) * 0.8, self.done
         return self.done
@@ -298,7 +298,7 @@ def test_a_storm_of_changes_is_rolled_back_whole(store: Run, tmp_path: Path) -> 
         assert leftovers(live) == []
 
 
-def test_the_safety_generation_brings_the_storm_back(store: Run, tmp_path: Path) -> None:
+def test_the_pre_rollback_generation_restores_all_changes(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
     make_feature_tree(live, many=50)
     store("snapshot", "s", "--tree", f"t={live}")
@@ -386,11 +386,11 @@ def test_a_roll_back_that_is_interrupted_leaves_the_tree_as_it_was(
         while not (tmp_path / "begun").exists() and time.monotonic() < end:
             time.sleep(0.02)
         os.kill(process.pid, number)
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == 130, told
+        _, shown = process.communicate(timeout=60)
+        assert process.returncode == 130, shown
     assert compare(before, walk(live)) == []
     assert leftovers(live, tmp_path) == []
-    assert (tmp_path / "taken").read_bytes() == b"second"  # the safety generation's
+    assert (tmp_path / "taken").read_bytes() == b"second"  # the pre-rollback generation's
 
 
 def test_no_safety_takes_none(store: Run, tmp_path: Path) -> None:
@@ -400,9 +400,9 @@ def test_no_safety_takes_none(store: Run, tmp_path: Path) -> None:
     night = walk(live)
     TreeMutator(live, 3).mutate(0)
     # Nobody looked at the content: what differs in neither size nor time is not seen.
-    told = store("rollback", "s", "--to", "1", "--numeric-ids", "--no-safety").stdout
-    assert told.startswith("s is back at generation 1: 1 part, ")
-    assert "replaced" not in told
+    shown = store("rollback", "s", "--to", "1", "--numeric-ids", "--no-safety").stdout
+    assert shown.startswith("s is back at generation 1: 1 part, ")
+    assert "replaced" not in shown
     assert [line for line in compare(night, walk(live)) if ": hash is " not in line and "extents" not in line and "allocated" not in line] == []
     assert len(json.loads(store("log", "s", "--json").stdout)) == 1
     assert leftovers(live) == []
@@ -423,8 +423,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(store: Run, tmp_path
     assert steps == {("replace", "changed"), ("create", "removed"), ("remove", "added"), ("metadata", ".")}
     assert plan["trees"]["t"]["path"] == str(live)
     assert plan["safety"] is True
-    told = store("rollback", "s", "--to", "1", "--dry-run").stdout
-    assert "replace  changed" in told
+    shown = store("rollback", "s", "--to", "1", "--dry-run").stdout
+    assert "replace  changed" in shown
     assert compare(before, walk(live)) == []
     assert len(json.loads(store("log", "s", "--json").stdout)) == 1
 
@@ -483,7 +483,7 @@ def test_a_dump_of_a_file_is_rewritten_with_the_owner_and_mode_it_has(store: Run
 
 @pytest.mark.parametrize("options", [(), ("--no-safety",)])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_file_that_a_failing_roll_back_wrote_is_put_back(
+def test_a_file_that_a_failing_rollback_wrote_is_reverted(
     store: Run, tmp_path: Path, options: tuple[str, ...], there: bool
 ) -> None:
     dump = tmp_path / "dump"

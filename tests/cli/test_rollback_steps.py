@@ -1,4 +1,4 @@
-"""A roll-back is one transaction: of parts that lie in each other, of what was not there, and when killed."""
+"""A rollback is one transaction: with nested parts, with parts that did not exist, and when killed."""
 
 from __future__ import annotations
 
@@ -125,20 +125,20 @@ def test_a_tree_in_a_tree_is_rolled_back_and_forth(machine: Machine) -> None:
             assert (machine.read("t/f"), machine.read("t/in/f")) == ("one", "one")
             machine.run("rollback", "app", "--undo")
             assert (machine.read("t/f"), machine.read("t/in/f")) == ("two, and longer",) * 2
-            # All of the outer one is gone, and the inner one with it.
+            # All of the outer one is deleted, and the inner one with it.
             shutil.rmtree(machine.top / "t")
             machine.run("rollback", "app", "--to", "latest", expect=None)
             if text.startswith(TREE):
                 assert (machine.read("t/f"), machine.read("t/in/f")) == ("one", "one")
 
 
-def test_parts_that_are_taken_twice_are_told_and_the_same_ones_refused(machine: Machine) -> None:
+def test_nested_parts_are_reported_and_identical_ones_refused(machine: Machine) -> None:
     machine.write("t/f", "one")
     machine.sql("t/app.db", "CREATE TABLE t (x)")
     machine.toml(TREE + DATABASE)
-    told = machine.run("config", "check", expect=2).stdout
-    assert "the part 'db' is inside this tree" in told
-    assert "'/app.db*'" in told
+    shown = machine.run("config", "check", expect=2).stdout
+    assert "the part 'db' is inside this tree" in shown
+    assert "'/app.db*'" in shown
     for pattern in ("/app.db*", "app.db", "*.db"):
         machine.toml(f'{TREE}exclude = ["{pattern}"]\n{DATABASE}')
         assert "t: ok" in machine.run("config", "check").stdout
@@ -152,7 +152,7 @@ def test_parts_that_are_taken_twice_are_told_and_the_same_ones_refused(machine: 
     machine.run("recover", "app", expect=6)
 
 
-def test_what_was_staged_and_is_gone_fails_the_roll_back(machine: Machine) -> None:
+def test_a_missing_staged_file_fails_the_rollback(machine: Machine) -> None:
     machine.toml(
         f'[service.app]\nstop = ["sh", "-c", "rm {machine.top}/*.castore-new-*"]\n'
         '[service.app.parts.db]\nengine = "sqlite"\npath = "TOP/app.db"\n'
@@ -203,7 +203,7 @@ path = "TOP/s"
 """
 
 
-def test_recovering_stops_what_was_started_since_and_is_half_of_each(machine: Machine) -> None:
+def test_recovering_stops_a_service_that_was_started_in_an_inconsistent_state(machine: Machine) -> None:
     machine.toml(HOOKS + TREE)
     machine.write("s", "one")
     machine.write("t/f", "one")
@@ -241,7 +241,7 @@ def test_a_service_of_which_a_part_has_not_gone_back_is_not_started(machine: Mac
     assert [machine.read(name) for name in ("s", "t/f", "c")] == ["two, and longer"] * 3
 
 
-def test_what_was_not_there_is_gone_again_after_an_undo(machine: Machine) -> None:
+def test_parts_that_did_not_exist_are_removed_by_an_undo(machine: Machine) -> None:
     machine.toml(
         TREE
         + '[service.app.parts.db]\nengine = "sqlite"\npath = "TOP/app.db"\n'
@@ -317,7 +317,7 @@ def test_a_removal_that_fails_or_is_killed_is_undone_or_finished(machine: Machin
         assert (machine.read("t/f"), machine.read("s")) == ("one", "one")
 
 
-def test_a_tree_that_a_killed_roll_back_made_again_is_gone_again(machine: Machine) -> None:
+def test_a_tree_that_a_killed_rollback_recreated_is_removed_again(machine: Machine) -> None:
     machine.toml(TREE)
     machine.write("t/f", "one")
     machine.run("snapshot", "app", "--revision", "r1")

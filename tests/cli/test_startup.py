@@ -30,7 +30,7 @@ GENERATIONS = 10_000
 
 @pytest.fixture(autouse=True)
 def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Python keep what it compiled, as where castore is installed, but elsewhere than beside the sources."""
+    """Let Python keep what it compiled, as where castore is installed, but elsewhere than next to the sources."""
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / "compiled"))
 
@@ -38,7 +38,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def best(argv: list[str], cwd: Path, times: int = 5) -> float:
     """Return the shortest time, in seconds, that a program took of a processor.
 
-    Neither command waits for anything: on an idle machine it is what a clock tells, and on a busy one
+    Neither command waits for anything: on an idle machine it is what a clock shows, and on a busy one
     it does not count what others do.
     """
     found = []
@@ -53,18 +53,18 @@ def best(argv: list[str], cwd: Path, times: int = 5) -> float:
 
 def within(limit: float, command: list[str], cwd: Path) -> None:
     """Assert that `castore COMMAND` takes at most `limit` on a machine that starts Python in PYTHON."""
-    told = []
+    lines = []
     for _ in range(3):  # other work on the machine comes and goes
         python = best([sys.executable, "-c", "pass"], cwd)
         best([sys.executable, "-m", "castore", *command], cwd, 1)  # compiles
         taken = best([sys.executable, "-m", "castore", *command], cwd)
         # Half as much again: the other core is at work on other tests.
         factor = 1.5 * max(1.0, python / PYTHON)
-        told.append(f"castore {' '.join(command)}: {taken * 1000:.0f} ms; python alone {python * 1000:.0f} ms; limit {limit * factor * 1000:.0f} ms")
-        print(told[-1])
+        lines.append(f"castore {' '.join(command)}: {taken * 1000:.0f} ms; python alone {python * 1000:.0f} ms; limit {limit * factor * 1000:.0f} ms")
+        print(lines[-1])
         if taken <= limit * factor:
             return
-    pytest.fail("\n".join(told))
+    pytest.fail("\n".join(lines))
 
 
 @pytest.fixture
@@ -95,15 +95,15 @@ def crowded(home: Path, tmp_path: Path, castore: Run, monkeypatch: pytest.Monkey
     return castore
 
 
-def test_the_version_is_told_at_once(home: Path) -> None:
+def test_the_version_is_shown_at_once(home: Path) -> None:
     within(VERSION_LIMIT, ["--version"], home)
 
 
 def test_ten_thousand_generations_are_listed_fast(crowded: Run, home: Path) -> None:
     start = time.perf_counter()
-    told = crowded("log").stdout  # the index takes them in
+    lines = crowded("log").stdout  # the index takes them in
     print(f"the first log took {time.perf_counter() - start:.2f} s")
-    assert len(told.splitlines()) == GENERATIONS + 1
+    assert len(lines.splitlines()) == GENERATIONS + 1
     within(LOG_LIMIT, ["log"], home)
     within(LOG_LIMIT, ["log", "service-3"], home)
     within(LOG_LIMIT, ["show", "service-3@latest"], home)

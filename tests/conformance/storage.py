@@ -231,7 +231,7 @@ class StorageContract:
 
     # Names
 
-    def test_a_missing_name_is_told(self, storage):
+    def test_a_missing_name_is_reported(self, storage):
         storage.put("packs/ab", b"x")
         for name in ("packs/cd", "nowhere/ab", "packs/ab0"):
             for ask in (storage.get, storage.size, storage.delete):
@@ -254,7 +254,7 @@ class StorageContract:
         storage.delete("packs/ab")
         assert list(storage.list("packs")) == []
 
-    def test_list_tells_the_names_of_one_folder_only(self, storage):
+    def test_list_returns_the_names_of_one_folder_only(self, storage):
         names = {f"{i:04x}" for i in range(300)}
         for name in names:
             storage.put(f"packs/{name}", b"")
@@ -265,7 +265,7 @@ class StorageContract:
         assert set(found) == names
         assert list(storage.list("sessions")) == ["0123.0"]
 
-    def test_a_folder_whose_name_begins_another_is_told_apart(self, storage):
+    def test_a_folder_whose_name_begins_another_is_distinguished(self, storage):
         storage.put("pack/ab", b"")
         storage.put("packs/cd", b"")
         assert list(storage.list("pack")) == ["ab"]
@@ -280,7 +280,7 @@ datas = st.one_of(st.binary(max_size=100), st.integers(0, 200_000).map(lambda n:
 
 
 class StorageMachine(RuleBasedStateMachine):
-    """Puts, gets, deletes and writers in any order, beside a dict."""
+    """Puts, gets, deletes and writers in any order, compared with a dict."""
 
     make: Callable[[], Storage]
 

@@ -1,4 +1,4 @@
-"""Trees on the file systems that people have: kept, changed, restored beside and in place."""
+"""Trees on the file systems that people have: kept, changed, restored elsewhere and in place."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def used_of(point: Path) -> int:
 
 
 @pytest.mark.parametrize("place", ["ramfs"], indirect=True)
-def test_what_a_file_system_cannot_have_is_told(place, sandbox: Sandbox, tmp_path: Path):
+def test_unsupported_features_of_a_file_system_are_reported(place, sandbox: Sandbox, tmp_path: Path):
     _, point = place
     live = tmp_path / "live"
     live.mkdir()
@@ -160,9 +160,9 @@ def test_what_a_file_system_cannot_have_is_told(place, sandbox: Sandbox, tmp_pat
     subprocess.run(["setfacl", "-m", "u:12345:r", live / "listed"], check=True)
     sandbox.snapshot("s", {"t": Tree(str(live))})
     restored = sandbox.restore("s@1:t", point / "out")
-    told = dict(restored.report.warnings)
+    warned = dict(restored.report.warnings)
     assert restored.report.damaged == []
-    assert told.keys() == {b"attributed", b"listed"}
-    assert "user.comment cannot be set: not allowed or not supported here" in told[b"attributed"]
-    assert "system.posix_acl_access" in told[b"listed"]
+    assert warned.keys() == {b"attributed", b"listed"}
+    assert "user.comment cannot be set: not allowed or not supported here" in warned[b"attributed"]
+    assert "system.posix_acl_access" in warned[b"listed"]
     assert (point / "out" / "attributed").read_bytes() == b"file"

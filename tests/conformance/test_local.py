@@ -63,7 +63,7 @@ def temporary(root):
     return os.listdir(os.path.join(root, "tmp"))
 
 
-# What it leaves behind
+# Leftovers
 
 
 def test_nothing_is_left_in_tmp(root, storage):
@@ -122,7 +122,7 @@ def test_what_a_killed_writer_left_goes_and_what_another_is_writing_stays(root, 
     assert temporary(root) == []
 
 
-def test_descriptors_are_given_back(storage):
+def test_descriptors_are_closed(storage):
     before = len(os.listdir("/proc/self/fd"))
     storage.put("packs/ab", b"x")
     for _ in range(50):
@@ -178,7 +178,7 @@ def mounted(path, options):
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_committed(root):
+def test_a_full_disk_is_reported_and_committed_objects_stay(root):
     with mounted(root, "size=256k"):
         storage = LocalStorage(root, create=True)
         storage.put("packs/ab", b"before")
@@ -195,7 +195,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_committed(root):
         assert storage.size("packs/cd") == 100_000
 
 
-def test_a_disk_that_fills_with_many_writes_is_told(root):
+def test_a_disk_that_fills_with_many_writes_is_reported(root):
     with mounted(root, "size=256k"):
         storage = LocalStorage(root, create=True)
         with pytest.raises(StorageError, match=root), storage.create() as writer:
@@ -217,14 +217,14 @@ def test_a_disk_without_room_for_a_folder_leaves_nothing(root):
         assert temporary(root) == []
 
 
-def test_a_disk_without_room_for_a_file_is_told(root):
+def test_a_disk_without_room_for_a_file_is_reported(root):
     with mounted(root, "size=256k,nr_inodes=3"):
         storage = LocalStorage(root, create=True)
         with open(os.path.join(root, "last"), "x"), pytest.raises(StorageError, match=f"{root}.*No space"):
             storage.create()
 
 
-def test_a_read_only_file_system_is_told_and_can_be_read(root):
+def test_a_read_only_file_system_is_reported_and_can_be_read(root):
     with mounted(root, "size=1m"):
         LocalStorage(root, create=True).put("packs/ab", b"before")
         subprocess.run(["mount", "-o", "remount,ro", root], check=True)
@@ -238,7 +238,7 @@ def test_a_read_only_file_system_is_told_and_can_be_read(root):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_is_not_ours_is_told(root, storage):
+def test_a_directory_that_is_no_store_is_reported(root, storage):
     os.chmod(os.path.join(root, "tmp"), 0o500)
     with pytest.raises(StorageError, match=f"{root}.*a user who may"):
         storage.put("packs/ab", b"x")
@@ -272,7 +272,7 @@ def test_a_vanished_directory_is_not_taken_for_an_empty_store(root, vanished):
         list(vanished.list("packs"))
 
 
-def test_a_directory_that_vanishes_under_a_writer_is_told(root, storage):
+def test_a_directory_that_vanishes_under_a_writer_is_reported(root, storage):
     with storage.create() as writer:
         writer.write(b"x")
         shutil.rmtree(root)
@@ -281,7 +281,7 @@ def test_a_directory_that_vanishes_under_a_writer_is_told(root, storage):
     assert not os.path.exists(os.path.join(root, "packs", "ab"))
 
 
-def test_an_object_that_is_a_directory_is_told(root, storage):
+def test_an_object_that_is_a_directory_is_reported(root, storage):
     os.makedirs(os.path.join(root, "packs", "ab"))
     for ask in (storage.get, storage.delete):
         with pytest.raises(StorageError, match=f"{root}/packs/ab"):
@@ -295,7 +295,7 @@ class Halving(Files):
         return os.write(descriptor, data[: (len(data) + 1) // 2])
 
 
-def test_writes_that_fall_short_are_gone_on_with(root, storage):
+def test_short_writes_are_continued(root, storage):
     data = os.urandom(100_000)
     LocalStorage(root, files=Halving()).put("packs/a", data)
     assert storage.get("packs/a") == data

@@ -46,5 +46,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
             if name == "power loss":
                 counts.update(value)
     if counts:
-        told = ", ".join(f"{count} {what}" for what, count in counts.items())
-        terminalreporter.write_line(f"power loss: {told}")
+        summary = ", ".join(f"{count} {what}" for what, count in counts.items())
+        terminalreporter.write_line(f"power loss: {summary}")

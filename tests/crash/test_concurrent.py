@@ -161,7 +161,7 @@ class Workers:
                     if (service, number) in taken:
                         assert revision == f"s{taken[service, number]}"
                     check_generation(store, service, number, self.folder)
-                # The data is compared above. A copy of a chunk may rest on what is gone, where another
+                # The data is compared above. A copy of a chunk may depend on what was deleted, where another
                 # copy is whole.
                 found = verify(store, castore.Progress(), packs=True)
                 assert found.sound, (found.damage, found.affected)
@@ -182,8 +182,8 @@ def crowded(folder: Path, seconds: float, seed: int, *, lockless: bool) -> str:
     workers.look()
     assert workers.counts["killed"]
     assert workers.counts["taken"]
-    told = ", ".join(f"{count} {what}" for what, count in sorted(workers.counts.items()))
-    return f"at once, {'without' if lockless else 'with'} a lock: {seconds:.0f} s: {told}"
+    summary = ", ".join(f"{count} {what}" for what, count in sorted(workers.counts.items()))
+    return f"at once, {'without' if lockless else 'with'} a lock: {seconds:.0f} s: {summary}"
 
 
 @pytest.mark.parametrize("lockless", [False, True], ids=["with a lock", "without a lock"])

@@ -71,7 +71,7 @@ class HostBeforeStep:
 
 
 def let_fail(base: HostBeforeStep, fault: Fault, counts: Counter[str]) -> bool:
-    """Take the step with a fault; check all that must hold; tell whether anything was let fail."""
+    """Take the step with a fault; check all that must hold; return whether an operation failed."""
     host = base.fresh()
     host.files.fault = fault
     before = set(host.guaranteed.whole)
@@ -89,7 +89,7 @@ def let_fail(base: HostBeforeStep, fault: Fault, counts: Counter[str]) -> bool:
     refused = [operation for operation, _, failed in fault.taken if failed]
     if failure is not None:
         assert ROOT in str(failure), f"the error does not name the place: {failure}"
-        assert os.strerror(fault.error) in str(failure), f"the error does not tell the reason: {failure}"
+        assert os.strerror(fault.error) in str(failure), f"the error does not name the reason: {failure}"
     elif fault.mode == ON:
         assert set(refused) <= {"close", "unlink"}, f"nothing was said of {refused}"
     assert host.files.left_open() == []
@@ -104,7 +104,7 @@ def let_fail(base: HostBeforeStep, fault: Fault, counts: Counter[str]) -> bool:
 
 
 def _given_up(fault: Fault) -> None:
-    """After a sync that failed, a file is let go of: neither synced again nor given a name."""
+    """After a sync that failed, a file is abandoned: neither synced again nor given a name."""
     gone = set()
     for operation, paths, failed in fault.taken:
         assert not gone.intersection(paths) or operation in GIVEN_UP, f"{operation} of a file whose sync had failed"
@@ -163,14 +163,14 @@ CHOICES = [(error, mode) for error in ERRORS for mode in MODES]
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_an_operation_that_fails_is_told_and_the_next_try_works(folder: Path, name: str) -> None:
+def test_a_failing_operation_is_reported_and_the_next_try_works(folder: Path, name: str) -> None:
     counts = everywhere(folder, name, CHOICES, 2)
     assert counts["steps that failed"] > counts["operations"] / 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BEFORE)
-def test_an_operation_that_fails_with_any_error_is_told(folder: Path, name: str) -> None:
+def test_an_operation_that_fails_with_any_error_is_reported(folder: Path, name: str) -> None:
     everywhere(folder, name, CHOICES, len(CHOICES))
 
 
@@ -206,7 +206,7 @@ def test_a_store_that_tries_a_failed_sync_again_is_found_out(folder: Path) -> No
         _given_up(host.files.fault)
 
 
-def test_a_name_that_another_took_is_not_taken_back(folder: Path) -> None:
+def test_a_name_that_another_process_took_is_not_removed(folder: Path) -> None:
     host = SimulatedHost(folder, "taken")
     run(host, ["init", "snapshot"])
     generation = next(iter(host.guaranteed.whole))

@@ -62,8 +62,8 @@ def _step(files: Files, top: str, chance: random.Random):
                 found = getattr(files, operation)(path)
     except OSError as error:
         # Which of two reasons a system gives first is its own business.
-        told = operation != "rename" and error.errno in {errno.ENOENT, errno.EEXIST}
-        return operation, type(error) if told else OSError
+        reported = operation != "rename" and error.errno in {errno.ENOENT, errno.EEXIST}
+        return operation, type(error) if reported else OSError
     return operation, found
 
 
@@ -186,12 +186,12 @@ def test_a_log_gives_every_moment_again(files: DiskFiles) -> None:
 @pytest.mark.parametrize(("mode", "done", "refused"), [(ONCE, [2], [1]), (ON, [], [1, 2]), (AFTER, [1, 2], [1])])
 def test_faults_are_once_or_from_then_on_or_a_lie(files: DiskFiles, mode: str, done: list, refused: list) -> None:
     files.fault = Fault(0, errno.EIO, mode)
-    told = []
+    reported = []
     for number in (1, 2):
         try:
             files.mkdir(f"/d/{number}")
         except OSError as error:
             assert error.errno == errno.EIO
-            told.append(number)
-    assert told == refused
+            reported.append(number)
+    assert reported == refused
     assert [number for number in (1, 2) if files.exists(f"/d/{number}")] == done

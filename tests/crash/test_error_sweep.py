@@ -72,9 +72,9 @@ class Faults:
         folder = str(self.machine.folder)
         explained(done, folder, "web", "config/", "sessions/", "packs/", "generations/")
         possible = self.machine.kept | self.taken
-        # Nothing is committed that is not told of, nor the other way round.
+        # Nothing is committed that is not reported, nor the other way round.
         acknowledged = set(self.taken) if done.returncode in {0, 3} else set()
-        # What cannot even be taken back stays: whole, and told to have failed.
+        # What cannot even be reverted stays: intact, and reported as failed.
         if done.returncode not in {0, 3} and "could not be removed either" not in done.stderr:
             possible = self.machine.kept
         for fresh in (False, True):
@@ -83,7 +83,7 @@ class Faults:
         new = {(s, n + 1): found for (s, n), found in self.taken.items()}
         if self.taken and not listed & self.taken.keys():
             assert again.returncode == 0, again.stderr
-            # The number of what was taken back is not given again.
+            # The number of a withdrawn generation is not used again.
             kept = self.machine.kept
             there = self.machine.check(certain=set(kept), possible=kept | self.taken | new, fresh=False)
             assert len(there - kept.keys()) == len(self.taken)
@@ -131,7 +131,7 @@ def sweep(machine: Machine, library: Path, command: str, kind: str, every: int) 
     return faults.injected
 
 
-def told(command: str, kind: str, injected: Counter[str]) -> str:
+def summary(command: str, kind: str, injected: Counter[str]) -> str:
     kinds = ", ".join(f"{count} {act}" for act, count in sorted(injected.items()))
     return f"failed: {command}, {kind}: {injected.total()} calls ({kinds})"
 
@@ -139,7 +139,7 @@ def told(command: str, kind: str, injected: Counter[str]) -> str:
 @pytest.mark.parametrize("kind", ["change", "read"])
 @pytest.mark.parametrize("command", ["snapshot", "prune"])
 def test_some_calls_that_fail_lose_nothing(machine, library, report, command, kind) -> None:
-    report.append(told(command, kind, sweep(machine, library, command, kind, EVERY[kind])))
+    report.append(summary(command, kind, sweep(machine, library, command, kind, EVERY[kind])))
     print(report[-1])
 
 
@@ -148,13 +148,13 @@ def test_some_calls_that_fail_lose_nothing(machine, library, report, command, ki
 @pytest.mark.parametrize("kind", ["change", "read"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_any_call_that_fails_loses_nothing(machine, library, report, command, kind) -> None:
-    report.append(told(command, kind, sweep(machine, library, command, kind, 1 if kind == "change" else 7)))
+    report.append(summary(command, kind, sweep(machine, library, command, kind, 1 if kind == "change" else 7)))
     print(report[-1])
 
 
 @pytest.mark.parametrize("only", ["write", "pwrite"])
 @pytest.mark.parametrize("command", ["snapshot", "prune"])
-def test_writes_that_fall_short_are_gone_on_with(machine, library, command, only) -> None:
+def test_short_writes_are_continued(machine, library, command, only) -> None:
     """All of them write half of what they are given."""
     faults = Faults(machine, library, command)
     faults.sweep.reset()

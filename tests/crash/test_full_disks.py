@@ -62,7 +62,7 @@ def is_whole(castore: Callable, kept: dict[int, bytes]) -> None:
         assert castore("cat", f"web@#{number}:d", binary=True).stdout == data
 
 
-def told(done: subprocess.CompletedProcess, *words: str) -> None:
+def check_message(done: subprocess.CompletedProcess, *words: str) -> None:
     lines = done.stderr.strip().splitlines()
     assert lines
     assert lines[-1].startswith("castore: ")
@@ -107,10 +107,10 @@ def test_a_store_that_fills_up_loses_nothing_and_can_be_cleared(
 ) -> None:
     (home / "dump").write_bytes(noise(3, 60 * MB))
     done = castore("snapshot", "web", "--dump", "d=dump", expect=1)
-    told(done, str(disk / "store"), "No space left on device", "free some space")
+    check_message(done, str(disk / "store"), "No space left on device", "free some space")
     assert os.listdir(disk / "store" / "tmp") == []
     is_whole(castore, kept)
-    # With nothing left at all, what is there can still be let go, which makes room.
+    # With no space left at all, generations can still be forgotten, which makes room.
     ballast = fill(disk)
     before = os.statvfs(disk).f_bavail
     castore("forget", "--yes", "web@#1")
@@ -137,14 +137,14 @@ def test_prune_on_a_full_disk_frees_what_it_can(castore: Callable, home: Path, d
 
 
 def test_compaction_that_has_no_room_to_move_says_so(castore: Callable, home: Path, disk: Path, kept: dict[int, bytes]) -> None:
-    """What has to be written anew before anything goes needs room: nothing is lost where there is none."""
+    """Rewriting packs before any are deleted needs space: nothing is lost without it."""
     (home / "dump").write_bytes(kept[1][: 8 * MB])
     castore("snapshot", "web", "--dump", "d=dump")
     castore("forget", "--yes", "web@#1")
     kept[3] = kept.pop(1)[: 8 * MB]
     ballast = fill(disk)
     done = castore("compact", expect=1)
-    told(done, str(disk / "store"), "No space left")
+    check_message(done, str(disk / "store"), "No space left")
     is_whole(castore, kept)
     ballast.unlink()
     castore("compact")
@@ -152,7 +152,7 @@ def test_compaction_that_has_no_room_to_move_says_so(castore: Callable, home: Pa
 
 
 @pytest.mark.parametrize("what", ["CACHE", "STATE"])
-def test_a_full_disk_of_the_machine_s_own_things_is_told(
+def test_a_full_disk_of_the_machine_s_own_state_is_reported(
     castore: Callable, home: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setenv(f"XDG_{what}_HOME", str(disk / "own"))
@@ -167,7 +167,7 @@ def test_a_full_disk_of_the_machine_s_own_things_is_told(
     if done.returncode in {0, 3}:
         kept[2] = noise(2, 9 * MB)
     if done.returncode:
-        told(done, str(disk / "own"))
+        check_message(done, str(disk / "own"))
     ballast.unlink()
     is_whole(castore, kept)
     number = max(kept) + 1
@@ -224,7 +224,7 @@ def ended(process: subprocess.Popen[bytes]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess((), process.returncode, out.decode(), err.decode())
 
 
-def test_a_disk_that_vanishes_is_told_and_nothing_is_put_where_it_was(
+def test_a_vanished_disk_is_reported_and_nothing_is_written_at_its_mount_point(
     castore: Callable, home: Path, disk: Path, kept: dict[int, bytes]
 ) -> None:
     process = slow_snapshot(home, disk)
@@ -237,10 +237,10 @@ def test_a_disk_that_vanishes_is_told_and_nothing_is_put_where_it_was(
         (home / "go").touch()
         done = ended(process)
         assert done.returncode == 1, done
-        told(done, str(disk / "store"))
-        # Where it was mounted, nothing is begun anew.
+        check_message(done, str(disk / "store"))
+        # Where it was mounted, nothing is created.
         assert os.listdir(disk) == []
-        told(castore("log", expect=6), f"no store at {disk / 'store'}")
+        check_message(castore("log", expect=6), f"no store at {disk / 'store'}")
         assert os.listdir(disk) == []
     finally:
         subprocess.run(["mount", "--move", other, disk], check=False)
@@ -255,7 +255,7 @@ def test_a_disk_that_vanishes_is_told_and_nothing_is_put_where_it_was(
     is_whole(castore, kept)
 
 
-def test_a_disk_that_turns_read_only_is_told(castore: Callable, home: Path, disk: Path, kept: dict[int, bytes]) -> None:
+def test_a_disk_that_turns_read_only_is_reported(castore: Callable, home: Path, disk: Path, kept: dict[int, bytes]) -> None:
     process = slow_snapshot(home, disk)
     # What is open for writing keeps a file system from turning read-only, but not a bind mount of it.
     subprocess.run(["mount", "--bind", disk, disk], check=True)
@@ -264,7 +264,7 @@ def test_a_disk_that_turns_read_only_is_told(castore: Callable, home: Path, disk
         (home / "go").touch()
         done = ended(process)
         assert done.returncode == 1, done
-        told(done, str(disk / "store"), "Read-only file system", "mounted read-only")
+        check_message(done, str(disk / "store"), "Read-only file system", "mounted read-only")
         is_whole(castore, kept)
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
@@ -288,6 +288,6 @@ def test_a_store_that_is_read_only_can_be_read(castore: Callable, home: Path, di
     castore("prune", "--dry-run")
     for words in (("snapshot", "web", "--dump", "d=dump"), ("forget", "--yes", "web@1"), ("pin", "web@1")):
         (home / "dump").write_bytes(noise(5, MB))
-        told(castore(*words, expect=1), str(disk / "store"), "Read-only file system", "mounted read-only")
+        check_message(castore(*words, expect=1), str(disk / "store"), "Read-only file system", "mounted read-only")
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     is_whole(castore, kept)

@@ -1,4 +1,4 @@
-"""Restores in place that are killed at every point, and put back or finished by `castore recover`."""
+"""Restores in place that are killed at every point, and reverted or completed by `castore recover`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def change(top: Path) -> None:
     (top / "new" / "file").write_text("new")
 
 
-def test_whatever_the_moment_it_is_put_back_or_finished(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_restore_killed_at_any_moment_is_reverted_or_completed(sandbox: Sandbox, tmp_path: Path) -> None:
     live = tmp_path / "live"
     live.mkdir()
     grow(live)
@@ -114,19 +114,19 @@ def test_whatever_the_moment_it_is_put_back_or_finished(sandbox: Sandbox, tmp_pa
             assert compare(stored, walk(work)) == []
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
-        told = "".join(recover(str(work)))
+        shown = "".join(recover(str(work)))
         found = walk(work)
         # Where the directory of what was moved aside was just made, or is just gone, no journal says
         # which time the top is to have.
-        if not told or "nothing had been touched" in told:
+        if not shown or "nothing had been touched" in shown:
             found[b"."]["mtime"] = changed[b"."]["mtime"] if (work / "new").exists() else stored[b"."]["mtime"]
-        empty = not told or "only an empty directory" in told
-        if "removed" in told or (empty and not (work / "new").exists()):
+        empty = not shown or "only an empty directory" in shown
+        if "removed" in shown or (empty and not (work / "new").exists()):
             finished += 1
             assert compare(stored, found) == []
         else:
             undone += 1
-            assert compare(changed, found) == [], (point, told)
+            assert compare(changed, found) == [], (point, shown)
         assert recover(str(work)) == []
         shutil.rmtree(work)
     assert undone > 20
@@ -139,8 +139,8 @@ def test_what_no_journal_names_is_reported_and_left(tmp_path: Path) -> None:
     aside = tmp_path / ".castore-aside-0123456789abcdef"
     aside.mkdir(mode=0o700)
     (aside / "0").write_text("somebody's")
-    (told,) = recover(str(tmp_path))
-    assert f"{aside} belongs to no restore" in told
+    (shown,) = recover(str(tmp_path))
+    assert f"{aside} belongs to no restore" in shown
     assert (aside / "0").read_text() == "somebody's"
     (aside / "0").unlink()
     (aside / "progress").write_bytes(b"")

@@ -145,9 +145,9 @@ def test_interrupted_it_ends_at_once_and_says_so(
         time.sleep(0.01)
     began = time.monotonic()
     process.send_signal(number)
-    _, told = process.communicate()
+    _, errors = process.communicate()
     took = time.monotonic() - began
-    assert (process.returncode, told.decode().strip()) == (130, "castore: interrupted")
+    assert (process.returncode, errors.decode().strip()) == (130, "castore: interrupted")
     assert os.listdir(store / "tmp") == []
     is_whole(castore, store, [])
     goes_on(castore, store, big, 1)
@@ -196,7 +196,7 @@ def tiny(home: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_disk_is_told_and_with_more_space_it_goes_on(
+def test_a_full_disk_is_reported_and_with_more_space_it_goes_on(
     castore: Callable, home: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tiny / "store"

@@ -1,7 +1,7 @@
 """castore killed before each of its calls that change a file: what was acknowledged is whole, and it goes on.
 
-strace tells which such calls a command makes; a library that is preloaded counts all of these, over all
-threads, and kills in front of each in turn. Run with -m slow, every one is tried; else every few.
+strace shows which such calls a command makes; a library that is preloaded counts all of these, over all
+threads, and kills before each in turn. Run with -m slow, every one is tried; else every few.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ def sweep(machine: Machine, library: Path, command: str, every: int) -> Counter[
                 code, text = DONE_ALREADY.get(command, (0, ""))
                 assert again.returncode == code, (log[-1], again.stderr)
                 assert text in again.stderr
-                # One of two is gone: the other goes by its own name.
+                # One of two is deleted: the other is deleted by its own name.
                 for service, left in sorted(listed & going):
                     machine.must("forget", "--yes", f"{service}@{left}")
-            # A snapshot that was killed behind its commit is there, and the next one is another.
+            # A snapshot that was killed after its commit exists, and the next one is another.
             new = dict(taken)
             if taken and taken.keys() & listed:
                 new["web", number + 1] = taken["web", number]
@@ -130,7 +130,7 @@ def sweep(machine: Machine, library: Path, command: str, every: int) -> Counter[
 
 
 def _keys_are_right(machine: Machine, command: str) -> None:
-    """Behind `key add` the new identity opens all, behind `key remove` nothing."""
+    """After `key add` the new identity opens all, after `key remove` nothing."""
     if not command.startswith("key"):
         return
     with machine.opened() as store:
@@ -180,7 +180,7 @@ def report(request: pytest.FixtureRequest) -> Iterator[list[str]]:
                 reporter.write_line(line)
 
 
-def told(command: str, struck: Counter[str]) -> str:
+def summary(command: str, struck: Counter[str]) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(struck.items()))
     return f"killed: {command}: {struck.total()} times ({kinds})"
 
@@ -189,7 +189,7 @@ def told(command: str, struck: Counter[str]) -> str:
 def test_killed_at_some_calls_it_goes_on(machine, library, report, command) -> None:
     struck = sweep(machine, library, command, EVERY)
     assert struck
-    report.append(told(command, struck))
+    report.append(summary(command, struck))
     print(report[-1])
 
 
@@ -199,7 +199,7 @@ def test_killed_at_some_calls_it_goes_on(machine, library, report, command) -> N
 def test_killed_at_every_call_it_goes_on(machine, library, report, command) -> None:
     struck = sweep(machine, library, command, 1)
     assert struck.total() > 3
-    report.append(told(command, struck))
+    report.append(summary(command, struck))
     print(report[-1])
 
 
@@ -213,7 +213,7 @@ _KINDS = {"pwrite64": "pwrite", "writev": "write", "pwritev": "pwrite", "openat"
 
 @pytest.mark.parametrize("command", ["snapshot", "prune", "key add", "init"])
 def test_the_calls_that_are_counted_are_those_that_strace_sees(machine, library, command) -> None:
-    """None is left out: what castore does to files, the sweep kills in front of."""
+    """None is left out: what castore does to files, the sweep kills before."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     swept = Sweep(machine, library, prepare(machine, command))
@@ -239,7 +239,7 @@ def test_the_calls_that_are_counted_are_those_that_strace_sees(machine, library,
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Yield calls, without the thread; one that another interrupted is told once."""
+    """Yield calls, without the thread; a call that another one interrupted is yielded once."""
     for line in text.splitlines():
         call = line.split(None, 1)[1] if " " in line else line
         if not call.startswith(("<...", "+++", "---")):

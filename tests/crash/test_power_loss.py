@@ -1,7 +1,7 @@
-"""The power is lost behind every operation of the file system: what was acknowledged is there, and whole.
+"""The power is lost after every operation of the file system: what was acknowledged exists, and is intact.
 
 A history (tests/support/store_histories.py: how to add a step to it is said there) runs once, on a disk that
-tells what is durable from what is not (tests/support/power_loss_disk.py), and is logged. Then, for each place in
+distinguishes what is durable from what is not (tests/support/power_loss_disk.py), and is logged. Then, for each place in
 the log, what the disk may hold is built in several ways: nothing that was not synced is there; everything
 is; names without contents; names, and zeros for contents; and by chance, a part of it, torn. States that
 differ are each looked at once for all that was guaranteed when they could come about:
@@ -12,7 +12,7 @@ differ are each looked at once for all that was guaranteed when they could come 
 - each acknowledged recipient opens every session;
 - the next snapshot succeeds, restores, and is durable.
 
-The index is built anew for that; in some of the states it is as it was at that moment, beside caches
+The index is rebuilt for that; in some of the states it is as it was at that moment, with caches
 that were never synced and are cut, zeroed or gone.
 
 What a store under `tmp/` is left with takes part in no check but the opening: states that differ in
@@ -49,7 +49,7 @@ from tests.support.store_histories import DurabilityMonitor, SimulatedHost, hist
 pytestmark = pytest.mark.usefixtures("small_packs")
 
 LENGTH = 8
-"""Steps of a history, beside `init` and a first snapshot."""
+"""Steps of a history, in addition to `init` and a first snapshot."""
 _CHOSEN = os.environ.get("CASTORE_TEST_POWER_SEEDS", "").split()
 SEEDS = _CHOSEN or [str(seed) for seed in range(24)]
 MORE_SEEDS = _CHOSEN or [str(seed) for seed in range(1000, 1200)]
@@ -136,7 +136,7 @@ def test_what_a_killed_process_left_unsynced_is_not_rested_on(folder: Path, name
 
 
 def killed_everywhere(folder: Path, name: str, every: int = 1, **options) -> Counter[str]:
-    """Kill a step in front of its operations, `every` apart, do it again, and look at every loss of power from there on."""
+    """Kill a step before its operations, `every` apart, do it again, and look at every loss of power from there on."""
     counts: Counter[str] = Counter()
     for number in range(len(name) % every, 100, every):
         host = SimulatedHost(folder / f"{number}", f"killed {name} {number}", **options)
@@ -151,7 +151,7 @@ def killed_everywhere(folder: Path, name: str, every: int = 1, **options) -> Cou
             again(host, name)
             counts += check_all_losses(host, begin=begin)
         except BaseException as error:
-            error.add_note(f"killed in front of operation {number}; {shown(host.disk.log[begin - 12 :])}")
+            error.add_note(f"killed before operation {number}; {shown(host.disk.log[begin - 12 :])}")
             raise
         shutil.rmtree(host.folder)
         if not fired:
@@ -179,9 +179,9 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
     with host.open("first") as store:
         store.sync()
         packs = [pack_name(pack) for pack, _ in store.packs()]
-    hurt = host.chance.sample(packs, 2)
-    for name in hurt:
-        _hurt(host, f"{store_histories.ROOT}/{name}")
+    damaged = host.chance.sample(packs, 2)
+    for name in damaged:
+        _damage(host, f"{store_histories.ROOT}/{name}")
     begin = len(host.disk.log)
     with host.open("first") as store:
         _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
@@ -213,7 +213,7 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
     record_property("power loss", dict(counts))
 
 
-def _hurt(host: SimulatedHost, path: str) -> None:
+def _damage(host: SimulatedHost, path: str) -> None:
     """Flip a bit in the first record of a pack, durably."""
     at = 16 + 16 + 5
     number = host.disk.find(path)
@@ -266,7 +266,7 @@ class NamedFirst(DiskFiles):
 
 
 class GenerationFirst(LocalStorage):
-    """Writes packs behind the generation that needs them."""
+    """Writes packs after the generation that needs them."""
 
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
@@ -332,17 +332,17 @@ def test_a_store_is_found_out(folder: Path, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [name for name in WRONG if "names files" not in name])
-def test_a_store_is_found_out_as_soon_as_it_tells_of_what_is_not_durable(
+def test_a_store_that_reports_what_is_not_durable_is_detected_at_once(
     folder: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = SimulatedHost(folder, wrong, **WRONG[wrong])
     DurabilityMonitor(host, monkeypatch)
-    with pytest.raises(AssertionError, match="is reported of, and"):
+    with pytest.raises(AssertionError, match="is reported, and"):
         run(host, PLAIN)
 
 
 @pytest.mark.parametrize("name", ["init", "snapshot", "add_recipient"])
-def test_a_store_that_rests_on_what_a_killed_process_left_unsynced_is_found_out(folder: Path, name: str) -> None:
+def test_a_store_that_depends_on_what_a_killed_process_left_unsynced_is_detected(folder: Path, name: str) -> None:
     with pytest.raises(FOUND_OUT):
         killed_everywhere(folder, name, storage=Unsettled)
 

@@ -1,4 +1,4 @@
-"""Roll-backs that are killed at every point, and what recovers them again and again, end in one whole state."""
+"""Rollbacks killed at every point, with recoveries that are killed too, end in one consistent state."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class LiveService:
         return found
 
     def forked(self, work: Callable[[], object], point: int) -> bool:
-        """Do something in a process that is killed at the `point`th change of a file; tell whether it was."""
+        """Do something in a process that is killed at the `point`th change of a file; return whether it was."""
         child = os.fork()
         if not child:
             left = point

@@ -41,7 +41,7 @@ _RECORD = re.compile(r"(chunk|node) [0-9a-f]{64}")
 MODES = ("index kept", "index deleted", "another machine")
 """Another machine has neither index nor writer key: all comes through the identity."""
 
-# The classes of bytes of each object; `PristineStore.position` says where they lie.
+# The classes of bytes of each object; `PristineStore.position` says where they are.
 FLIPS = {
     "config/1": ("kind", "version", "zeros", "store id", "count", "seal", "nonce", "ciphertext", "tag"),
     "session 1": ("kind", "version", "zeros", "id", "nonce", "ciphertext", "tag"),
@@ -216,8 +216,8 @@ def _copy(pristine: PristineStore, folder: Path, mode: str) -> Sandbox:
 
 
 def _restored_rightly(pristine: PristineStore, store: Store, number: int, into: Path) -> str:
-    """Restore a generation, part by part; return what was told of damage. Nothing may be wrong."""
-    told = ""
+    """Restore a generation, part by part; return what was reported as damaged. Nothing may be wrong."""
+    reports = ""
     for part in ("t", "d"):
         damaged: list[tuple[bytes, str]] = []
         out = into / part
@@ -233,7 +233,7 @@ def _restored_rightly(pristine: PristineStore, store: Store, number: int, into: 
         except CastoreError as error:
             assert isinstance(error, _ACCEPTED), error
             failed = error
-        told += f"{failed or ''}{damaged or ''}"
+        reports += f"{failed or ''}{damaged or ''}"
         if part == "d":
             _dump_is_right(pristine.dumps[number], out, failed)
         elif failed is None:
@@ -242,7 +242,7 @@ def _restored_rightly(pristine: PristineStore, store: Store, number: int, into: 
             partial = walk(out)
             for path, node in partial.items():
                 assert node.get("hash") in {None, pristine.trees[number][path].get("hash")}
-    return told
+    return reports
 
 
 def _dump_is_right(dump: bytes, out: Path, failed: CastoreError | None) -> None:
@@ -306,12 +306,12 @@ def test_damage_is_named_and_nothing_wrong_is_restored(
             if isinstance(error, StaleStoreError):
                 assert (what, how) == ("generation 2", "deleted"), "what is damaged is no older store"
                 store._accept_older = True
-        told = "".join(_restored_rightly(pristine, store, number, room / str(number)) for number in (1, 2))
+        reports = "".join(_restored_rightly(pristine, store, number, room / str(number)) for number in (1, 2))
         if "padding" in how:
-            assert told == ""
+            assert reports == ""
         if what.startswith("generation") and how == "deleted":
-            # A generation that was forgotten looks the same: only who asks for it can be told.
-            report = told
+            # A generation that was forgotten looks the same: only a request for it can report that.
+            report = reports
         assert report, "nothing reported the damage"
         assert _names(pristine, what, report, str(sandbox.store)), report
 

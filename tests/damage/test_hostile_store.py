@@ -295,7 +295,7 @@ def test_ids_that_somebody_chose_do_not_meet_in_a_set() -> None:
     assert marks.add(crafted(count)) == b"\1" * count
     assert len(marks) == count
     assert bytes(31) + b"\1" in marks
-    # Those that begin the same are told apart, too.
+    # Those that begin the same are distinguished, too.
     assert bytes(24) + count.to_bytes(8, "big") not in marks
     assert time.monotonic() - began < 10
 

@@ -143,9 +143,9 @@ def test_an_undo_directory_that_its_tree_s_owner_renamed_is_found(store: Run, li
     as_user(lambda: [os.rename(undo, live / "elsewhere"), os.mkdir(undo), (undo / "0").write_text("forged")])
     refused = store("snapshot", "s", "--tree", f"t={live}", expect=1)
     assert f"castore recover {live}" in refused.stderr
-    told = store("recover", live).stdout
-    assert "reverted to the previous state" in told
-    assert f"{undo} belongs to no restore" in told
+    printed = store("recover", live).stdout
+    assert "reverted to the previous state" in printed
+    assert f"{undo} belongs to no restore" in printed
     assert (live / "c").read_text() == "changed since"
     assert (live / "new").read_text() == "new"
     assert not (live / "elsewhere").exists()
@@ -208,12 +208,12 @@ def test_a_user_s_own_restore_is_theirs_to_recover(sandbox: Sandbox, live: Path,
 
     as_user(killed)
     (undo,) = (live / "data").glob(".castore-aside-*")
-    told: list[str] = []
+    printed: list[str] = []
     with sandbox.open() as opened:
-        opened.say = told.append
+        opened.say = printed.append
         take_snapshot(opened, "s", {"t": package.Tree(str(live))})
         take_snapshot(opened, "d", {"t": package.Tree(str(live / "data"))})
-    assert [f"{undo} belongs to no restore" in line for line in told] == [True]
+    assert [f"{undo} belongs to no restore" in line for line in printed] == [True]
     assert "was left alone" in recover(sandbox.places.journals, str(live / "data"))[0]
 
     def recovered() -> None:
@@ -492,7 +492,7 @@ def test_a_tag_of_caches_that_is_a_pipe_does_not_hang(sandbox: Sandbox, live: Pa
 # Files whose size and time were kept
 
 
-def test_a_file_that_was_changed_behind_its_size_and_time_is_restored(store: Run, live: Path) -> None:
+def test_a_file_that_was_changed_with_its_size_and_time_kept_is_restored(store: Run, live: Path) -> None:
     store("snapshot", "s", "--tree", f"t={live}", "--revision", "r1")
 
     def tamper() -> None:

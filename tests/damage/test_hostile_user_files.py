@@ -290,7 +290,7 @@ def test_a_special_file_in_the_place_of_a_file_is_neither_waited_for_nor_replace
 
 
 def test_a_file_of_the_user_never_becomes_a_set_user_id_program_of_root(file: Path, tmp_path: Path):
-    """As if the user had linked /usr/bin/passwd there, or root's own copy of it lay there."""
+    """As if the user had linked /usr/bin/passwd there, or root's own copy of it were there."""
     sandbox = Sandbox(tmp_path / "sandbox")
     sandbox.snapshot("s", source(file))
     file.write_text("second\n")

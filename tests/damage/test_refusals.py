@@ -95,7 +95,7 @@ def test_a_machine_with_the_writer_key_only_adds_and_checks(castore: Callable, s
     castore("verify", "--read-data", "--identity", "elsewhere")
 
 
-def test_a_machine_with_neither_key_is_told_of_adopting(castore: Callable, store: Path, home: Path) -> None:
+def test_a_machine_with_neither_key_is_referred_to_key_adopt(castore: Callable, store: Path, home: Path) -> None:
     os.rename(identity_of(home), home / "elsewhere")
     shutil.rmtree(home / ".local" / "state")
     shutil.rmtree(home / ".cache")
@@ -105,7 +105,7 @@ def test_a_machine_with_neither_key_is_told_of_adopting(castore: Callable, store
     castore("log")
 
 
-def test_an_identity_file_that_is_none_is_told(castore: Callable, store: Path, home: Path) -> None:
+def test_a_file_that_is_no_identity_is_reported(castore: Callable, store: Path, home: Path) -> None:
     (home / "bad").write_text(identity_of(home).read_text()[:-5])
     refused(castore("cat", "web@1:d", "--identity", "bad", expect=7), "bad")
     refused(castore("cat", "web@1:d", "--identity", "nowhere", expect=7), "nowhere", "No such file")
@@ -146,7 +146,7 @@ def test_a_generation_of_another_version_is_reported_and_not_passed_over(
     assert take(castore, "r3") == 3
 
 
-def test_a_directory_that_is_no_store_is_told(castore: Callable, home: Path) -> None:
+def test_a_directory_that_is_no_store_is_refused(castore: Callable, home: Path) -> None:
     (home / "empty").mkdir()
     (home / "full").mkdir()
     (home / "full" / "file").write_text("x")
@@ -172,7 +172,7 @@ ABSENT = [
 BAD = ["", "web", "web@", "@1", "@", "web/x@1", "we b@1:d", ".web@1", "web@1:d/path", "web@1", "web@1:t/file/below"]
 
 
-def test_what_is_not_stored_is_told(castore: Callable, store: Path, home: Path) -> None:
+def test_what_is_not_stored_is_reported(castore: Callable, store: Path, home: Path) -> None:
     for what, words in ABSENT:
         refused(castore("cat", what, expect=6), *words)
     what, words = ABSENT[-1]
@@ -246,7 +246,7 @@ def test_a_directory_that_was_planted_does_not_block_a_snapshot(castore: Callabl
 
 
 @pytest.mark.parametrize("words", [("forget", "web@1"), ("repair",)])
-def test_where_nobody_answers_the_way_out_is_told(castore: Callable, store: Path, words: tuple[str, ...]) -> None:
+def test_without_a_terminal_the_way_out_is_named(castore: Callable, store: Path, words: tuple[str, ...]) -> None:
     if words == ("repair",):
         (pack,) = (store / "packs").iterdir()
         pack.write_bytes(pack.read_bytes()[:-1] + b"\0")
@@ -271,7 +271,7 @@ def test_a_restore_that_failed_does_not_stand_in_the_way_of_the_next(castore: Ca
     assert (home / "out" / "d").read_text() == "a dump"
 
 
-def test_a_store_that_is_gone_is_not_begun_anew_by_a_snapshot(castore: Callable, home: Path) -> None:
+def test_a_missing_store_is_not_recreated_by_a_snapshot(castore: Callable, home: Path) -> None:
     (home / "dump").write_text("a dump")
     castore("snapshot", "web", "--dump", "d=dump")
     place = home / ".local" / "share" / "castore"
@@ -327,5 +327,5 @@ def test_a_store_is_not_made_among_other_things(castore: Callable, home: Path) -
     assert os.listdir(home / "mine") == ["letter"]
 
 
-def test_a_service_that_is_not_there_is_told_with_those_that_are(castore: Callable, store: Path) -> None:
+def test_an_unknown_service_is_reported_with_the_known_ones(castore: Callable, store: Path) -> None:
     refused(castore("prune", "wbe", expect=6), "wbe", "it holds: web")

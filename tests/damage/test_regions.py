@@ -210,13 +210,13 @@ class Case:
         """Verify, restore, take, compact; then put the object right, and see that all is there."""
         counts: Counter[str] = Counter()
         kept = dict(self.pristine.kept)
-        told = self.verified()
+        reported = self.verified()
         for number, content in kept.items():
             right = self.reads(number, content, *([self.pristine.replaced] if number == 3 else []))
             counts["restored" if right else "refused"] += 1
             # A generation whose record is removed is one that was forgotten.
             gone = not (self.sandbox.store / self.name).exists() and number in number_of(self.name)
-            assert right or told or gone, "what does not restore was not told of"
+            assert right or reported or gone, "what does not restore was not reported"
         taken = 0
         try:
             generation = self.sandbox.snapshot("web", self.pristine.sources())
@@ -227,9 +227,9 @@ class Case:
         if taken:
             shutil.rmtree(self.sandbox.folder / "cache")
             whole = self.reads(taken, self.pristine.content())
-            # Bytes of a pack that were changed are seen by who reads them: then it is told.
+            # Bytes of a pack that were changed are noticed by a reader, which reports them.
             assert whole or (self.name.startswith(("packs/", "sessions/")) and self.verified())
-            counts["taken, and whole" if whole else "taken, and told to be damaged"] += 1
+            counts["taken, and intact" if whole else "taken, and reported as damaged"] += 1
         try:
             with self.sandbox.open(identity=False) as store:
                 compact(store, castore.Progress(), max_unused=0, grace=0)
@@ -238,7 +238,7 @@ class Case:
             counts["not compacted"] += 1
         return counts
 
-    def mended(self, *, forgotten: set[int]) -> None:
+    def repaired(self, *, forgotten: set[int]) -> None:
         """With the object as it was, everything is as it was: nothing was removed for what was damaged."""
         path = self.sandbox.store / self.name
         path.write_bytes((self.pristine.sandbox.store / self.name).read_bytes())
@@ -269,7 +269,7 @@ def sweep(pristine: PristineStore, room: Path, kind: str, mode: str, *, sample: 
             forgotten = number_of(name) if data is None or way == "older" else set()
             # With the bytes of another, a pack is a copy of that, and may be what is counted on since.
             if not (kind == "packs" and way == "swapped"):
-                case.mended(forgotten=forgotten)
+                case.repaired(forgotten=forgotten)
         except BaseException:
             print(name, way, None if data is None else len(data), mode)
             raise

@@ -97,7 +97,7 @@ def make(into: Path) -> None:
             taken = sandbox.snapshot("golden", sources, revision=f"r{number}")
             assert (taken.number, taken.skipped_files) == (number, 0)
             found = plain(walk(live))
-            del found["."], found["dump"]["mtime"]  # restores make these anew
+            del found["."], found["dump"]["mtime"]  # a restore sets these itself
             expected[f"r{number}"] = found
         shutil.copytree(sandbox.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
         (key,) = Path(sandbox.places.state).glob("*/writer.key")
@@ -109,7 +109,7 @@ def make(into: Path) -> None:
 
 
 def night(number: int) -> bytes:
-    """Return the dump of a night: rows of which some are other ones each night, and some are gone."""
+    """Return the dump of a number: some of its rows differ from the previous dump, and some are missing."""
     rng = random.Random(3)
     rows = [f"{row}\t{rng.getrandbits(40):x}\tsome words that all rows have\n" for row in range(6000)]
     for one in range(number):

@@ -1,4 +1,4 @@
-"""Engines with real servers: what they dump comes back, and whatever interrupts a roll-back, one state is whole."""
+"""Engines with real servers: what they dump comes back, and after an interrupted rollback one state is complete."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Live:
     migrate: Callable[[], None]
     """Change its schema, as an upgrade does."""
     left: Callable[[], list[str]]
-    """What a roll-back left behind."""
+    """Leftovers of a rollback."""
 
     @property
     def source(self) -> EngineSource:
@@ -263,7 +263,7 @@ def test_what_is_equal_is_left_alone(sandbox: Sandbox, live: Live, monkeypatch):
     assert live.left() == []
 
 
-def test_a_service_that_is_not_healthy_after_it_is_put_back(sandbox: Sandbox, live: Live, tmp_path: Path):
+def test_a_service_that_is_not_healthy_afterwards_is_reverted(sandbox: Sandbox, live: Live, tmp_path: Path):
     sandbox.snapshot("s", {"db": live.source})
     live.migrate()
     second = live.fingerprint()
@@ -301,12 +301,12 @@ def test_a_dump_that_does_not_load_changes_nothing(sandbox: Sandbox, live: Live,
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch):
-    """Let castore die at a point of a roll-back: what comes behind it is not done, not even undoing."""
+    """Let castore die at a point of a rollback: nothing after it is done, not even undoing."""
 
     def kill(point: int) -> Callable[[], None]:
         dead = [False]
@@ -346,7 +346,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
 
 
 def sweep(sandbox: Sandbox, live: Live, kill_at, points: Iterator[int]) -> tuple[int, int]:
-    """Kill a roll-back at many points, and recover; return how often which state came out."""
+    """Kill a rollback at many points, and recover; return how often which state came out."""
     first = live.fingerprint()
     sandbox.snapshot("s", {"db": live.source})
     live.migrate()
@@ -427,7 +427,7 @@ def test_a_castore_that_is_killed_while_it_loads_is_recovered_at_once(sandbox: S
     assert run("SELECT count(*) FROM large", live.engine.database) == "400000"
 
 
-def test_a_database_that_is_gone_comes_back(sandbox: Sandbox, live: Live, postgres, mariadb):
+def test_a_missing_database_is_restored(sandbox: Sandbox, live: Live, postgres, mariadb):
     first = live.fingerprint()
     sandbox.snapshot("s", {"db": live.source})
     if live.name == "postgresql":
@@ -707,7 +707,7 @@ def test_options_that_leave_something_out_are_refused(sandbox: Sandbox, live: Li
     msgspec.structs.replace(live.engine, options=("--verbose",)).preflight()
 
 
-def test_a_server_that_is_gone_before_the_swap_blocks_nothing(
+def test_a_server_that_ends_before_the_swap_blocks_nothing(
     sandbox: Sandbox, postgres: Postgres, postgres_database: Live
 ):
     socket = postgres.socket_folder + "/.s.PGSQL.5432"
@@ -788,7 +788,7 @@ def test_a_file_keeps_its_attributes_and_access_control_list(sandbox: Sandbox, s
     assert attributes() == {"user.origin": b"here"}
 
 
-def test_what_a_killed_snapshot_left_beside_a_database_goes_with_the_next(sandbox: Sandbox, sqlite_database: Live):
+def test_leftovers_of_a_killed_snapshot_next_to_a_database_are_removed_by_the_next(sandbox: Sandbox, sqlite_database: Live):
     folder = Path(sqlite_database.engine.path).parent
     left = folder / ".castore-dump-0123abcd"
     left.mkdir()

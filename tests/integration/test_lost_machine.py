@@ -275,7 +275,7 @@ def test_users_of_a_hostile_dump_get_nothing_but_its_database() -> None:
         script.append(sql)
         return [["admin", ""]] if "mysql.user" in sql else []
 
-    told = {
+    record = {
         "accounts": {
             "accounts": [
                 {"user": "a`; DROP DATABASE mysql; --", "host": "%", "plugin": "mysql_native_password", "secret": b"x' OR 1".hex(), "roles": ["admin"]},
@@ -287,7 +287,7 @@ def test_users_of_a_hostile_dump_get_nothing_but_its_database() -> None:
             ],
         }
     }
-    recorded = mariadb_accounts.decode(told)
+    recorded = mariadb_accounts.decode(record)
     assert recorded is not None
     created, lines = mariadb_accounts.create(query, mariadb_accounts.missing(query, recorded))
     assert all("locked" in line for line in lines)

@@ -133,11 +133,11 @@ def test_a_failure_to_stage_leaves_no_journal_even_if_the_server_ends(sandbox: S
 
     def gone(lines: list[str]) -> None:
         monkeypatch.setattr(MariaDB, "names", (("mariadb-dump",), ("no-such-client",)))
-        real(["the server is gone"])
+        real(["the server was stopped"])
 
     with monkeypatch.context():
         monkeypatch.setattr(MariaDB, "_refuse_differences", staticmethod(gone))
-        with pytest.raises(CastoreError, match="the server is gone"):
+        with pytest.raises(CastoreError, match="the server was stopped"):
             sandbox.rollback(1)
         monkeypatch.undo()
     with sandbox.open() as store:

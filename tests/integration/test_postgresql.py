@@ -1,4 +1,4 @@
-"""PostgreSQL: names, locales and properties of databases, and what of their rows may never be told."""
+"""PostgreSQL: names, locales and properties of databases, and values of their rows, which are never shown."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_what_a_database_is_comes_back_with_it(server: Postgres, sandbox: Sandbo
         sandbox.rollback(1, take_pre_rollback=False)
         assert server.psql(SHOWN) == first
         server.psql("DROP DATABASE own; DROP ROLE guest")
-        sandbox.rollback(1, take_pre_rollback=False)  # who is gone has no settings
+        sandbox.rollback(1, take_pre_rollback=False)  # a deleted role has no settings
         assert "guest" not in server.psql(SHOWN)
     server.psql("DROP ROLE boss")
 
@@ -180,7 +180,7 @@ def test_a_database_keeps_the_provider_of_its_locale(sandbox: Sandbox):
                 assert state() == first
 
 
-def test_an_older_server_is_told_no_provider_and_a_newer_one_always():
+def test_an_older_server_gets_no_locale_provider_and_a_newer_one_always():
     was = {"owner": "o", "encoding": "UTF8", "datcollate": "C", "datctype": "C", "tablespace": "pg_default"}
     assert "PROVIDER" not in creation("new", was, 140000)
     assert creation("new", was, 150000).endswith("LC_CTYPE 'C' LOCALE_PROVIDER libc")
@@ -200,7 +200,7 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("kind", LEAKS)
-def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(server: Postgres, sandbox: Sandbox, capfd, kind: str):
+def test_no_value_of_a_row_is_shown_when_a_dump_does_not_load(server: Postgres, sandbox: Sandbox, capfd, kind: str):
     with database(server, "leak"):
         server.psql(LEAKS[kind], "leak")
         sandbox.snapshot("s", source(server, "leak"))
@@ -208,12 +208,12 @@ def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(server: Postgres, s
         with pytest.raises(ProgramError, match="ERROR:  ") as caught:
             sandbox.rollback(1)
         with sandbox.open() as store:
-            told = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
-    assert not [one for one in told if "777666" in one or "row-secret" in one]
+            shown = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
+    assert not [one for one in shown if "777666" in one or "row-secret" in one]
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "shown"),
     [
         ('ERROR:  relation "t" does not exist', "same"),
         ('psql: error: connection to server on socket "/x" failed: FATAL:  role "me" does not exist', "same"),
@@ -226,9 +226,9 @@ def test_no_value_of_a_row_is_told_when_a_dump_does_not_load(server: Postgres, s
         ("secret:  a row", None),
     ],
 )
-def test_of_what_psql_says_the_reason_is_told_and_no_value(line: str, told: str | None):
+def test_psql_errors_are_shown_with_the_reason_and_without_values(line: str, shown: str | None):
     found = plain(line.encode())
-    assert (found.decode() if found is not None else None) == (line if told == "same" else told)
+    assert (found.decode() if found is not None else None) == (line if shown == "same" else shown)
 
 
 @pytest.mark.parametrize("option", ["-C", "--create"])
@@ -284,7 +284,7 @@ def test_the_first_line_of_a_dump_is_read_from_any_pieces():
     assert read_preamble([b"--\n-- PostgreSQL", b" database dump"]) == {}
 
 
-def test_what_keeps_a_database_from_being_renamed_is_told(sandbox: Sandbox):
+def test_what_keeps_a_database_from_being_renamed_is_named(sandbox: Sandbox):
     with Postgres() as server:
         server.psql("ALTER SYSTEM SET max_prepared_transactions = 2")
         server.restart()

@@ -1,4 +1,4 @@
-"""Redis and OpenLDAP, whose servers have to be stopped for a roll-back."""
+"""Redis and OpenLDAP, whose servers have to be stopped for a rollback."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_the_programs_of_a_server_are_run_as_another_user(sandbox: Sandbox, serv
         drill.drill(store, store.generation("s", 1), {}, Service(), Ownership(change=True))
 
 
-def test_a_server_that_is_not_healthy_is_put_back(sandbox: Sandbox, server: Server):
+def test_a_server_that_is_not_healthy_is_reverted(sandbox: Sandbox, server: Server):
     sandbox.snapshot("s", {"db": EngineSource(server.name, server.engine)})
     server.change()
     second = server.state()
@@ -276,7 +276,7 @@ def test_redis_has_to_be_stopped(sandbox: Sandbox, redis: Server):
     assert redis.leftovers() == []
 
 
-def test_a_wrong_password_is_told(sandbox: Sandbox, redis: Server, monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_password_is_reported(sandbox: Sandbox, redis: Server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CASTORE_TEST_SECRET", "wrong")
     engine = Redis(socket=redis.engine.socket, password=Secret(env="CASTORE_TEST_SECRET"))
     with pytest.raises(ProgramError) as caught:
@@ -286,7 +286,7 @@ def test_a_wrong_password_is_told(sandbox: Sandbox, redis: Server, monkeypatch: 
         sandbox.snapshot("s", {"db": EngineSource("redis", engine)})
 
 
-def test_a_suffix_that_is_not_there_is_told(sandbox: Sandbox, ldap: Server):
+def test_an_unknown_suffix_is_reported(sandbox: Sandbox, ldap: Server):
     engine = LDAP(suffix="dc=other", config=ldap.engine.config)
     with pytest.raises(ProgramError, match="no database of 'dc=other'"):
         engine.check()
@@ -342,7 +342,7 @@ def test_a_roll_back_that_does_not_come_to_the_stop_leaves_the_settings_alone(sa
 
 
 @pytest.mark.parametrize("take_pre_rollback", [True, False])
-def test_a_server_that_was_stopped_without_saving_is_put_back(sandbox: Sandbox, redis: Server, take_pre_rollback: bool):
+def test_a_server_that_was_stopped_without_saving_is_reverted(sandbox: Sandbox, redis: Server, take_pre_rollback: bool):
     sandbox.snapshot("s", {"db": EngineSource("redis", redis.engine)})
     redis.change()
     second = redis.state()
@@ -371,7 +371,7 @@ def test_a_server_that_keeps_an_append_only_file_is_refused_and_drilled(sandbox:
     assert done.parts["db"].startswith("3 keys")
 
 
-def test_a_file_that_the_server_does_not_write_is_told(sandbox: Sandbox, redis: Server, tmp_path: Path):
+def test_a_file_that_the_server_does_not_write_is_reported(sandbox: Sandbox, redis: Server, tmp_path: Path):
     (tmp_path / "other.rdb").write_bytes(b"REDIS")
     engine = Redis(socket=redis.engine.socket, password=redis.engine.password, path=str(tmp_path / "other.rdb"))
     sandbox.snapshot("s", {"db": EngineSource("redis", engine)})
@@ -393,7 +393,7 @@ def test_slapd_has_to_be_stopped(sandbox: Sandbox, ldap: Server, monkeypatch: py
     assert ldap.leftovers() == []
 
 
-def test_no_entry_is_told_when_a_dump_does_not_load(sandbox: Sandbox, ldap: Server, capfd, monkeypatch: pytest.MonkeyPatch):
+def test_no_entry_is_shown_when_a_dump_does_not_load(sandbox: Sandbox, ldap: Server, capfd, monkeypatch: pytest.MonkeyPatch):
     sandbox.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
     ldap.change()
     real = execute.contents_of

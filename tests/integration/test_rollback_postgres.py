@@ -162,15 +162,15 @@ def test_two_nights_an_upgrade_and_the_way_back(wiki: Wiki) -> None:
     wiki.is_second()
     assert len(wiki.generations()) == 2
 
-    told = wiki.rollback("r1").stdout
-    assert "what it replaced is generation 3" in told
+    printed = wiki.rollback("r1").stdout
+    assert "what it replaced is generation 3" in printed
     wiki.is_first()
     pre_rollback = wiki.generations()[0]
     assert (pre_rollback["number"], pre_rollback["safety"], pre_rollback["revision"]) == (3, True, "r2")
 
     wiki.rollback("3")
     wiki.is_second()
-    wiki.rollback("r2")  # the night, not a safety generation of the same revision
+    wiki.rollback("r2")  # the night, not a pre-rollback generation of the same revision
     wiki.is_second()
     assert [g["number"] for g in wiki.generations() if not g["safety"]] == [2, 1]
     wiki.castore("verify", "--read-data")
@@ -229,7 +229,7 @@ def script(tmp_path: Path, text: str) -> list[str]:
 
 
 def test_a_program_that_fails_once_it_has_changed_the_database(wiki: Wiki, tmp_path: Path) -> None:
-    """It destroyed half of the database; the safety generation goes in through the same program."""
+    """It destroyed half of the database; the pre-rollback generation goes in through the same program."""
     program = script(
         tmp_path,
         f"""

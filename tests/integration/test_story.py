@@ -151,14 +151,14 @@ def test_state_follows_the_configuration(app: App):
     before = app.get()
     assert [title for _, title in before["pages"]] == before["files"] == ["first", "second"]
 
-    # An upgrade whose new revision does not come up: all of it is taken back.
+    # An upgrade whose new revision does not come up: all of it is reverted.
     good = (app.top / "revision-2" / "app.py").read_text()
     (app.top / "revision-2" / "app.py").write_text(good.replace('TITLE = "headline"', 'TITLE = "no_such_column"'))
     failed = app.castore("guard", "app", "--", "sh", str(app.top / "deploy"), expect=9)
     assert "health check failed" in failed.stderr
     assert app.get() == before
 
-    # The upgrade, mended.
+    # The upgrade, fixed.
     (app.top / "revision-2" / "app.py").write_text(good)
     app.castore("guard", "app", "--", "sh", str(app.top / "deploy"))
     after = app.get()
@@ -170,8 +170,8 @@ def test_state_follows_the_configuration(app: App):
     # The system is rolled back, as after a bad week; at the next boot the state follows.
     (app.top / "system").unlink()
     (app.top / "system").symlink_to("revision-1")
-    told = app.castore("follow", "app")
-    assert "is restored" in told.stdout
+    printed = app.castore("follow", "app")
+    assert "is restored" in printed.stdout
     assert app.get() == before
     app.post("fourth")
     assert [title for _, title in app.get()["pages"]] == ["first", "second", "fourth"]

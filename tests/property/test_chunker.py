@@ -82,7 +82,7 @@ def test_what_follows_a_border_does_not_depend_on_what_is_before(before, after, 
 
 
 @given(noise(), st.binary(min_size=1, max_size=1), st.data())
-def test_borders_meet_again_behind_an_insertion(data, byte, choices):
+def test_chunk_ends_coincide_again_after_an_insertion(data, byte, choices):
     rule = cutter(256)
     at = choices.draw(st.integers(0, len(data)))
     before = whole(rule, data)

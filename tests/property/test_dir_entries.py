@@ -159,7 +159,7 @@ def test_damaged_entries_are_split_as_the_model_decodes_them_or_not_at_all(entri
     try:
         found = [decode_entry(frame) for frame, _ in split.others]
     except CastoreError:
-        return  # told when it is opened
+        return  # reported when it is opened
     found += [decode_entry(frame) for frame, _ in split.encoded(0, None)]
     _, expected = decode_entries(head + bytes(stream))
     assert sorted(found, key=lambda one: one.name) == expected
@@ -219,7 +219,7 @@ def test_names_out_of_order_and_twice_are_not_split():
     assert split_entries(encode_entries([one, two]), 0) is not None
 
 
-def test_files_are_made_as_they_are_told(tmp_path):
+def test_files_are_created_as_described(tmp_path):
     entries = [
         Entry(b"a", REGULAR, 0o6755, 0, 0, 1_500_000_001, 3, Content.SMALL_FILES),
         Entry(b"b", REGULAR, 0o644, 0, 0, -1_500_000_001, 0, Content.NONE),
@@ -233,7 +233,7 @@ def test_files_are_made_as_they_are_told(tmp_path):
     try:
         new = NewOwners(change=False, mode=0o1777)
         assert split.write(fd, 0, 4, new, b"abcCCdd", 0) == 3  # nothing is followed or replaced
-        assert split.write(fd, 3, 4, new, b"", 5) == 3  # nor read from behind what is there
+        assert split.write(fd, 3, 4, new, b"", 5) == 3  # nor read from beyond the buffer
         (tmp_path / "d").unlink()
         assert split.write(fd, 3, 4, new, memoryview(bytearray(b"dd")), 5) == 4
     finally:

@@ -1,7 +1,7 @@
 """Any bytes, in the place of any that are stored: castore's own errors come out, in bounded time and memory.
 
 Most of what is stored is sealed: these are authentic, but malformed, as somebody with a stolen writer key
-could write them; and what lies on this machine in the clear, as a broken disk could leave it.
+could write them; and what is stored on this machine in the clear, as a broken disk could leave it.
 """
 
 from __future__ import annotations
@@ -337,7 +337,7 @@ class Hostile:
         return found
 
     def node(self, session: Session, refs: list[Ref], record_id: bytes | None = None) -> RecordId:
-        """Put a node, under another id than its own if one is given: whoever reads it tells the two apart."""
+        """Put a node, under another id than its own if one is given: a reader distinguishes the two."""
         return self.raw(session, encode_node(refs), record_id)
 
     def raw(self, session: Session, plain: bytes, record_id: bytes | None = None) -> RecordId:
@@ -446,7 +446,7 @@ def test_lists_that_fan_out_end(hostile):
     tame(lambda: plan(hostile.store))
 
 
-def test_deltas_that_rest_on_themselves_end(hostile):
+def test_circular_deltas_end(hostile):
     one, two, three = (bytes([n]) * 32 for n in (1, 2, 3))
     with hostile.session() as session:
         for record_id, base in ((one, two), (two, one), (three, three)):
@@ -505,10 +505,10 @@ def unsaid(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("claim", [10, 4096, 1 << 20, 0xFFFFFFFF])
-@pytest.mark.parametrize("what", ["told", "not told", "a lie"])
+@pytest.mark.parametrize("what", ["stated", "not stated", "false"])
 @pytest.mark.parametrize("codec", [packs.ZSTD, packs.DICTIONARY, packs.DELTA, packs.DELTA_PAIR])
 def test_records_that_claim_much_take_little(hostile, codec, what, claim):
-    frame = {"told": lambda: bomb(64 << 20), "not told": lambda: unsaid(b"x" * 5000), "a lie": lambda: _lie(0xFFFFFFF0)}[what]()
+    frame = {"stated": lambda: bomb(64 << 20), "not stated": lambda: unsaid(b"x" * 5000), "false": lambda: _lie(0xFFFFFFF0)}[what]()
     base = b"\7" * 32
     bases = (base,) * packs.BASES[codec]
     with hostile.session() as session:
@@ -519,7 +519,7 @@ def test_records_that_claim_much_take_little(hostile, codec, what, claim):
 
 
 def _lie(size: int) -> bytes:
-    """Return a frame whose header tells of `size` bytes, with a few in it."""
+    """Return a frame whose header announces `size` bytes, with a few in it."""
     return struct.pack("<IBI", 0xFD2FB528, 0xA0, size) + b"\x01\0\0"
 
 
@@ -581,7 +581,7 @@ def test_chunks_assembled_from_anything(bases):
         assemble(RecordId(bytes([next(iter(bases))]) * 32), counted, {})
 
 
-# What lies on this machine
+# What is stored on this machine
 
 
 @pytest.fixture(scope="module")
@@ -601,7 +601,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sandbox,
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32), rehashed=st.booleans())
 def test_scan_caches(scanned, seed, rehashed):
-    """Damaged, it is of no use, and the tree is scanned anew; with a right hash it is still no crash."""
+    """Damaged, it is of no use, and the tree is scanned again; with a right hash it is still no crash."""
     from blake3 import blake3
 
     sandbox, live, cache = scanned
@@ -611,7 +611,7 @@ def test_scan_caches(scanned, seed, rehashed):
     rng = random.Random(seed)
     data = mangled(sound, rng)
     if rehashed and len(data) > 200:
-        # Flipped behind the header, and the hash made right again: what a hash cannot tell.
+        # Flipped after the header, with a right hash: what a hash cannot detect.
         body = sound[:104] + mangled(sound[104:-32], rng)
         data = body + blake3(body).digest()
     cache.write_bytes(data)
@@ -803,7 +803,7 @@ def copy_dump(store) -> bytes:
 
 
 def index_lab(folder: Path) -> tuple[Sandbox, Path]:
-    """A sandbox whose index tells of two generations, and a dump that is much like them."""
+    """A sandbox whose index lists two generations, and a dump that is much like them."""
     sandbox = Sandbox(folder / "sandbox", average=4096)
     dump = folder / "dump"
     base = random.Random(1).randbytes(120_000)
@@ -831,7 +831,7 @@ def memory() -> Iterator[Path]:
         yield Path(path)
 
 
-def test_a_broken_index_is_told_or_built_anew(memory: Path) -> None:
+def test_a_broken_index_is_reported_or_rebuilt(memory: Path) -> None:
     found = break_indexes(memory, 25, 1)
     print(f"broken indexes: {found}")
     assert found["taken"]
@@ -839,7 +839,7 @@ def test_a_broken_index_is_told_or_built_anew(memory: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_many_broken_indexes_are_told_or_built_anew(memory: Path) -> None:
+def test_many_broken_indexes_are_reported_or_rebuilt(memory: Path) -> None:
     found = break_indexes(memory, 1000, random.randrange(1 << 30))
     print(f"broken indexes: {found}")
     assert found["taken"]

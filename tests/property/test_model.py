@@ -149,7 +149,7 @@ def test_a_node_of_the_most_references_comes_back_and_one_more_is_refused():
 
 
 @given(references)
-def test_a_reference_lies_in_a_node_as_the_format_says(ref):
+def test_a_reference_is_stored_in_a_node_as_the_format_says(ref):
     assert refs.encode_node([ref]) == ref.id + ref.size.to_bytes(7, "little") + bytes([ref.kind])
 
 
@@ -164,7 +164,7 @@ def test_a_root_comes_back(head, root):
 
 
 @given(entries())
-def test_an_entry_lies_in_its_stream_as_the_format_says(entry):
+def test_an_entry_is_stored_in_its_stream_as_the_format_says(entry):
     data = tree.encode_entries([entry])
     assert int.from_bytes(data[:4], "little") == len(data) - 4
     extra = entry.extra
@@ -206,7 +206,7 @@ def test_fields_of_a_later_castore_are_ignored(record, more):
 
 
 @given(records, st.integers(2, 1 << 31))
-def test_a_generation_of_a_later_format_is_told_from_damage(record, version):
+def test_a_generation_of_a_later_format_is_distinguished_from_damage(record, version):
     fields = msgspec.msgpack.decode(generations.encode(record))
     fields["version"] = version
     with pytest.raises(FormatError, match=str(version)):
@@ -217,7 +217,7 @@ def test_a_generation_of_a_later_format_is_told_from_damage(record, version):
 
 
 @given(listings, st.integers(2, 1 << 31))
-def test_a_directory_of_a_later_format_is_told_from_damage(listing, version):
+def test_a_directory_of_a_later_format_is_distinguished_from_damage(listing, version):
     with pytest.raises(FormatError, match=str(version)):
         tree.decode_entries(stream(tree.Owners(version=version), listing))
 
@@ -249,7 +249,7 @@ def mutated(draw, wholes):
 
 
 def decode_frame(frame):
-    """Decode one frame as an entry, behind proper owners: whatever it holds is reached."""
+    """Decode one frame as an entry, after proper owners: whatever it holds is reached."""
     return tree.decode_entries(tree.encode_owners(tree.Owners()) + struct.pack("<I", len(frame)) + frame)
 
 
@@ -379,7 +379,7 @@ IMPOSSIBLE = {
     "long gid": {"gid": 1 << 32},
     "content of a fifo": {"type": 1, "size": 0},
     "device": {"type": 2, "size": 0, "content": tree.Content.NONE, "extra": tree.Extra(device=-1)},
-    "extent behind the end": {"extra": tree.Extra(extents=((5, 6),))},
+    "extent beyond the end": {"extra": tree.Extra(extents=((5, 6),))},
     "empty extent": {"extra": tree.Extra(extents=((5, 0),))},
     "extents that overlap": {"extra": tree.Extra(extents=((0, 5), (4, 2)))},
     "long size": {"size": 1 << 63},

@@ -23,7 +23,7 @@ from tests.support.checkout import ROOT
 STORE = bytes(16)
 _SESSION = 44
 """Where an entry has the lower byte of its session's position."""
-# Few ids, so that packs share them; some begin alike.
+# Few ids, so that packs share them; some begin with the same bytes.
 IDS = [bytes([n % 3]) * 8 + bytes([n]) * 24 for n in range(12)]
 
 

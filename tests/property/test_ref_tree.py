@@ -176,7 +176,7 @@ def test_equal_prefixes_share_all_nodes_that_end_in_them(seed, shared, one, othe
     first, second = inside(noise(seed + 1, one)), inside(noise(seed + 2, other))
     longer, shorter = sorted([first, second], key=len, reverse=True)
     assert longer[: len(shorter)] == shorter
-    assert len(longer) - len(shorter) <= 1  # where one list ends right behind the prefix
+    assert len(longer) - len(shorter) <= 1  # where one list ends right after the prefix
     if one and other and first != second:
         assert sum(map(len, longer)) == shared
 

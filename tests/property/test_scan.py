@@ -29,7 +29,7 @@ from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 STEP = 0.012
-"""Longer than a tick of the kernel's clock, which times of files are told by."""
+"""Longer than a tick of the kernel's clock, which dates files."""
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ class Mutator:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), steps=st.lists(st.integers(0, 6), min_size=3, max_size=8))
-def test_every_snapshot_of_a_changing_tree_is_what_is_there(
+def test_every_snapshot_of_a_changing_tree_equals_the_tree(
     tmp_path_factory: pytest.TempPathFactory, seed: int, steps: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("scan")
@@ -288,7 +288,7 @@ def test_what_changed_just_before_it_was_listed_is_read_again(sandbox, live, rea
     assert str(live / "1" / "1" / "large") in reads
 
 
-def test_other_rules_another_root_and_a_lost_store_scan_anew(sandbox, live, reads, tmp_path):
+def test_other_rules_another_root_and_a_lost_store_cause_a_full_scan(sandbox, live, reads, tmp_path):
     snapshot(sandbox, live)
     taken = snapshot(sandbox, live, exclude=("small1",))
     assert taken.parts[0].files == 88 - 12
@@ -478,7 +478,7 @@ def test_nothing_that_is_left_out_goes_with_its_directory(sandbox, live):
     in_place(sandbox, 1, live)
     assert sorted(os.listdir(live / "new")) == ["deep"]
     assert (live / "new" / "deep" / "a.key").read_text() == "stays"
-    # What would have to be replaced is told instead.
+    # What would have to be replaced is reported instead.
     shutil.rmtree(live / "1" / "0")
     (live / "1" / "0").write_text("a file in the second")
     taken = snapshot(sandbox, live, **rules)
@@ -550,7 +550,7 @@ def test_a_damaged_bundle_costs_its_files_and_no_others(sandbox, live, tmp_path,
     assert len(walk(tmp_path / "out")) == 89 - len(report.damaged)
 
 
-def test_directories_that_nobody_may_write_to_are_removed_and_put_back(sandbox, live, tmp_path):
+def test_directories_that_nobody_may_write_to_are_removed_and_restored(sandbox, live, tmp_path):
     snapshot(sandbox, live)
     before = walk(live)
     folder = live / "closed"

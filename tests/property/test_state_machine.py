@@ -321,7 +321,7 @@ class Machine(RuleBasedStateMachine):
         assert found.sound
         assert found.generations == len(self.taken)
 
-    # Letting go
+    # Deleting
 
     @precondition(lambda self: len(self.taken) > 1)
     @rule(pick=picks)

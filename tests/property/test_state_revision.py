@@ -30,7 +30,7 @@ class Machine:
         return decide(self.configured, self.noted, self.known).revision
 
     def settle(self) -> None:
-        """What `follow` does at a boot, with follow = "tell"."""
+        """What `follow` does at a boot, with follow = "report"."""
         if not decide(self.configured, self.noted, self.known).left_behind:
             self.noted = self.configured
 

@@ -20,7 +20,7 @@ def cutter(average: int, gear: bytes = GEAR) -> Cutter:
 
 
 def reference_ends(rule: Cutter, data: bytes, gear: bytes = GEAR) -> list[int]:
-    """Return where the slow twin cuts `data`."""
+    """Return where the slow reference cuts `data`."""
     return reference_chunker.cut_points(
         reference_chunker.gear_words(gear),
         data,

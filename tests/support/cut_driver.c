@@ -1,7 +1,7 @@
 /*
  * Runs cut_scan over random, empty, short and adversarial input in buffers of
  * exactly the right size, so that AddressSanitizer sees a byte too much, and
- * holds it against a twin that follows cut.h byte by byte.  Prints the number
+ * compares it with a reference that follows chunker.h byte by byte.  Prints the number
  * of streams that were cut.
  */
 #include "chunker.h"
@@ -41,7 +41,7 @@ exactly(size_t size)
 	return (memory);
 }
 
-/* Where the chunk that begins at buf ends, every hash computed anew; 0 if more bytes are needed. */
+/* Where the chunk that begins at buf ends, every hash computed from scratch; 0 if more bytes are needed. */
 static size_t
 twin_length(const struct cut_rule *rule, const uint8_t *buf, size_t len, int final)
 {
@@ -77,7 +77,7 @@ check(const struct cut_rule *rule, const uint8_t *data, size_t len, int final, s
 		if (ends[i] <= start || ends[i] > len)
 			die("an end out of order");
 		if (ends[i] - start != twin_length(rule, buf + start, len - start, final))
-			die("cut elsewhere than the twin");
+			die("cut elsewhere than the reference");
 		start = ends[i];
 	}
 	if (n < room && start < len) {

@@ -192,7 +192,7 @@ def _normal(text: str) -> list[str]:
 
 
 def is_like(printed: str, expected: str) -> bool:
-    """Whether output is what a page says it is; `...` in the page stands for any text."""
+    """Whether output is what a page says it is; `...` in the page matches any text."""
     pattern = r"\s*".join(re.escape(line).replace(r"\.\.\.", ".*") for line in _normal(expected))
     return re.fullmatch(pattern, "\n".join(_normal(printed)), re.DOTALL) is not None
 

@@ -215,7 +215,7 @@ class Machine:
         number = max((n for s, n in self.kept if s == service), default=0) + 1
         self.kept[service, number] = self.content()
 
-    # What is there
+    # Contents
 
     @contextlib.contextmanager
     def opened(self, *, fresh: bool = False, lockless: type[LocalStorage] = LocalStorage) -> Iterator[Store]:

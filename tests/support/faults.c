@@ -6,7 +6,7 @@
  *	FAULTS_CALLS	change or read: what is counted
  *	FAULTS_ONLY	kinds of calls, with commas around each; else all of these are counted
  *	FAULTS_AT	the call that is struck, from 1; 0: none
- *	FAULTS_ON	any: and all behind it
+ *	FAULTS_ON	any: and all after it
  *	FAULTS_DO	kill, short, lie, or an errno's number
  *	FAULTS_FROM	a file's content from this byte on: read, readv and preadv fail there with EIO, as on a bad sector
  *	FAULTS_TWICE	a name that directories list twice
@@ -119,7 +119,7 @@ strike(int class, const char *kind, int dirfd, const char *name)
 	return (atoi(act));
 }
 
-#define FAIL_IF(told) do { int told_ = (told); if (told_ > 0) { errno = told_; return (-1); } if (told_ == LIE) return (0); } while (0)
+#define FAIL_IF(failure) do { int failure_ = (failure); if (failure_ > 0) { errno = failure_; return (-1); } if (failure_ == LIE) return (0); } while (0)
 
 static int
 opening(int dirfd, const char *name, int flags)
@@ -137,14 +137,14 @@ int openat(int fd, const char *name, int flags, ...) { MODE(flags) FAIL_IF(openi
 int openat64(int fd, const char *name, int flags, ...) { MODE(flags) FAIL_IF(opening(fd, name, flags)); return (REAL(openat64)(fd, name, flags, mode)); }
 
 static size_t
-shorter(int told, size_t len)
+shorter(int failure, size_t len)
 {
-	return (told == SHORT && len > 1 ? (len + 1) / 2 : len);
+	return (failure == SHORT && len > 1 ? (len + 1) / 2 : len);
 }
 
-ssize_t write(int fd, const void *p, size_t len) { int told = strike(CHANGE, "write", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(write)(fd, p, shorter(told, len))); }
-ssize_t pwrite(int fd, const void *p, size_t len, off_t at) { int told = strike(CHANGE, "pwrite", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(pwrite)(fd, p, shorter(told, len), at)); }
-ssize_t pwrite64(int fd, const void *p, size_t len, off64_t at) { int told = strike(CHANGE, "pwrite", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(pwrite64)(fd, p, shorter(told, len), at)); }
+ssize_t write(int fd, const void *p, size_t len) { int failure = strike(CHANGE, "write", fd, NULL); if (failure > 0) { errno = failure; return (-1); } return (REAL(write)(fd, p, shorter(failure, len))); }
+ssize_t pwrite(int fd, const void *p, size_t len, off_t at) { int failure = strike(CHANGE, "pwrite", fd, NULL); if (failure > 0) { errno = failure; return (-1); } return (REAL(pwrite)(fd, p, shorter(failure, len), at)); }
+ssize_t pwrite64(int fd, const void *p, size_t len, off64_t at) { int failure = strike(CHANGE, "pwrite", fd, NULL); if (failure > 0) { errno = failure; return (-1); } return (REAL(pwrite64)(fd, p, shorter(failure, len), at)); }
 ssize_t writev(int fd, const struct iovec *v, int n) { FAIL_IF(strike(CHANGE, "write", fd, NULL)); return (REAL(writev)(fd, v, n)); }
 ssize_t pwritev(int fd, const struct iovec *v, int n, off_t at) { FAIL_IF(strike(CHANGE, "pwrite", fd, NULL)); return (REAL(pwritev)(fd, v, n, at)); }
 ssize_t pwritev64v2(int fd, const struct iovec *v, int n, off64_t at, int flags) { FAIL_IF(strike(CHANGE, "pwrite", fd, NULL)); return (REAL(pwritev64v2)(fd, v, n, at, flags)); }
@@ -163,11 +163,11 @@ int mkdirat(int fd, const char *name, mode_t mode) { FAIL_IF(strike(CHANGE, "mkd
 int symlink(const char *from, const char *to) { FAIL_IF(strike(CHANGE, "symlink", AT_FDCWD, to)); return (REAL(symlink)(from, to)); }
 int ftruncate(int fd, off_t len) { FAIL_IF(strike(CHANGE, "ftruncate", fd, NULL)); return (REAL(ftruncate)(fd, len)); }
 int ftruncate64(int fd, off64_t len) { FAIL_IF(strike(CHANGE, "ftruncate", fd, NULL)); return (REAL(ftruncate64)(fd, len)); }
-int posix_fallocate(int fd, off_t at, off_t len) { int told = strike(CHANGE, "fallocate", fd, NULL); return (told > 0 ? told : REAL(posix_fallocate)(fd, at, len)); }
-int posix_fallocate64(int fd, off64_t at, off64_t len) { int told = strike(CHANGE, "fallocate", fd, NULL); return (told > 0 ? told : REAL(posix_fallocate64)(fd, at, len)); }
+int posix_fallocate(int fd, off_t at, off_t len) { int failure = strike(CHANGE, "fallocate", fd, NULL); return (failure > 0 ? failure : REAL(posix_fallocate)(fd, at, len)); }
+int posix_fallocate64(int fd, off64_t at, off64_t len) { int failure = strike(CHANGE, "fallocate", fd, NULL); return (failure > 0 ? failure : REAL(posix_fallocate64)(fd, at, len)); }
 int msync(void *p, size_t len, int flags) { return (REAL(msync)(p, len, flags)); }
 
-/* Returns how many of len bytes at `at` are readable in front of FAULTS_FROM; 0: none. */
+/* Returns how many of len bytes at `at` are readable before FAULTS_FROM; 0: none. */
 static size_t
 readable(int fd, off64_t at, size_t len)
 {
@@ -212,9 +212,9 @@ readv(int fd, const struct iovec *v, int n)
 	return (n == 1 ? REAL(read)(fd, v->iov_base, len) : REAL(readv)(fd, v, n));
 }
 
-ssize_t read(int fd, void *p, size_t len) { size_t some = readable(fd, lseek(fd, 0, SEEK_CUR), len); if (len && !some) { errno = EIO; return (-1); } len = some; int told = strike(READ, "read", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(read)(fd, p, shorter(told, len))); }
-ssize_t pread(int fd, void *p, size_t len, off_t at) { int told = strike(READ, "pread", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(pread)(fd, p, shorter(told, len), at)); }
-ssize_t pread64(int fd, void *p, size_t len, off64_t at) { int told = strike(READ, "pread", fd, NULL); if (told > 0) { errno = told; return (-1); } return (REAL(pread64)(fd, p, shorter(told, len), at)); }
+ssize_t read(int fd, void *p, size_t len) { size_t some = readable(fd, lseek(fd, 0, SEEK_CUR), len); if (len && !some) { errno = EIO; return (-1); } len = some; int failure = strike(READ, "read", fd, NULL); if (failure > 0) { errno = failure; return (-1); } return (REAL(read)(fd, p, shorter(failure, len))); }
+ssize_t pread(int fd, void *p, size_t len, off_t at) { int failure = strike(READ, "pread", fd, NULL); if (failure > 0) { errno = failure; return (-1); } return (REAL(pread)(fd, p, shorter(failure, len), at)); }
+ssize_t pread64(int fd, void *p, size_t len, off64_t at) { int failure = strike(READ, "pread", fd, NULL); if (failure > 0) { errno = failure; return (-1); } return (REAL(pread64)(fd, p, shorter(failure, len), at)); }
 int stat64(const char *name, struct stat64 *out) { FAIL_IF(strike(READ, "stat", AT_FDCWD, name)); return (REAL(stat64)(name, out)); }
 int lstat64(const char *name, struct stat64 *out) { FAIL_IF(strike(READ, "stat", AT_FDCWD, name)); return (REAL(lstat64)(name, out)); }
 int fstat64(int fd, struct stat64 *out) { FAIL_IF(strike(READ, "fstat", fd, NULL)); return (REAL(fstat64)(fd, out)); }
@@ -299,10 +299,10 @@ GETS(fgetxattr, int file, file, NULL)
 DIR *
 opendir(const char *name)
 {
-	int told = strike(READ, "opendir", AT_FDCWD, name);
+	int failure = strike(READ, "opendir", AT_FDCWD, name);
 
-	if (told > 0) {
-		errno = told;
+	if (failure > 0) {
+		errno = failure;
 		return (NULL);
 	}
 	return (REAL(opendir)(name));
@@ -311,10 +311,10 @@ opendir(const char *name)
 struct dirent64 *
 readdir64(DIR *dir)
 {
-	int told = strike(READ, "readdir", dirfd(dir), NULL);
+	int failure = strike(READ, "readdir", dirfd(dir), NULL);
 
-	if (told > 0) {
-		errno = told;
+	if (failure > 0) {
+		errno = failure;
 		return (NULL);
 	}
 	return (REAL(readdir64)(dir));

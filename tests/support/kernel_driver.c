@@ -41,23 +41,23 @@ similar(const uint8_t *from, size_t *len)
 static void
 deltas(void)
 {
-	size_t base_len = draw() % 9000, len = base_len, room, told, i;
+	size_t base_len = draw() % 9000, len = base_len, room, coded, i;
 	uint8_t *base = content(base_len), *target = similar(base, &len), *out, *back, *copy;
 
 	room = draw() % 3 ? 2 * len + 64 : draw() % (len + 1);
 	out = exactly(room);
-	told = delta_encode(base, base_len, target, len, out, room, table);
-	if (told > room)
+	coded = delta_encode(base, base_len, target, len, out, room, table);
+	if (coded > room)
 		abort();
-	if (told != 0) {
+	if (coded != 0) {
 		back = exactly(len);
-		copy = exactly(told);
-		memcpy(copy, out, told);
-		if (delta_apply(base, base_len, copy, told, back, len) != 0 || memcmp(back, target, len) != 0)
+		copy = exactly(coded);
+		memcpy(copy, out, coded);
+		if (delta_apply(base, base_len, copy, coded, back, len) != 0 || memcmp(back, target, len) != 0)
 			abort();
 		for (i = 0; i < 30; i++) {
-			copy[draw() % told] = (uint8_t)draw();
-			(void)delta_apply(base, base_len, copy, told - draw() % told, back, len);
+			copy[draw() % coded] = (uint8_t)draw();
+			(void)delta_apply(base, base_len, copy, coded - draw() % coded, back, len);
 		}
 		free(copy);
 		free(back);
@@ -73,7 +73,7 @@ groups(void)
 	uint8_t *deltas[5], *joined, *out, *streams, *again;
 	uint32_t lengths[5], *found;
 	size_t count = draw() % 6, total = 0, room, sizes[4], damaged[4], sum, i, max = draw() % 4 ? 5 : draw() % 6;
-	int told;
+	int coded;
 
 	for (i = 0; i < count; i++) {
 		size_t base_len = draw() % 3000, len = base_len, most;
@@ -105,8 +105,8 @@ groups(void)
 		memcpy(streams + sum, out + i * room, sizes[i]);
 	again = exactly(sum + sizes[0]);
 	found = exactly(max * sizeof(*found));
-	told = delta_join(streams, sizes, again, found, max);
-	if (told != (count > max ? -1 : (int)count) || (told > 0 && memcmp(again, joined, total) != 0))
+	coded = delta_join(streams, sizes, again, found, max);
+	if (coded != (count > max ? -1 : (int)count) || (coded > 0 && memcmp(again, joined, total) != 0))
 		abort();
 	for (i = 0; i < 30 && sum > 0; i++) {
 		size_t cut = draw() % 4, less;
@@ -189,10 +189,10 @@ static void
 marks(void)
 {
 	size_t stride = 32 + 8 * (draw() % 2), count = draw() % 60, slots = 64 + draw() % 40, room = 64 + slots, i, j, met;
-	size_t fresh = 0, told_fresh;
+	size_t fresh = 0, found_fresh;
 	const uint64_t seed[4] = {draw(), draw(), draw(), draw()};
 	uint64_t *table = exactly(slots * sizeof(*table)), *larger;
-	uint8_t *ids = exactly(count * stride), *told = exactly(count), *found = exactly(count);
+	uint8_t *ids = exactly(count * stride), *coded = exactly(count), *found = exactly(count);
 
 	memset(table, 0, slots * sizeof(*table));
 	for (i = 0; i < count * stride; i++)
@@ -215,26 +215,26 @@ marks(void)
 	for (i = 0; i < count; i++)
 		if (found[i] != 0)
 			abort();
-	told_fresh = marks_add(table, slots, seed, ids, stride, count, told);
+	found_fresh = marks_add(table, slots, seed, ids, stride, count, coded);
 	for (i = 0; i < count; i++) {
 		for (met = 0, j = 0; j < i; j++)
 			met |= memcmp(ids + j * stride, ids + i * stride, 32) == 0;
-		if (told[i] != !met)
+		if (coded[i] != !met)
 			abort();
 		fresh += !met;
 	}
-	if (told_fresh != fresh || marks_add(table, slots, seed, ids, stride, count, told) != 0)
+	if (found_fresh != fresh || marks_add(table, slots, seed, ids, stride, count, coded) != 0)
 		abort();
 	larger = exactly(room * sizeof(*larger));
 	memset(larger, 0, room * sizeof(*larger));
 	marks_move(table, slots, larger, room);
 	marks_find(larger, room, seed, ids, stride, count, found);
 	for (i = 0; i < count; i++)
-		if (found[i] != 1 || told[i] != 0)
+		if (found[i] != 1 || coded[i] != 0)
 			abort();
 	free(larger);
 	free(found);
-	free(told);
+	free(coded);
 	free(ids);
 	free(table);
 }

@@ -1,6 +1,6 @@
 """A file system in memory that can lose its power, to lie below a local store (castore/storage/os_files.py).
 
-Each file and directory is an inode that has, beside what a process sees, what would be found after a
+Each file and directory is an inode that has, in addition to what a process sees, what would be found after a
 loss of power. What a file system may do in between is modelled after ALICE (Pillai et al., OSDI 2014),
 as weak as POSIX permits and file systems in use have been seen to be:
 
@@ -18,7 +18,7 @@ as weak as POSIX permits and file systems in use have been seen to be:
 
 Out of scope: directories that lose synced entries, bits that rot (tests/damage), another disk.
 
-One run of a scenario is logged. `Log.cuts` goes through the log again and gives, behind each of its steps,
+One run of a scenario is logged. `Log.cuts` goes through the log again and gives, after each of its steps,
 what the disk may hold if the power is lost just then; marks in the log say what had been
 acknowledged. A file with two names is two files in these.
 """
@@ -105,7 +105,7 @@ class Disk:
             self.settle()
 
     def settle(self) -> None:
-        """Make everything durable, and begin the log anew."""
+        """Make everything durable, and begin a new log."""
         for number, node in self.nodes.items():
             self.do("fsync" if isinstance(node, FileNode) else "sync", number)
         self.log = []
@@ -276,7 +276,7 @@ def _torn(node: FileNode, chance: random.Random) -> bytes:
             if chance.random() < 0.5:
                 _over(data, offset, written)
         return bytes(data)
-    # In order, up to one that is torn; behind it there is nothing, or zeros.
+    # In order, up to one that is torn; after it there is nothing, or zeros.
     last = chance.randrange(len(node.writes))
     for offset, written in node.writes[:last]:
         _over(data, offset, written)
@@ -290,12 +290,12 @@ class Cut(NamedTuple):
 
     step: int
     known: Any
-    """Of the last mark in front of it."""
+    """Of the last mark before it."""
     losses: list[tuple[str, State]]
 
 
 def cuts(log: list[tuple | Mark], chance: random.Random, more: int, begin: int = 0) -> Iterator[Cut]:
-    """Give each place at which the power may have been lost: in front of the log, and behind each step.
+    """Give each place at which the power may have been lost: before the log, and after each step.
 
     begin: the first of them to give.
     """
@@ -314,15 +314,15 @@ ONCE, ON, AFTER = "once", "from then on", "once, and yet it was done"
 
 
 CHANGES: Final = frozenset({"create", "write", "fsync", "link", "rename", "unlink", "mkdir", "sync_directory"})
-"""The operations that change something: killed in front of others, a process leaves the same."""
+"""The operations that change something: killed before others, a process leaves the same."""
 
 
 class Killed(BaseException):
-    """The process is no more. Not an Exception: nothing may clean up after it."""
+    """The process was killed. Not an Exception: nothing may clean up after it."""
 
 
 class Fault:
-    """Lets the operation of a number fail (from 0): once, or with all behind it, or though it was done.
+    """Lets the operation of a number fail (from 0): once, or with all after it, or though it was done.
 
     error: an errno, or Killed, which is for ON. only: which operations count; all, if none are named.
     """
@@ -396,7 +396,7 @@ class DiskFiles(Files):
         return [path for _, path in self._open.values()]
 
     def forget(self) -> None:
-        """The process that had files open is no more."""
+        """The process that had files open was killed."""
         self._open.clear()
 
     def _descriptor(self, number: int, path: str) -> int:

@@ -1,6 +1,6 @@
 """The rule of castore/kernel/chunker.h in slow Python, to hold the kernel against.
 
-Written from the header's words, not from cut.c.
+Written from the header's words, not from its code.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def gear_words(gear: bytes) -> tuple[int, ...]:
 
 
 def gear_hash(words: Sequence[int], window: bytes) -> int:
-    """Return the gear hash of up to 64 bytes: each byte's word, shifted once for each byte behind it."""
+    """Return the gear hash of up to 64 bytes: each byte's word, shifted once for each byte after it."""
     return sum(words[byte] << age for age, byte in enumerate(reversed(window))) & _WORD
 
 
 def cut_points(
     words: Sequence[int], data: bytes, *, low: int, normal: int, high: int, early: int, late: int
 ) -> list[int]:
-    """Return the offset behind each chunk of the whole stream `data`."""
+    """Return the end offset of each chunk of the whole stream `data`."""
     hashes = _hashes(words, data)
     ends = []
     start = 0

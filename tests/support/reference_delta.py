@@ -60,7 +60,7 @@ def join(streams: list[bytes], most: int) -> list[bytes] | None:
                 return value
         raise IndexError
 
-    def told(value: int) -> bytes:
+    def varint(value: int) -> bytes:
         out = bytearray()
         while value >= 0x80:
             out.append(value & 0x7F | 0x80)
@@ -77,14 +77,14 @@ def join(streams: list[bytes], most: int) -> list[bytes] | None:
                 literals = number(0)
                 if literals > len(streams[3]) - at[3]:
                     return None
-                delta += told(literals) + streams[3][at[3] : at[3] + literals]
+                delta += varint(literals) + streams[3][at[3] : at[3] + literals]
                 at[3] += literals
                 copied = number(1)
                 if not copied:
                     break
                 moved = number(2)
                 moved = (moved // 2 if moved % 2 == 0 else -(moved + 1) // 2) + literals
-                delta += told(copied) + told(2 * moved if moved >= 0 else -2 * moved - 1)
+                delta += varint(copied) + varint(2 * moved if moved >= 0 else -2 * moved - 1)
             deltas.append(delta)
     except IndexError:
         return None

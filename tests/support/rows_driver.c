@@ -16,7 +16,7 @@ put32(uint8_t *p, uint32_t value)
 	p[3] = (uint8_t)(value >> 24);
 }
 
-/* An id among few: packs share them, and some begin alike. */
+/* An id among few: packs share them, and some begin with the same bytes. */
 static void
 put_id(uint8_t *p)
 {
@@ -118,19 +118,19 @@ static void
 weigh(const struct rows *rows)
 {
 	uint64_t *live = exactly(8 * 3);
-	uint8_t *places = exactly(rows->count * ROW_PLACE), *told = exactly(rows->count), *list = exactly(8);
+	uint8_t *places = exactly(rows->count * ROW_PLACE), *flags = exactly(rows->count), *list = exactly(8);
 	size_t i;
 
 	memset(live, 0, 24);
 	memcpy(list, "\0\0\0\0\1\0\0\0", 8);
 	for (i = 0; i < rows->count; i++)
 		memcpy(places + i * ROW_PLACE, rows->rows + i * ROW_LEN + ROW_KEY, ROW_PLACE);
-	if (rows_listed(places, ROW_PLACE, rows->count, list, 2, told) > rows->count)
+	if (rows_listed(places, ROW_PLACE, rows->count, list, 2, flags) > rows->count)
 		abort();
-	rows_weigh(places, rows->count, told, live, 3);
+	rows_weigh(places, rows->count, flags, live, 3);
 	free(live);
 	free(places);
-	free(told);
+	free(flags);
 	free(list);
 }
 

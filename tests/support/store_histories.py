@@ -1,7 +1,7 @@
 """Histories of a store on a disk of tests.support.power_loss_disk: what is done to it, and what must be left of it.
 
 A history is a list of named steps. A step is a function of a `SimulatedHost`, found by its name in `STEPS`; it
-does something to the store, and tells the disk's log what is guaranteed, at the moment at which it is:
+does something to the store, and marks in the disk's log what is guaranteed, at the moment at which it is:
 
     host.guarantee(maybe={key: content})     before a generation is written: it may be found now
     host.guarantee(whole={key: content})     it was acknowledged: it must be found from here on
@@ -22,9 +22,9 @@ To have another thing tested (pruning, compaction, repair, a key that is rotated
 and name it in the weights of `history`, or in a list of your own; in `UNLUCKY` too, so that it is killed
 and refused, and in KILLED of test_power_loss.py and BEFORE of test_disk_errors.py, so that it is at every
 operation. What removes or replaces calls `storage.settle` in between (castore/storage/base.py), and
-does not rest on a listing that is not durable. What changes the store without
+does not depend on a listing that is not durable. What changes the store without
 changing what is guaranteed (compaction, repair) promises nothing at all. tests/crash/test_power_loss.py
-takes the power away behind every operation of the file system in it, and checks what was guaranteed.
+takes the power away after every operation of the file system in it, and checks what was guaranteed.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class SimulatedHost:
         absent: set[Key] | None = None,
         readers: frozenset[str] | None = None,
     ) -> None:
-        """Say what is guaranteed from here on, beside what was."""
+        """Say what is guaranteed from here on, in addition to what was."""
         with self._guaranteeing, self.files.mutex:
             now = self.guaranteed
             now = replace(now, begun=now.begun or begun)
@@ -411,7 +411,7 @@ def _forget(host: SimulatedHost, gone: set[Key]) -> None:
 
 @step
 def compact(host: SimulatedHost) -> None:
-    """Give back what no generation needs, and write anew all packs of which anything is not needed."""
+    """Reclaim what no generation needs, and rewrite all packs of which a part is not needed."""
     with host.open() as store:
         run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
 
@@ -500,9 +500,9 @@ def run(host: SimulatedHost, names: list[str]) -> None:
 
 
 class DurabilityMonitor:
-    """Checks, while a history runs, that whatever is reported of is durable by then; keeps the index as it was.
+    """Checks, while a history runs, that whatever is reported is durable by then; keeps the index as it was.
 
-    Each time a session or a commit tells the index of packs or a generation, these must be found on the
+    Each time a session or a commit adds packs or a generation to the index, these must be found on the
     disk after the worst loss; each time a generation is written, so must all that it needs. (What the
     index has from a listing may be another's, who was killed: it is made durable before it is needed.)
     """
@@ -568,8 +568,8 @@ class DurabilityMonitor:
             worst, live = self.host.disk.worst().files, self.host.disk.live().files
         for name in names:
             path = f"{ROOT}/{name}"
-            assert path in worst, f"{name} is reported of, and its name is not durable"
-            assert worst[path] == live[path], f"{name} is reported of, and its bytes are not durable"
+            assert path in worst, f"{name} is reported, and its name is not durable"
+            assert worst[path] == live[path], f"{name} is reported, and its bytes are not durable"
         for session in sessions:
             start = f"{ROOT}/sessions/{session}."
             assert any(path.startswith(start) for path in worst), f"the key of session {session} is not durable"

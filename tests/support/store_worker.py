@@ -84,7 +84,7 @@ class Worker:
         kind = Lockless if self.lockless else LocalStorage
         return Store.open(kind(str(self.folder / "store")), self.places, lambda: self.identity)
 
-    def tell(self, **what) -> None:
+    def report(self, **what) -> None:
         with open(self.folder / "logs" / self.name, "ab") as file:
             file.write(json.dumps(what).encode() + b"\n")
 
@@ -99,7 +99,7 @@ class Worker:
             try:
                 with self.open() as store, store.lock(service):
                     taken = take_snapshot(store, service, sources, revision=f"s{seed}")
-                self.tell(taken=service, number=taken.number, seed=seed, longest=Lockless.longest)
+                self.report(taken=service, number=taken.number, seed=seed, longest=Lockless.longest)
             except (BusyError, _OvertakenError):
                 time.sleep(0.02)
 
@@ -113,13 +113,13 @@ class Worker:
                         store.sync_generations()
                         old = store.generations(service)[KEPT:]
                         if old:
-                            self.tell(forgetting=service, numbers=[one.number for one in old])
+                            self.report(forgetting=service, numbers=[one.number for one in old])
                             forget(store, service, old)
                 with contextlib.suppress(BusyError):
                     limits = {"max_unused": rng.choice((0, 0.1, 0.5)), "unfinished": rng.choice((0, 3600))}
                     done = compact(store, castore.Progress(), grace=self.grace, **limits)
                     assert not done.damaged, done.damaged
-                    self.tell(removed=done.removed, pending=done.pending_deletion, written=done.written_bytes)
+                    self.report(removed=done.removed, pending=done.pending_deletion, written=done.written_bytes)
             time.sleep(rng.random() * 0.1)
 
     def verifies(self, rng: random.Random) -> None:
@@ -135,14 +135,14 @@ class Worker:
                     try:
                         found = verify(store, castore.Progress(), packs=True)
                     except (DamageError, ObjectMissingError):
-                        self.tell(false_alarm=1)
+                        self.report(false_alarm=1)
                         continue
                     if found.sound:
-                        self.tell(verified=found.packs)
+                        self.report(verified=found.packs)
                         break
                     if last and found.affected:
                         self.still_there(store, [(hit.service, hit.number, hit.reason) for hit in found.affected])
-                    self.tell(false_alarm=len(found.damage))
+                    self.report(false_alarm=len(found.damage))
 
     def restores(self, store: Store, service: str, number: int) -> None:
         for _attempt in range(3):
@@ -154,11 +154,11 @@ class Worker:
             except (DamageError, NotFoundError, ObjectMissingError) as error:
                 failure = f"{service}@{number}: {type(error).__name__}: {error}"
             else:
-                self.tell(restored=service, number=number)
+                self.report(restored=service, number=number)
                 return
         store.sync()
         if store.generation(service, number) is not None:
-            self.tell(failed=failure)
+            self.report(failed=failure)
 
     def still_there(self, store: Store, hits: list[tuple[str, int, str]]) -> None:
         store.sync()

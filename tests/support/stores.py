@@ -87,7 +87,7 @@ class Sandbox:
             return rollback(store, target, origins, self.ownership, settings=settings, tally=castore.Progress(), **options)
 
     def undo(self, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
-        """Go back to what the last roll-back replaced."""
+        """Go back to what the last rollback replaced."""
         with self.open(identity=False) as store:
             number = store.undo_number(service)
         assert number is not None

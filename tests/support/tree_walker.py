@@ -1,4 +1,4 @@
-"""A tree as the system calls tell it, and what differs between two.
+"""A tree as the system calls show it, and what differs between two.
 
 Nothing of castore is used here: this is the oracle for what castore restores. Every path is reached
 through directory descriptors, so that names may hold any byte and paths may pass PATH_MAX.

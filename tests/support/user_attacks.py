@@ -55,7 +55,7 @@ def rename(old: str, new: str, *, exchange: bool = False) -> None:
 
 
 def put(new: str, place: str) -> None:
-    """Put `new` in the place of what is there, whatever that is; that gets the name `new`."""
+    """Put `new` in the place of the present file, whatever it is; that gets the name `new`."""
     try:
         rename(new, place, exchange=True)
     except FileNotFoundError:

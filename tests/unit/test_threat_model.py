@@ -81,12 +81,12 @@ def test_the_same_content_looks_different_in_two_stores(tmp_path, tree):
         seen.append((ids, chunk, set(stored(sandbox).values())))
     assert seen[0][1] != seen[1][1]
     assert not any(a & b for a, b in ((seen[0][0], seen[1][0]), (seen[0][2], seen[1][2])))
-    # No id stands in the clear either.
+    # No id is stored in the clear either.
     for (ids, _, objects) in seen:
         assert not any(one in data for one in ids for data in objects)
 
 
-def test_pack_lengths_tell_little(sandbox, tmp_path):
+def test_pack_lengths_reveal_little(sandbox, tmp_path):
     lengths = set()
     for size in range(1, 60):
         path = tmp_path / f"d{size}"
@@ -125,7 +125,7 @@ def test_a_recipient_of_low_order_is_refused(key):
         Recipient(key).seal(b"x" * 48)
 
 
-def test_what_lies_in_the_clear_is_for_its_owner_only(sandbox, tree):
+def test_what_is_stored_in_the_clear_is_for_its_owner_only(sandbox, tree):
     take(sandbox, tree)
     found = 0
     for top in (sandbox.places.state, sandbox.places.cache):

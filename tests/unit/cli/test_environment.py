@@ -126,7 +126,7 @@ def test_nothing_is_read_before_the_identity_is_needed(monkeypatch):
     identity_files.identity_provider(None, lambda: pytest.fail("asked too early"))
 
 
-def test_without_an_identity_the_ways_to_give_one_are_told():
+def test_without_an_identity_the_ways_to_give_one_are_named():
     with pytest.raises(IdentityError) as caught:
         get()
     for way in ("--identity", "CASTORE_IDENTITY ", "CASTORE_IDENTITY_COMMAND", "/no/such"):

@@ -177,7 +177,7 @@ def make(path, kind):
 
 @pytest.mark.parametrize("before", ["file", "large", "dir", "link", "fifo"])
 @pytest.mark.parametrize("after", ["file", "large", "dir", "link", "fifo"])
-def test_another_type_is_content_and_what_was_below_is_told(live, before, after):
+def test_another_type_is_content_and_what_was_below_is_listed(live, before, after):
     path = live.path / "x"
     make(path, before)
 

@@ -1,4 +1,4 @@
-"""Trees go in and come out the same, told by a walker that shares no code with castore."""
+"""Trees are restored as they were, compared by a walker that shares no code with castore."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_store_itself_is_not_taken_in(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out" / "store") == []
 
 
-def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
+def test_a_file_that_vanishes_or_cannot_be_read_is_reported_and_the_rest_is_kept(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = tmp_path / "live"
@@ -123,7 +123,7 @@ def test_a_file_that_vanishes_or_cannot_be_read_is_told_and_the_rest_is_kept(
     assert sorted(os.listdir(tmp_path / "out")) == ["a", "d"]
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(
+def test_a_file_that_changes_during_the_scan_is_reported(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = tmp_path / "live"

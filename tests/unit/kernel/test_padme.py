@@ -44,6 +44,6 @@ def test_a_longer_one_is_not_padded_to_less(one, two):
     assert padme(min(one, two)) <= padme(max(one, two))
 
 
-def test_few_lengths_are_told_apart():
+def test_few_lengths_are_distinguishable():
     # O(log log) bits of a length: 2^20 lengths leave about 20 * 16 / 2 classes.
     assert len({padme(length) for length in range(1 << 20)}) < 400

@@ -1,4 +1,4 @@
-"""Space given back: what is needed stays, what is not goes, and snapshots may run beside it."""
+"""Compaction: what is needed stays, what is not is deleted, and snapshots may run concurrently."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SandboxWithDumps(Sandbox):
         return Store.open(storage, self.places, lambda: self.identity)
 
     def take(self, service, data, **options):
-        # Each from a file of its own: what is told of its origin is no generation's but its own.
+        # Each from a file of its own: what is recorded of its origin is no generation's but its own.
         path = self.folder / f"{service}-{next(self.names)}.dump"
         path.write_bytes(data)
         found = self.snapshot(service, {"db": file_source(str(path))}, **options)
@@ -109,7 +109,7 @@ def test_what_only_forgotten_generations_needed_is_freed(sandbox):
     sandbox.check()
 
 
-def test_a_pack_of_which_little_is_needed_is_written_anew(sandbox):
+def test_a_pack_of_which_little_is_needed_is_rewritten(sandbox):
     data = noise(1, 400_000)
     sandbox.take("web", data)
     before = sandbox.size()
@@ -154,7 +154,7 @@ def test_a_delta_keeps_its_base(sandbox):
     sandbox.check()
 
 
-def test_nights_after_a_compaction_are_told_by_what_was_moved(sandbox):
+def test_dumps_after_a_compaction_are_deltas_of_moved_chunks(sandbox):
     data = bytearray(noise(1, 400_000))
     sandbox.take("web", bytes(data))
     sandbox.take("other", bytes(data[:200_000]))
@@ -341,7 +341,7 @@ def test_numbers_are_written_as_people_write_them():
     assert spans([]) == ""
 
 
-def test_what_is_left_over_and_rests_on_what_is_gone_is_no_damage(sandbox):
+def test_an_unreferenced_delta_without_its_base_is_no_damage(sandbox):
     data = bytearray(noise(1, 300_000))
     sandbox.take("web", bytes(data))
     for at in range(0, len(data), 3000):
@@ -356,7 +356,7 @@ def test_what_is_left_over_and_rests_on_what_is_gone_is_no_damage(sandbox):
     sandbox.check()
 
 
-def test_nothing_is_told_by_what_is_about_to_be_removed(sandbox):
+def test_no_delta_is_based_on_what_is_about_to_be_removed(sandbox):
     """A delta of a pending base would hold nothing back from a removal that is under way."""
     base = noise(1, 100_000)
     sandbox.take("web", base)

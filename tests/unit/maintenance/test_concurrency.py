@@ -1,4 +1,4 @@
-"""Upkeep beside what other processes and machines do: what they cannot see of each other loses nothing."""
+"""Maintenance concurrently with other processes and machines: what they cannot see of each other loses nothing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def later(monkeypatch, nanoseconds=OLD):
     monkeypatch.setattr(first_seen, "_now", later)
 
 
-def test_the_index_is_not_built_anew_while_packs_are_removed(sandbox):
+def test_the_index_is_not_rebuilt_while_packs_are_removed(sandbox):
     sandbox.take("web", noise(1, 50_000))
     with sandbox.opened() as store, store.upkeep_lock(), sandbox.opened() as other, pytest.raises(BusyError):
         other.reindex()
@@ -89,7 +89,7 @@ def test_keys_are_removed_only_after_nothing_was_seen_of_them_for_days(sandbox, 
     sandbox.check()
 
 
-def test_the_key_of_a_generation_stays_though_its_pack_is_gone_for_now(sandbox, monkeypatch):
+def test_the_key_of_a_generation_stays_while_its_pack_is_missing(sandbox, monkeypatch):
     sandbox.take("web", noise(1, 3000))
     sandbox.take("web", noise(2, 3000))
     packs = {path: path.read_bytes() for path in (sandbox.store / "packs").iterdir()}
@@ -127,13 +127,13 @@ def test_a_number_given_again_by_who_lost_its_memory_harms_nobody(sandbox):
     sandbox.check()
 
 
-def test_a_generation_that_was_taken_back_leaves_its_number_used(sandbox, monkeypatch):
+def test_a_generation_that_was_withdrawn_leaves_its_number_used(sandbox, monkeypatch):
     sandbox.take("web", noise(1, 50_000))
     refreshed = Store.refresh_config
 
     def fails(self):
         if any(path.name.endswith("2") for path in (sandbox.store / "generations").iterdir()):
-            raise castore.errors.StorageError("the disk is gone")
+            raise castore.errors.StorageError("the disk failed")
         return refreshed(self)
 
     with monkeypatch.context() as patch:
@@ -160,7 +160,7 @@ def test_a_repair_with_a_former_writer_key_drops_nothing(sandbox):
     sandbox.check()
 
 
-def test_recipients_and_the_writer_key_change_one_behind_the_other(sandbox):
+def test_recipients_and_the_writer_key_change_one_after_the_other(sandbox):
     sandbox.take("web", noise(1, 50_000))
     other = castore.Identity.generate()
     with sandbox.opened() as store, store._writer_key_lock(), sandbox.opened() as second:
@@ -175,7 +175,7 @@ def test_recipients_and_the_writer_key_change_one_behind_the_other(sandbox):
     sandbox.check()
 
 
-def test_what_former_keys_sealed_is_not_dropped_nor_orphaned_while_its_list_is_gone(sandbox):
+def test_objects_of_previous_keys_are_neither_dropped_nor_orphaned_while_their_list_is_missing(sandbox):
     sandbox.take("web", noise(1, 50_000))
     with sandbox.opened() as store:
         store.rotate_writer()
@@ -291,7 +291,7 @@ def killed(sandbox, data):
 
 @pytest.mark.usefixtures("small_packs")
 @pytest.mark.parametrize("lockless", [False, True])
-def test_what_a_snapshot_under_way_has_stored_stays_beside_a_prune(sandbox, lockless):
+def test_chunks_of_a_running_snapshot_survive_a_concurrent_prune(sandbox, lockless):
     """Not taken again: a stream cannot be."""
     before, after = noise(1, 8 << 20), noise(2, 100_000)
     sandbox.take("other", noise(3, 100_000))
@@ -328,7 +328,7 @@ def test_what_a_killed_snapshot_left_helps_the_next_and_goes_after_a_week(sandbo
     assert (done.removed, done.plan.unfinished.keys()) == (0, {bytes.fromhex(one) for one in left})
     sandbox.take("web", noise(1, 2 << 20))
     assert sum(sandbox.packs()[one] for one in sandbox.packs().keys() - left.keys()) < 1 << 20
-    # It is older by then than the generation that rests on it.
+    # It is older by then than the generation that depends on it.
     sandbox.take("web", noise(2, 50_000))
     sandbox.drop("web", 1)
     assert sandbox.compact().removed <= 1  # of web@1's own
@@ -350,7 +350,7 @@ def test_what_is_known_to_be_left_over_can_be_removed_at_once(sandbox):
     sandbox.check()
 
 
-def test_what_another_machine_let_go_is_known_to_have_ended(sandbox):
+def test_a_session_that_another_machine_ended_is_known_to_have_ended(sandbox):
     sandbox.take("web", noise(1, 50_000))
     sandbox.take("web", noise(2, 50_000))
     with another(sandbox) as other:
@@ -360,7 +360,7 @@ def test_what_another_machine_let_go_is_known_to_have_ended(sandbox):
     sandbox.check()
 
 
-def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_made(sandbox):
+def test_a_rotation_that_withdraws_itself_removes_the_copy_that_another_process_made(sandbox):
     """On a place without a lock; somebody else begins a session between the two."""
     lost = Identity.generate()
     sandbox.take("web", noise(1, 5000))
@@ -388,7 +388,7 @@ def test_a_rotation_that_takes_itself_back_takes_back_the_copy_that_somebody_mad
         assert not store.writer_key.previous_keys
 
 
-def test_a_first_generation_that_was_taken_back_leaves_its_number_used(sandbox, monkeypatch):
+def test_a_first_generation_that_was_withdrawn_leaves_its_number_used(sandbox, monkeypatch):
     refreshed = Store.refresh_config
 
     def failing(self):

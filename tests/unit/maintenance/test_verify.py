@@ -60,7 +60,7 @@ def look(sandbox, *, identity=True, **options):
         return verify(store, Progress(), **options)
 
 
-def mend(sandbox, *, identity=True):
+def run_repair(sandbox, *, identity=True):
     with sandbox.open(identity=identity) as store:
         return repair(store, Progress(), agree=lambda _found, _planned: True)
 
@@ -157,7 +157,7 @@ def test_samples_come_to_everything(sandbox):
         assert before[again] == min(before.values())
 
 
-def test_an_interrupted_run_is_gone_on_with(sandbox, monkeypatch):
+def test_an_interrupted_run_is_continued(sandbox, monkeypatch):
     for number in range(6):
         path = sandbox.folder / f"d{number}"
         path.write_bytes(noise(number, 50_000))
@@ -182,11 +182,11 @@ def test_an_interrupted_run_is_gone_on_with(sandbox, monkeypatch):
     assert (found.resumed, found.read) == (0, 6)
 
 
-def test_repair_keeps_all_but_what_is_hurt_and_the_next_snapshot_heals(sandbox, tree):
+def test_repair_keeps_all_but_damaged_records_and_the_next_snapshot_stores_them_again(sandbox, tree):
     take(sandbox, tree)
     pack, place, content = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
-    done, after = mend(sandbox)
+    done, after = run_repair(sandbox)
     assert done.rewrite == [place.pack]
     assert done.lost_records == 1
     assert done.kept_records > 100
@@ -204,11 +204,11 @@ def test_repair_keeps_all_but_what_is_hurt_and_the_next_snapshot_heals(sandbox, 
     assert place_of(sandbox, "web", "b/large")[2] == content
 
 
-def test_repair_saves_by_the_index_what_a_broken_footer_no_longer_tells(sandbox, tree):
+def test_repair_saves_by_the_index_what_a_broken_footer_no_longer_lists(sandbox, tree):
     take(sandbox, tree)
     pack, place, _ = place_of(sandbox, "web", "b/large")
     flip(pack, pack.stat().st_size - 3)
-    done, after = mend(sandbox)
+    done, after = run_repair(sandbox)
     assert done.rewrite == [place.pack]
     assert done.lost_records == 0
     assert after.sound
@@ -219,7 +219,7 @@ def test_what_nobody_can_read_is_dropped_and_stored_again(sandbox, tree):
     pack, _, _ = place_of(sandbox, "web", "b/large")
     flip(pack, pack.stat().st_size - 3)
     shutil.rmtree(sandbox.places.cache)
-    done, after = mend(sandbox)
+    done, after = run_repair(sandbox)
     assert done.drop == [f"packs/{pack.name}"]
     assert not after.damage
     assert after.affected
@@ -227,12 +227,12 @@ def test_what_nobody_can_read_is_dropped_and_stored_again(sandbox, tree):
     assert look(sandbox, read_data=True).sound
 
 
-def test_to_write_a_pack_anew_takes_an_identity(sandbox, tree):
+def test_rewriting_a_pack_needs_an_identity(sandbox, tree):
     take(sandbox, tree)
     pack, place, _ = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
     with pytest.raises(IdentityError, match="only an identity can say"):
-        mend(sandbox, identity=False)
+        run_repair(sandbox, identity=False)
     assert pack.exists()
 
 
@@ -243,7 +243,7 @@ def test_records_that_do_not_open_are_dropped(sandbox, tree, kind):
     take(sandbox, tree)
     newest = max((sandbox.store / kind).iterdir(), key=lambda path: path.stat().st_mtime_ns)
     flip(newest, newest.stat().st_size - 3)
-    done, after = mend(sandbox)
+    done, after = run_repair(sandbox)
     assert f"{kind}/{newest.name}" in done.drop
     assert not after.damage
     with sandbox.open() as store:
@@ -259,7 +259,7 @@ def test_a_signed_record_of_a_newer_format_is_not_dropped(sandbox, tree):
         name = generation_name(store.writer_key, "web", 2)
         plain = encode(msgspec.structs.replace(taken, number=2, version=taken.version + 1))
         store.storage.put(name, seal_object(GENERATION, name, plain, store.writer_key))
-    done, _ = mend(sandbox)
+    done, _ = run_repair(sandbox)
     assert done.drop == []
     assert (sandbox.store / name).exists()
 
@@ -276,7 +276,7 @@ def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(s
         (sandbox.store / name).write_bytes(kind + b"\2" + bytes(7) + os.urandom(600))
     with sandbox.open() as store, pytest.raises(DamageError, match="castore repair"):
         compact(store, Progress())
-    done, after = mend(sandbox)
+    done, after = run_repair(sandbox)
     assert done.drop == sorted(names)
     assert after.sound
     with sandbox.open() as store:
@@ -286,7 +286,7 @@ def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(s
 
 def test_a_sound_store_needs_no_repair(sandbox, tree):
     take(sandbox, tree)
-    done, after = mend(sandbox)
+    done, after = run_repair(sandbox)
     assert (done.drop, done.rewrite) == ([], [])
     assert after.sound
 
@@ -319,7 +319,7 @@ def test_what_nobody_has_the_key_to_is_stored_again(sandbox, tree, mode):
     (sandbox.folder / "aside").rename(session)
     assert look(sandbox, read_data=True).sound
     session.unlink()
-    done, after = mend(sandbox)
+    done, after = run_repair(sandbox)
     assert done.rewrite
     assert after.sound
 
@@ -341,7 +341,7 @@ def test_what_verify_found_damaged_is_stored_again_by_the_next_snapshot(sandbox,
         assert (out / "t" / "b" / "large").read_bytes() == content
     # Nothing is stored again and again, and what was damaged is in nobody's way.
     assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
-    done, after = mend(sandbox)
+    done, after = run_repair(sandbox)
     assert done.rewrite == [place.pack]
     assert after.sound
     assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
@@ -361,7 +361,7 @@ def test_what_was_found_damaged_and_is_sound_again_is_counted_on(sandbox, tree):
     assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
 
 
-def test_a_prune_beside_damage_that_was_found_loses_nothing(sandbox, tree):
+def test_a_prune_of_a_store_with_known_damage_loses_nothing(sandbox, tree):
     take(sandbox, tree)
     pack, place, content = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
@@ -387,7 +387,7 @@ def test_a_damaged_record_of_removals_is_reported_and_dropped(sandbox, tree):
     flip(record, record.stat().st_size - 1)
     found = look(sandbox, identity=False)
     assert any(f"removals/{record.name}" in line for line in found.damage)
-    planned, after = mend(sandbox)
+    planned, after = run_repair(sandbox)
     assert planned.drop == [f"removals/{record.name}"]
     assert after.sound
     assert not record.exists()

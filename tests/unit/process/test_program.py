@@ -72,7 +72,7 @@ def test_what_has_left_its_parent_is_ended_by_its_mark(tmp_path: Path):
     assert not os.path.exists(f"/proc/{number}")
 
 
-def test_no_descriptor_is_left_behind():
+def test_no_descriptor_is_left_open():
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         output_of(["true"], timeout=5)

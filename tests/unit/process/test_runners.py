@@ -91,7 +91,7 @@ def test_a_program_that_fails_is_an_error(argv, message):
         output_of(argv)
 
 
-def test_a_failure_after_megabytes_is_told_at_the_end_and_when_the_block_is_left():
+def test_a_failure_after_megabytes_is_raised_at_the_end_and_when_the_block_is_left():
     read = 0
     with pytest.raises(ProgramError, match="status 3"):
         with run_dump(sh("head -c 3000000 /dev/zero; exit 3")) as readinto:
@@ -181,7 +181,7 @@ STRAYS = [
     [sys.executable, "-c", THREAD],
     ["sh", "-c", "setsid sleep {0}; true"],
     ["sh", "-c", "setsid sleep {0} & wait"],
-    ["sh", "-c", "sleep {0} & echo data"],  # the program is gone, and its pipe open
+    ["sh", "-c", "sleep {0} & echo data"],  # the program has ended, and its pipe is open
     ["sh", "-c", "(setsid sleep {0} &) ; echo data"],
 ]
 

@@ -20,7 +20,7 @@ def test_a_folder_is_there_and_gone(tmp_path: Path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_killed_castore_left_behind_goes_and_nothing_else(tmp_path: Path):
+def test_leftovers_of_a_killed_castore_are_removed_and_nothing_else(tmp_path: Path):
     script = (
         "import os; from castore.process.scratch_dir import scratch_folder\n"
         f"with scratch_folder({PREFIX!r}, {str(tmp_path)!r}) as folder:\n"

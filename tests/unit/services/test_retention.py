@@ -102,7 +102,7 @@ def test_a_clock_that_ran_wrong_costs_space_not_history():
         per_revision=st.integers(0, 2),
     ),
 )
-def test_more_is_never_kept_for_less_and_each_stands_for_its_bucket(drawn, keep):
+def test_more_is_never_kept_for_less_and_each_represents_its_bucket(drawn, keep):
     ordered = sorted(drawn)
     generations = [
         generation(n, NOW - (900 - hour) * 3600 * SECOND, revision, host, pre_rollback=pre_rollback)

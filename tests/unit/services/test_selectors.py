@@ -79,7 +79,7 @@ def test_numbers(records, text, number):
 
 
 @pytest.mark.parametrize("text", ["4", "#4", "0", "#0", "99999999999999999999", "#99999999999999999999"])
-def test_a_number_that_is_not_there_is_told_with_the_newest(records, text):
+def test_a_missing_number_is_reported_with_the_newest(records, text):
     for revision in ("a", "b", "c"):
         records.put(revision)
     with pytest.raises(NotFoundError, match=r"no generation \d+ of 'web'; the newest is 3"):
@@ -160,7 +160,7 @@ def test_the_message_names_the_nearest_revision(records, wrong, nearest):
     assert f"has revision {wrong.removeprefix('=')!r}; nearest: {nearest} (2026-" in str(caught.value)
 
 
-def test_the_message_tells_the_local_time_of_the_nearest(records):
+def test_the_message_shows_the_local_time_of_the_nearest(records):
     records.put("r1", "2026-07-01T10:00Z")
     with pytest.raises(NotFoundError, match=r"nearest: r1 \(2026-07-01 12:00\)"):
         records.number("r2")
@@ -173,7 +173,7 @@ def test_where_no_generation_has_a_revision_that_is_said(records):
     assert records.number("latest") == 1
 
 
-def test_an_unknown_service_is_told_with_those_there_are(records):
+def test_an_unknown_service_is_reported_with_the_known_ones(records):
     with pytest.raises(NotFoundError, match="it holds: none"):
         records.number("1")
     records.put("r1", service="mail")
@@ -269,10 +269,10 @@ def test_dates_at_the_ends_of_the_calendar_do_not_break(dated, text):
         assert text == "0001-01-01" or parse_date(text) is None
 
 
-# Safety generations
+# Pre-rollback generations
 
 
-def test_safety_generations_are_found_by_number_only(records):
+def test_pre_rollback_generations_are_found_by_number_only(records):
     records.put("r1", "2026-01-01")
     records.put("r2", "2026-01-02", pre_rollback=True)
     records.put("r1", "2026-01-03", pre_rollback=True)
@@ -287,7 +287,7 @@ def test_safety_generations_are_found_by_number_only(records):
     assert records.meant("web@2:db") == (2, "db", "")
 
 
-def test_only_safety_generations(records):
+def test_only_pre_rollback_generations(records):
     records.put("r1", pre_rollback=True)
     assert records.number("1") == 1
     with pytest.raises(NotFoundError, match=r"no complete generation; select these by number: 1 \(pre-rollback\)"):
@@ -329,7 +329,7 @@ def test_the_shortest_selector_from_the_left_that_names_a_part_is_meant(records)
     assert records.meant("web@=sha256:sites:sites/x") == (1, "sites", "x")
 
 
-def test_an_unknown_part_is_told_with_those_there_are(records):
+def test_an_unknown_part_is_reported_with_the_known_ones(records):
     records.put("r1")
     with pytest.raises(NotFoundError, match="web@1 has no part 'site'; it has sites, db"):
         records.meant("web@1:site")
@@ -377,7 +377,7 @@ def test_the_public_name_is_this_one():
     [("latest~1", 4), ("latest~", 4), ("latest~0", 6), ("latest~3", 2), ("4~1", 3), ("#4~2", 2), ("a~1", 3), ("=a~2", 1),
      ("latest~1~1", 3), ("a~0", 6)],
 )
-def test_steps_back_pass_over_safety_generations_and_stay_with_a_revision(records, text, number):
+def test_steps_back_pass_over_pre_rollback_generations_and_stay_with_a_revision(records, text, number):
     for revision in ("a", "b", "a", "c"):
         records.put(revision)
     records.put("a", pre_rollback=True)

@@ -46,7 +46,7 @@ def test_things_grow_older_from_the_first_look(machine):
     assert machine.look("a", "b") == {"a": DAY + WEEK, "b": WEEK}
 
 
-def test_what_is_gone_for_a_look_is_new_when_it_comes_back(machine):
+def test_what_is_missing_once_is_new_when_it_returns(machine):
     machine.look("a")
     machine.pass_time(DAY)
     assert machine.look() == {}
@@ -86,7 +86,7 @@ def test_across_starts_it_takes_a_few_looks(machine):
     assert age == 10 * DAY
 
 
-def test_where_nothing_tells_starts_apart_the_calendar_has_to_do(machine):
+def test_where_nothing_distinguishes_boots_the_calendar_is_used(machine):
     machine.now[0] = ""
     machine.look("a")
     machine.pass_time(2 * DAY)
@@ -96,7 +96,7 @@ def test_where_nothing_tells_starts_apart_the_calendar_has_to_do(machine):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"things": 5}', b"\xff\xfe"])
-def test_a_file_that_is_damaged_is_begun_anew(machine, tmp_path, content):
+def test_a_damaged_file_is_recreated(machine, tmp_path, content):
     machine.look("a")
     machine.pass_time(DAY)
     (tmp_path / "state" / "ages").write_bytes(content)

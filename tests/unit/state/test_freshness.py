@@ -107,7 +107,7 @@ def test_a_configuration_that_went_back_is_refused(sandbox):
     opened(sandbox).close()
 
 
-def test_a_machine_that_remembers_nothing_takes_what_is_there(sandbox, tmp_path):
+def test_a_machine_that_remembers_nothing_accepts_the_store(sandbox, tmp_path):
     take(sandbox)
     copied(sandbox, "old")
     take(sandbox)
@@ -137,7 +137,7 @@ def test_what_is_removed_on_purpose_is_not_missed(sandbox):
     with opened(sandbox) as store:
         store.sync()
         store.forgotten("web", [4, 3])
-        store.sync()  # another process looks before they are gone: they may still be there
+        store.sync()  # another process looks before they are deleted: they may still exist
     for name in (last, third):
         os.unlink(sandbox.store / name)
     with opened(sandbox) as store:

@@ -1,4 +1,4 @@
-"""Deltas in a store: what they save, what they rest on, and what their loss costs."""
+"""Deltas in a store: what they save, what they depend on, and what their loss costs."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_what_is_lost_on_this_machine_costs_space_and_never_content(sandbox, los
     assert [content(sandbox, number) for number in range(1, 5)] == nights
     if loss == "old":
         assert not set(files) & set(references(sandbox))
-    # Where the bases are gone, the night after is stored whole; then there are bases again. Without
+    # Where the bases are missing, the next dump is stored in full; then there are bases again. Without
     # the index, their places in the parent are known all the same.
     whole = {"cache": True, "both": True, "off": True, "garbage": True, "old": True, "swapped": True}.get(loss)
     if whole:
@@ -166,7 +166,7 @@ def test_shifted_content_finds_bases_without_a_parent(sandbox):
     assert content(sandbox, 1, "other") == second
 
 
-def test_similar_files_in_a_first_snapshot_are_told_by_each_other(sandbox, tmp_path):
+def test_similar_files_in_a_first_snapshot_are_deltas_of_each_other(sandbox, tmp_path):
     tree = tmp_path / "tree"
     for number in range(4):
         folder = tree / f"site-{number}"
@@ -225,11 +225,11 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(sandbox):
             assert content(sandbox, number) == nights[number - 1]
 
 
-def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(sandbox):
+def test_deltas_share_records_and_a_lost_record_is_reported_for_all_in_it(sandbox):
     for night in range(2):
         take(sandbox, table(40_000, night))
     with sandbox.open() as store:
-        told = stats(store)
+        shown = stats(store)
         packs = [(pack, store.pack_entries(pack)) for pack, _ in store.packs()]
         groups: dict[tuple[bytes, int], list[PackEntry]] = {}
         lengths: dict[tuple[bytes, int], int] = {}
@@ -238,8 +238,8 @@ def test_deltas_share_records_and_the_loss_of_one_is_told_of_all_in_it(sandbox):
                 lengths[pack, entry.offset] = entry.sealed_length
                 if entry.codec >= GROUPED:
                     groups.setdefault((pack, entry.offset), []).append(entry)
-        assert told.records.chunk_bytes + told.records.node_bytes == sum(lengths.values())
-        assert told.overhead > 0
+        assert shown.records.chunk_bytes + shown.records.node_bytes == sum(lengths.values())
+        assert shown.overhead > 0
     (pack, offset), members = max(groups.items(), key=lambda item: len(item[1]))
     assert len(members) > 10
     assert [entry.group_index for entry in members] == list(range(len(members)))
@@ -267,11 +267,11 @@ def test_a_footer_whose_groups_are_none_is_refused():
 
     def footer(*entries):
         sessions = b"".join([session, other])
-        told = b"".join(
+        shown = b"".join(
             struct.pack("<32sIIIHBB", *(e.id, 0 if e.group_index else 100, 10, e.counter, e.session == other, 0, e.codec))
             for e in entries
         )
-        return b"\x02\0" + sessions + told + b"".join(one for e in entries for one in e.bases)
+        return b"\x02\0" + sessions + shown + b"".join(one for e in entries for one in e.bases)
 
     right = [entry(1), entry(2, GROUPED + 1, group_index=1), entry(3, group_index=2)]
     found = _decode_footer(footer(*right), 3, 1000)
@@ -304,7 +304,7 @@ def test_a_group_without_the_delta_that_is_asked_of_it_is_damaged():
             groups.open("wrong", lambda wrong=wrong: wrong)
 
 
-def test_a_base_that_is_gone_is_told_of_every_generation_that_needs_it(sandbox):
+def test_a_missing_base_is_reported_for_every_generation_that_needs_it(sandbox):
     for night in range(3):
         take(sandbox, table(20_000, night))
     with sandbox.open(identity=False) as store:
@@ -369,7 +369,7 @@ def test_the_cache_keeps_what_the_last_generation_is_in_and_its_bound(sandbox):
     for path in kept:
         os.utime(path, (path.stat().st_mtime - 100_000,) * 2)
     take(sandbox, random.Random(2).randbytes(2_000_000), service="other")
-    # Of what "other" was, only the chunk that tells where it came from is used again.
+    # Of what "other" was, only the chunk that records where it came from is used again.
     assert len(kept - set(references(sandbox))) == 1
     take(sandbox, random.Random(3).randbytes(2_000_000), service="other", limit=1_000_000)
     assert sum(path.stat().st_size for path in references(sandbox)) <= 1_000_000
@@ -392,7 +392,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(sandbox):
         subprocess.run(["umount", folder], check=True)
 
 
-def test_stats_tell_what_each_step_left(sandbox):
+def test_stats_show_what_each_step_left(sandbox):
     for night in range(3):
         take(sandbox, table(20_000, night))
     with sandbox.open(identity=False) as store:
@@ -404,7 +404,7 @@ def test_stats_tell_what_each_step_left(sandbox):
     assert 0 < records.deltas < records.chunks
     assert records.chunk_bytes + records.node_bytes + found.overhead == found.pack_bytes
     assert records.bases_only == 0
-    # The records of a dropped generation stay where deltas of others rest on them.
+    # The records of a dropped generation stay where deltas of others depend on them.
     (name, *_) = sorted(os.listdir(sandbox.store / "generations"))
     (sandbox.store / "generations" / name).unlink()
     with sandbox.open(identity=False) as store:
@@ -430,7 +430,7 @@ def test_deltas_are_restored_without_castore(sandbox, tmp_path):
 
 
 def test_a_store_that_lost_packs_is_given_again_what_was_in_them(sandbox):
-    """A parent may have chunks that are gone: what is as expected is stored again all the same."""
+    """A parent may have lost chunks: expected content is stored again all the same."""
     data = table(40_000, 0)
     take(sandbox, data)
     for path in (sandbox.store / "packs").iterdir():
@@ -440,13 +440,13 @@ def test_a_store_that_lost_packs_is_given_again_what_was_in_them(sandbox):
     assert content(sandbox, 2) == data
 
 
-def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(sandbox):
+def test_a_chunk_that_another_process_stored_meanwhile_is_not_its_own_base(sandbox):
     first = random.Random(1).randbytes(60_000)
     other = first[:30_000] + b"changed" + first[30_000:]
     with sandbox.open(identity=False) as store, store.session() as session:
 
-        def add(data: bytes, *alike: bytes) -> list[RecordId]:
-            chunk = NewChunk(session.chunk_id(data), 0, len(data), (), alike, alike)
+        def add(data: bytes, *similar: bytes) -> list[RecordId]:
+            chunk = NewChunk(session.chunk_id(data), 0, len(data), (), similar, similar)
             (sealed,) = session.seal(bytearray(data), [chunk])
             session.append(sealed)
             return list(sealed.deltas[0].bases)
@@ -463,17 +463,17 @@ def test_a_chunk_that_another_process_stored_meanwhile_is_not_told_by_itself(san
 def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(sandbox):
     chunk, below = RecordId(b"c" * 32), RecordId(b"b" * 32)
     session = SessionId(b"s" * 16)
-    behind = PackEntry(chunk, CHUNK, GROUPED, 10, 50, 2, session, 500, (chunk,))
+    later = PackEntry(chunk, CHUNK, GROUPED, 10, 50, 2, session, 500, (chunk,))
     front = PackEntry(chunk, CHUNK, GROUPED + 1, 10, 90, 1, session, 100, (below, below), 3)
     with sandbox.open(identity=False) as store:
-        store.index.put_packs([(PackId(b"p" * 32), 1000, [behind, front])])
+        store.index.put_packs([(PackId(b"p" * 32), 1000, [later, front])])
         place = store.index.locate(CHUNK, chunk)
         assert (place.offset, place.bases, place.group_index) == (100, (below, below), 3)
         assert store.index.copies(chunk) == []
         assert store.index.missing_base(chunk) == below
 
 
-def test_a_circle_is_told_unless_a_copy_breaks_it(sandbox):
+def test_a_circle_is_reported_unless_a_copy_breaks_it(sandbox):
     one, two = RecordId(b"1" * 32), RecordId(b"2" * 32)
     session = SessionId(b"s" * 16)
 
@@ -547,7 +547,7 @@ def test_a_chunk_whose_base_is_lost_is_stored_again_and_restored(sandbox):
         (_, ref), *_ = chunks_of(store, store.generation("s", 1))
         pack = store.index.locate(CHUNK, ref.id).pack
     (sandbox.store / "packs" / pack.hex()).unlink()
-    # What the second night was told by is gone: that night is lost, but not one that is like it.
+    # The base of the second dump is missing: that dump is lost, but not a similar one.
     take(sandbox, nights[1])
     assert content(sandbox, 3) == nights[1]
     take(sandbox, nights[2])

@@ -201,7 +201,7 @@ def test_a_writer_key_alone_adds_and_lists_but_reads_no_chunk(local):
             store.read_chunk(refs[0].id)
 
 
-def test_a_wrong_identity_is_told_what_the_store_is_sealed_to(local):
+def test_a_wrong_identity_is_refused_with_the_recipients_of_the_store(local):
     refs, _ = put(local.store, b"content")
     with (
         local.open(identity=Identity.generate) as store,
@@ -538,7 +538,7 @@ def test_a_delta_is_read_through_its_base(local):
         assert [store.read_entry(pack, one) for pack, _ in store.packs() for one in store.pack_entries(pack)]
 
 
-def test_a_session_of_many_threads_and_packs_keeps_every_node_behind_its_chunks(local, monkeypatch):
+def test_a_session_of_many_threads_and_packs_keeps_every_node_after_its_chunks(local, monkeypatch):
     monkeypatch.setattr(packs, "PACK_BYTES", 1 << 19)
     contents = [os.urandom(20_000) for _ in range(150)]
     nodes = []

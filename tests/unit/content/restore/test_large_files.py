@@ -109,11 +109,11 @@ def test_a_file_with_holes_keeps_them(sandbox: Sandbox, live: Path, opened: list
     sandbox.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
     assert os.stat(live / "holes").st_blocks * 512 < 4 * MIB
-    # A stream is cut anew behind a hole, so here chunks at its edges are read, too.
+    # A stream is cut again after a hole, so here chunks at its edges are read, too.
     assert 0 < sum(opened) < 2 * MIB
 
 
-def test_a_live_file_that_shrinks_meanwhile_is_put_back(
+def test_a_live_file_that_shrinks_meanwhile_is_restored(
     sandbox: Sandbox, live: Path, monkeypatch: pytest.MonkeyPatch
 ):
     sandbox.snapshot("s", {"t": Tree(str(live))})

@@ -30,10 +30,10 @@ def sandbox(tmp_path: Path) -> Sandbox:
 
 @pytest.fixture
 def live(tmp_path: Path) -> Path:
-    """A tree of every shape: deep, wide, empty, alike, with large and with small files."""
+    """A tree of every shape: deep, wide, empty, uniform, with large and with small files."""
     rng = random.Random(5)
     top = tmp_path / "live"
-    for path in ("a/b/c/d/e/f", "a/empty", "wide", "z", "alike/1", "alike/2"):
+    for path in ("a/b/c/d/e/f", "a/empty", "wide", "z", "uniform/1", "uniform/2"):
         (top / path).mkdir(parents=True)
     for number in range(40):
         folder = top / "wide" / f"{number:02}"
@@ -44,7 +44,7 @@ def live(tmp_path: Path) -> Path:
         (top / folder / "large").write_bytes(rng.randbytes(90_000))
         (top / folder / "small").write_bytes(b"small")
         (top / folder / "link").symlink_to("small")
-    for folder in ("alike/1", "alike/2"):
+    for folder in ("uniform/1", "uniform/2"):
         (top / folder / "same").write_bytes(b"the same")
         os.utime(top / folder / "same", ns=(5, 5))
     return top
@@ -134,7 +134,7 @@ def test_what_is_passed_over_is_passed_over_there_too(
     real = os.mkdir
 
     def mkdir(path, *args, **options):
-        if path in {b"b", b"07", b"alike"}:
+        if path in {b"b", b"07", b"uniform"}:
             raise PermissionError(13, "not allowed")
         return real(path, *args, **options)
 
@@ -145,7 +145,7 @@ def test_what_is_passed_over_is_passed_over_there_too(
     sandbox.restore("s@latest:t", tmp_path / "out")
     assert inline == []
     left = {path for path in walk(live) if path.split(b"/")[:2] in ([b"a", b"b"], [b"wide", b"07"])}
-    left |= {path for path in walk(live) if path.split(b"/")[0] == b"alike"}
+    left |= {path for path in walk(live) if path.split(b"/")[0] == b"uniform"}
     assert set(walk(live)) - set(walk(tmp_path / "out")) == left
 
 
@@ -162,7 +162,7 @@ def test_directories_that_are_not_asked_for_do_not_hold_it_up(
             found = opened.take(top.ref, 0)
             assert found is not None
             opened.done_with(found, None)
-            last = found.fetched.refs[-1]  # z, behind all the others
+            last = found.fetched.refs[-1]  # z, after all the others
             taken_last = opened.take(last, 1)
             assert taken_last is not None
             assert [ref.kind for ref in taken_last.fetched.refs]

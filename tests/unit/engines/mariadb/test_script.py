@@ -109,7 +109,7 @@ def test_columns_of_a_view_lose_the_name_of_their_database(text: str, wanted: st
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("ERROR 4025 (23000) at line 31: CONSTRAINT `k.x` failed for `app`.`k`", "same"),
         ("ERROR 1045 (28000): Access denied for user 'u'@'localhost' (using password: YES)", "same"),
@@ -122,9 +122,9 @@ def test_columns_of_a_view_lose_the_name_of_their_database(text: str, wanted: st
         ("mariadb: unknown option '--x'", "same"),
     ],
 )
-def test_of_what_the_client_says_the_reason_is_told_and_no_value(line: str, told: str | None):
+def test_errors_of_the_client_are_shown_with_the_reason_and_without_values(line: str, expected: str | None):
     found = plain(line.encode())
-    assert (found.decode() if found is not None else None) == (line if told == "same" else told)
+    assert (found.decode() if found is not None else None) == (line if expected == "same" else expected)
 
 
 def test_what_the_client_escapes_is_read_back():
@@ -132,7 +132,7 @@ def test_what_the_client_escapes_is_read_back():
 
 
 @pytest.mark.parametrize("room", [7, 100, 10_000])
-def test_a_row_that_is_longer_than_a_packet_is_told(room: int):
+def test_a_row_that_is_longer_than_a_packet_is_reported(room: int):
     def warnings(data: bytes) -> int:
         at = 0
 

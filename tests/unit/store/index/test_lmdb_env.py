@@ -208,7 +208,7 @@ time.sleep(600)
 """
 
 
-def test_the_slots_of_killed_readers_are_given_back(index, tmp_path):
+def test_the_slots_of_killed_readers_are_reclaimed(index, tmp_path):
     for _ in range(4):
         one = python(READ, str(tmp_path / "index"))
         assert one.stdout.readline() == "reading\n"
@@ -220,7 +220,7 @@ def test_the_slots_of_killed_readers_are_given_back(index, tmp_path):
         index._end()
 
 
-def test_too_many_readers_are_told(index):
+def test_too_many_readers_are_reported(index):
     kept = []
     with pytest.raises(StorageError, match="when some of them have ended"):
         for _ in range(400):
@@ -331,7 +331,7 @@ def test_where_a_durable_generation_cannot_be_indexed_it_is_committed_all_the_sa
         assert [one.number for one in store.generations("s")] == [1]
 
 
-# Damaged, and begun anew
+# Damaged, and recreated
 
 
 OPENING = """
@@ -353,7 +353,7 @@ def pending(path):
         file.write("damaged\n")
 
 
-def test_processes_that_begin_anew_at_once_have_one_index(tmp_path):
+def test_processes_that_recreate_the_index_at_once_share_one(tmp_path):
     path = str(tmp_path / "index")
     Index(path, STORE).close()
     for _ in range(5):
@@ -417,14 +417,14 @@ def test_a_full_disk_or_map_is_no_damage(tmp_path):
         assert index.count("chunks") == 10
 
 
-def test_a_folder_that_cannot_be_opened_is_told_and_not_waited_for(tmp_path):
+def test_a_folder_that_cannot_be_opened_is_reported_and_not_waited_for(tmp_path):
     os.symlink(tmp_path / "nowhere", tmp_path / "index")
     with pytest.raises(StorageError):
         Index(str(tmp_path / "index"), STORE)
 
 
 @pytest.mark.parametrize("at", [0, 8, 10, 16, 20, 24, 40])
-def test_an_index_whose_beginning_was_changed_is_begun_anew(tmp_path, at):
+def test_an_index_whose_beginning_was_changed_is_recreated(tmp_path, at):
     path = str(tmp_path / "index")
     with Closing(Index(path, STORE)) as index:
         put(index, 10)

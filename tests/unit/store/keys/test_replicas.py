@@ -1,4 +1,4 @@
-"""What all else rests on is kept twice: one of the two is enough, which are named, and written anew."""
+"""The essential objects are stored twice: one of the two is enough, a damaged one is named and rewritten."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ HARMS = ["gone", "cut", "emptied", 0, 9, 20, 33, 50, -1]
 @pytest.mark.parametrize("folder", ["config", "rotations"])
 @pytest.mark.parametrize("which", [0, 1], ids=["object", "copy"])
 @pytest.mark.parametrize("how", HARMS)
-def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(sandbox, folder, which, how):
-    hurt, whole = both(sandbox, folder)[which], both(sandbox, folder)[1 - which]
-    before = hurt.read_bytes()
-    damage(hurt, how)
+def test_one_of_the_two_is_enough_and_the_other_is_named_and_repaired(sandbox, folder, which, how):
+    broken, intact = both(sandbox, folder)[which], both(sandbox, folder)[1 - which]
+    before = broken.read_bytes()
+    damage(broken, how)
     check(sandbox)
     for key in (True, False):
         with Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, local_key=key) as store:
@@ -93,23 +93,23 @@ def test_one_of_the_two_is_enough_and_the_other_is_named_and_mended(sandbox, fol
         if (which, how) == (1, "gone"):  # as a castore leaves it that is killed
             assert found.sound
             return
-        name = f"{folder}/{hurt.name}"
+        name = f"{folder}/{broken.name}"
         assert [line.partition(":")[0] for line in found.damage] == [name]
         assert not found.affected
         done, after = repair(store, Progress(), agree=lambda *_: True)
         assert (done.repaired, done.drop, done.rewrite) == ([name], [], [])
         assert after.sound
-    assert hurt.read_bytes() == before
-    assert whole.read_bytes() == before
+    assert broken.read_bytes() == before
+    assert intact.read_bytes() == before
 
 
 @pytest.mark.parametrize("folder", ["config", "rotations"])
 def test_a_snapshot_writes_the_copy_that_is_missing(sandbox, folder):
-    whole, copy = both(sandbox, folder)
+    intact, copy = both(sandbox, folder)
     data = copy.read_bytes()
     remove_copies(sandbox.store)
     take(sandbox)
-    assert both(sandbox, folder) == (whole, copy)
+    assert both(sandbox, folder) == (intact, copy)
     assert copy.read_bytes() == data
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_list_gets_no_copy(sandbox):
 
 
 @pytest.mark.parametrize("folder", ["config", "rotations"])
-def test_with_both_damaged_it_is_told(sandbox, folder):
+def test_two_damaged_copies_are_reported(sandbox, folder):
     for path in both(sandbox, folder):
         damage(path, -1)
     if folder == "config":
@@ -174,7 +174,7 @@ def test_what_cannot_be_read_for_a_moment_is_not_taken_from_the_other(sandbox, m
     assert copy.read_bytes() == data
 
 
-def test_a_copy_is_not_left_of_what_was_replaced_or_taken_back_meanwhile(sandbox):
+def test_no_copy_is_left_of_an_object_that_was_replaced_or_withdrawn_meanwhile(sandbox):
     storage = LocalStorage(str(sandbox.store))
     data = storage.get("config/2")
 
@@ -187,11 +187,11 @@ def test_a_copy_is_not_left_of_what_was_replaced_or_taken_back_meanwhile(sandbox
     assert sorted(storage.list("config")) == ["2", "3"]
     storage.delete("config/3")
 
-    def taken_back():
+    def withdrawn():
         storage.delete("config/2")
         return data
 
-    replicas.keep_copy(storage, "config", 2, taken_back)
+    replicas.keep_copy(storage, "config", 2, withdrawn)
     assert list(storage.list("config")) == []
 
 
@@ -217,7 +217,7 @@ def test_what_another_machine_replaces_meanwhile_is_not_written_back(sandbox, mo
     assert {name.split(".")[0] for name in LocalStorage(str(sandbox.store)).list("config")} == {"3"}
 
 
-def test_a_store_that_lost_its_configuration_is_not_begun_anew(sandbox):
+def test_a_store_that_lost_its_configuration_is_not_recreated(sandbox):
     for path in both(sandbox, "config"):
         path.rename(sandbox.folder / path.name)
     with pytest.raises(DamageError, match="config/ is missing in .*: without it nothing .* restore config/"):
@@ -232,7 +232,7 @@ def test_a_store_that_lost_its_configuration_is_not_begun_anew(sandbox):
     check(sandbox)
 
 
-def test_an_object_that_is_gone_with_a_damaged_copy_is_named(sandbox):
+def test_a_missing_object_with_a_damaged_copy_is_named(sandbox):
     path, copy = both(sandbox, "config")
     path.unlink()
     damage(copy, -1)

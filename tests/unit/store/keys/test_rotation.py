@@ -146,7 +146,7 @@ def test_all_of_it_restores_after_rotations_here_elsewhere_and_without_castore(t
     tracked.check()
 
 
-def test_deltas_rest_on_what_a_former_key_sealed(tracked):
+def test_deltas_are_based_on_what_a_previous_key_sealed(tracked):
     tracked.take()
     tracked.rotate()
     taken = tracked.take()
@@ -409,7 +409,7 @@ def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(tracke
         assert store.damaged
         assert all("rotations/2" in reason for reason in store.damaged.values())
         assert store.next_number("web") == 2, "a number is not given twice, even so"
-    # What is new goes on, and rests on nothing that does not count.
+    # New snapshots work, and depend on nothing that is not accepted.
     shutil.rmtree(tracked.sandbox.places.cache)
     with tracked.open(identity=False, accept_older=True) as store:
         store.sync()
