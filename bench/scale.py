@@ -33,6 +33,7 @@ from castore.store import MachinePaths, Store
 from castore.store.format import pack as packs
 from castore.store.format.generation import encode_generation, generation_name
 from castore.store.format.header import PACK, header
+from castore.store.index.pack_tables import PackContent
 
 A_PACK = 1000
 """Chunks."""
@@ -134,8 +135,8 @@ def one_by_one(folder: str, chunks: int, generations: int) -> dict:
             found = []
             for pack in listed[at : at + 50]:
                 entries, length = packs.read_footer(store.storage, packs.pack_name(pack), store.writer_key)
-                found.append((pack, length, entries))
-            store.index.put_packs(found)
+                found.append(PackContent(pack, length, entries))
+            store.index.packs.put(found)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     count = len(listed) * A_PACK
     return {"the same, pack by pack": f"{count / seconds:,.0f} chunks/s, {count / cpu:,.0f} a second of CPU"}
@@ -170,14 +171,14 @@ def exist(folder: str, chunks: int, generations: int) -> dict:
             for order in ("random", "sorted"):
                 asked = sorted(ids) if order == "sorted" else ids
                 # The pages that are asked for are in memory.
-                store.index.contains(asked)
+                store.index.locations.contains(asked)
                 began = time.perf_counter()
                 for at in range(0, len(asked), 100):
-                    store.index.contains(asked[at : at + 100])
+                    store.index.locations.contains(asked[at : at + 100])
                 rate = len(asked) / (time.perf_counter() - began)
                 began = time.perf_counter()
                 for one in asked:
-                    store.index.has_chunk(one)
+                    store.index.locations.has_chunk(one)
                 single = len(asked) / (time.perf_counter() - began)
                 results[f"known, hundreds, {order} {name}"] = f"{rate:,.0f} /s; has_chunk {single:,.0f} /s"
     return results
@@ -192,11 +193,11 @@ def marking(folder: str, chunks: int, generations: int) -> dict:
         for number in range(0, chunks // A_PACK, 2):
             marks.add(ids_of(number))
         added = time.perf_counter()
-        store.index.mark_bases(marks)
+        store.index.liveness.mark_bases(marks)
         based = time.perf_counter()
-        found = store.index.live_bytes(marks)
+        found = store.index.liveness.live_bytes(marks)
         lived = time.perf_counter()
-        assert sum(live > 0 for _, _, live in found.values()) == (chunks // A_PACK + 1) // 2
+        assert sum(pack.live > 0 for pack in found.values()) == (chunks // A_PACK + 1) // 2
         return {
             "marks: half of all": f"{added - began:.2f} s with making the ids, "
             f"{marks.memory / total:.1f} bytes a record",
@@ -210,7 +211,7 @@ def remove(folder: str, chunks: int, generations: int) -> dict:
     with open_store(folder) as store:
         gone = [pack for pack, _ in store.packs()][::50][:20]
         began = time.perf_counter()
-        store.index.remove_packs(gone)
+        store.index.packs.remove(gone)
         return {f"forget {len(gone)} packs": f"{time.perf_counter() - began:.2f} s"}
 
 

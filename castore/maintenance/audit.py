@@ -66,11 +66,11 @@ def audit(store: Store) -> Audit:
     for generation in store.all_generations():
         _count(by_key[generation.host_id], generation)
     sessions: Counter[str] = Counter()
-    for _, length, signer, _ in store.index.owners():
-        added = by_key.get(signer.hex())
+    for owner in store.index.packs.owners():
+        added = by_key.get(owner.signer.hex())
         if added is not None:
             added.packs += 1
-            added.bytes += length
+            added.bytes += owner.length
     for writer in store.session_writers():
         sessions[writer.hex()] += 1
     for key, count in sessions.items():

@@ -200,12 +200,12 @@ class _Compaction:
                 mark(self._walk, roots_of(generation), self._marks)
                 count += 1
         # Always: newer packs may encode a chunk that was marked earlier as a delta of other bases.
-        self._store.index.mark_bases(self._marks)
+        self._store.index.liveness.mark_bases(self._marks)
         return count
 
     def plan(self) -> Plan:
         generations = self._mark()
-        packs = self._store.index.live_bytes(self._marks)
+        packs = self._store.index.liveness.live_bytes(self._marks)
         found = Plan(generations, len(packs), sum(length for length, _, _ in packs.values()))
         found.lost = len(self._walk.lost)
         young = self._young_sessions()
@@ -249,9 +249,9 @@ class _Compaction:
         """
         store, wanted = self._store, int(self._unfinished * 10**9)
         # List sessions after reading `ended`: the listing then has every ended session that still exists.
-        ended = store.index.ended_sessions()
+        ended = store.index.generations.ended_sessions()
         numbers = session_numbers(store.storage).keys()
-        store.index.forget_ended(ended - numbers)
+        store.index.generations.forget_ended(ended - numbers)
         known = ended.union(one.session for one in store.all_generations())
         ages = store.first_seen.observe("unfinished", [one.hex() for one in numbers - known], wanted)
         return {SessionId(bytes.fromhex(one)) for one, age in ages.items() if age < wanted}
@@ -310,7 +310,7 @@ class _Compaction:
         """Return the entries of each record that generations read from this pack."""
         entries = self._store.pack_entries(pack)
         live = self._live(entries)
-        chosen = self._store.index.are_chosen(pack, live)
+        chosen = self._store.index.liveness.are_chosen(pack, live)
         # The deltas of a group share a record, which is kept with all of them.
         needed = {entry.offset for entry in itertools.compress(live, chosen)}
         return [group for group in records_of(entries) if group[0].offset in needed]
@@ -322,7 +322,8 @@ class _Compaction:
         """
         kept = self._kept(pack)
         live = self._live(list(itertools.chain.from_iterable(kept)))
-        if not all(self._store.index.contains([entry.id for entry in live if entry.kind == CHUNK])):
+        chunks = [entry.id for entry in live if entry.kind == CHUNK]
+        if not all(self._store.index.locations.contains(chunks)):
             return None
         return sum(group[0].sealed_length for group in kept)
 
@@ -333,12 +334,12 @@ class _Compaction:
         except ObjectMissingError:
             return False
         live = self._live(entries)
-        index = self._store.index
+        locations = self._store.index.locations
         chunks = [entry.id for entry in live if entry.kind == CHUNK]
         nodes = [entry.id for entry in live if entry.kind != CHUNK]
         return not (
-            all(index.contains(chunks, without=without))
-            and all(index.has_node(node, without=without) for node in nodes)
+            all(locations.contains(chunks, without=without))
+            and all(locations.has_node(node, without=without) for node in nodes)
         )
 
     # Removal
@@ -375,7 +376,7 @@ class _Compaction:
             gone -= needed
         ids = self._ids_of(gone)
         store.storage.delete_all(pack_name(pack) for pack in sorted(gone))
-        store.index.remove_packs(gone, ids)
+        store.index.packs.remove(gone, ids)
         done.removed += len(gone)
         done.removed_bytes += sum(packs[pack] for pack in gone)
 
@@ -424,7 +425,8 @@ class _Compaction:
             store.sync()
             self._refuse_damage()
             # Packs of sessions that a generation names may be missing only temporarily.
-            used = store.index.sessions().union(SessionId(one.session) for one in store.all_generations())
+            committed = (SessionId(one.session) for one in store.all_generations())
+            used = store.index.packs.sessions().union(committed)
             numbers = session_numbers(store.storage)
             idle = {session.hex(): session for session in numbers.keys() - used}
             ages = store.first_seen.observe("sessions", idle, wanted)

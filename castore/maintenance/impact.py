@@ -103,19 +103,19 @@ class Reasons:
 
     def of_chunks(self, chunks: list[Ref]) -> str:
         """Return what is wrong with the first bad chunk among these; empty if all are intact."""
-        index = self._store.index
+        locations = self._store.index.locations
         self.chunks += len(chunks)
-        lengths: list[int] = []
-        known = index.contains([chunk.id for chunk in chunks], lengths=lengths)
+        ids = [chunk.id for chunk in chunks]
+        lengths, known = locations.lengths(ids), locations.contains(ids)
         for chunk, intact, length in zip(chunks, known, lengths, strict=True):
             if chunk.id in self._bad:
                 return self._bad[chunk.id]
-            lacking = None if intact else index.missing_base(chunk.id)
+            lacking = None if intact else locations.missing_base(chunk.id)
             if lacking == chunk.id:
                 return f"chunk {chunk.id.hex()} is not in the store"
             if lacking is not None:
                 return f"chunk {chunk.id.hex()} is a delta of {lacking.hex()}, which is not in the store"
-            if intact and length != chunk.size:
+            if intact and length not in {None, chunk.size}:
                 return f"chunk {chunk.id.hex()} does not have the length that its reference says"
         return ""
 

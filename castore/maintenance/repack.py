@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from castore.store.format.pack import PackWriter
+from castore.store.index.pack_tables import PackContent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,8 +90,8 @@ class Mover:
             pack.abort()
             if reference is not None:
                 reference.abort()
-        signers = {pack_id: self._store.writer_key.signer.public}
-        self._store.index.put_packs([(pack_id, length, pack.entries)], signers=signers)
-        self._store.index.move_uses((old, pack_id) for old in self._from)
+        signer = self._store.writer_key.signer.public
+        self._store.index.packs.put([PackContent(pack_id, length, pack.entries, signer)])
+        self._store.index.usage.move((old, pack_id) for old in self._from)
         self._from.clear()
         self.written += length

@@ -175,7 +175,7 @@ def _entries(store: Store, pack: PackId) -> list[PackEntry]:
     except ObjectMissingError:
         return []
     except DamageError:
-        return store.index.entries(pack)
+        return store.index.packs.entries(pack)
 
 
 def _write_anew(store: Store, pack: PackId, tally: Progress, planned: Repair) -> None:
@@ -201,6 +201,6 @@ def _is_whole(store: Store, pack: PackId, entries: list[PackEntry], sealed: memo
     if len(sealed) != first.sealed_length or not store.is_intact(pack, first, sealed):
         return False
     for entry, _ in store.broken_entries(pack, entries):
-        if entry.kind != CHUNK or all(store.index.contains(list(entry.bases))):
+        if entry.kind != CHUNK or all(store.index.locations.contains(list(entry.bases))):
             return False
     return True

@@ -113,7 +113,7 @@ def stats(store: Store) -> Stats:
 
 def _records(store: Store) -> Records:
     found = Records()
-    for kind, _, sealed_length, bases in store.index.records():
+    for kind, _, sealed_length, bases in store.index.locations.records():
         if kind == NODE:
             found.node_bytes += sealed_length
             continue
@@ -129,9 +129,9 @@ def _records(store: Store) -> Records:
             mark(walk, roots_of(generation), marks)
         for node in walk.lost:
             store.read_node(node)  # raises the error that says what is missing
-        referenced, referenced_bytes = store.index.weigh_chunks(marks)
-        store.index.mark_bases(marks)
-        needed, needed_bytes = store.index.weigh_chunks(marks)
+        referenced, referenced_bytes = store.index.liveness.weigh_chunks(marks)
+        store.index.liveness.mark_bases(marks)
+        needed, needed_bytes = store.index.liveness.weigh_chunks(marks)
         found.bases_only = needed - referenced
         found.bases_only_bytes = needed_bytes - referenced_bytes
     return found

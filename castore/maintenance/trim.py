@@ -32,14 +32,14 @@ def trim_base_cache(store: Store) -> None:
     kept = references.packs()
     if not kept:
         return
-    packs = store.index.pack_ids()
+    packs = store.index.packs.ids()
     marks = IdSet()
     known = True
     try:
         newest = itertools.chain.from_iterable(_last(store, service) for service in store.services())
         roots = itertools.chain.from_iterable(map(roots_of, newest))
         mark(Walk(store), roots, marks)
-        store.index.mark_bases(marks)
+        store.index.liveness.mark_bases(marks)
     except (DamageError, FormatError):
         known = False
     with references.trimming() as trim:
@@ -69,6 +69,6 @@ def _live(store: Store, pack: PackId, marks: IdSet) -> list[tuple[int, int]]:
     """Return offset and sealed length of each record that generations read from this pack."""
     chunks = [entry for entry in store.pack_entries(pack) if entry.kind == CHUNK]
     needed = list(itertools.compress(chunks, marks.find(b"".join([entry.id for entry in chunks]))))
-    chosen = itertools.compress(needed, store.index.are_chosen(pack, needed))
+    chosen = itertools.compress(needed, store.index.liveness.are_chosen(pack, needed))
     # The deltas of a group share a record.
     return sorted({(entry.offset, entry.sealed_length) for entry in chosen})

@@ -122,10 +122,10 @@ def verify(
         tally.total = tally.read + sum(size for _, size in chosen)
         _look_into(store, chosen, depth, tally, found, bad)
         if sample is None:
-            store.index.set_verifying(depth, 0)
+            store.index.verification.set_begun(depth, 0)
     # The next snapshot then references nothing in the damaged packs, and stores their content again.
     with contextlib.suppress(StorageError):
-        store.index.doubt(found.damaged_packs)
+        store.index.verification.set_damaged(found.damaged_packs)
         store.keep_verified()
     lost = _without_copies(store, bad)
     for _ in range(_LOOKS):
@@ -189,7 +189,7 @@ def _verify_generations(store: Store, found: Verification) -> None:
             continue
         try:
             one, plain = open_generation(name, store.storage.get(name), store.writer_key)
-            others |= store.index.generation(one.service, one.number) != plain
+            others |= store.index.generations.get(one.service, one.number) != plain
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
@@ -214,7 +214,7 @@ def _verify_sessions(store: Store, found: Verification) -> None:
             continue
         except (DamageError, FormatError, StorageError) as error:
             found.damage.append(str(error))
-    for session in sorted(store.index.sessions() - numbers.keys()):
+    for session in sorted(store.index.packs.sessions() - numbers.keys()):
         found.damage.append(f"sessions/{session.hex()}.* is missing, and with it the key to what it sealed")
 
 
@@ -245,7 +245,7 @@ def _chosen(
     restart: bool,
 ) -> list[tuple[PackId, int]]:
     """Return the packs to read: all, or the rest of an interrupted run, or those not read for longest."""
-    when = store.index.verified(depth)
+    when = store.index.verification.verified(depth)
     if sample is not None:
         room = sample * sum(size for _, size in packs)
         chosen = []
@@ -255,9 +255,9 @@ def _chosen(
             chosen.append((pack, size))
             room -= size
         return chosen
-    began = 0 if restart else store.index.verifying(depth)
+    began = 0 if restart else store.index.verification.begun(depth)
     if not began:
-        store.index.set_verifying(depth, time.time_ns())
+        store.index.verification.set_begun(depth, time.time_ns())
         store.keep_verified()
         return packs
     found.resumed = began
@@ -297,13 +297,13 @@ def _look_into(
                     sound.append(pack)
                 tally.files += 1
                 if time.monotonic() - noted > _NOTED_SECONDS:
-                    store.index.set_verified(sound, depth, time.time_ns())
+                    store.index.verification.set_verified(sound, depth, time.time_ns())
                     store.keep_verified()
                     sound, noted = [], time.monotonic()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             with contextlib.suppress(StorageError):
-                store.index.set_verified(sound, depth, time.time_ns())
+                store.index.verification.set_verified(sound, depth, time.time_ns())
                 store.keep_verified()
 
 
@@ -343,7 +343,7 @@ def _look(
             return damage, {}
         lost[bytes(entry.id)] = str(failure)
         # A chunk that no generation needs may lack its bases; for a needed chunk, the walk reports that.
-        if all(store.index.contains(list(entry.bases))):
+        if all(store.index.locations.contains(list(entry.bases))):
             damage.append(str(failure))
     return damage, lost
 

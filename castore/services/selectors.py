@@ -325,7 +325,7 @@ def _found_at_once(
         return store.generation(service, int(number)) if len(number) <= _MAX_DIGITS else None
     revision = selector.removeprefix("=")
     if selector.startswith("=") or not (selector.isascii() and selector.isdigit()):
-        numbers = store.index.numbers_by_revision(service, revision)
+        numbers = store.index.generations.numbers_by_revision(service, revision)
         found = (store.generation(service, number) for number in numbers)
         exact = (one for one in found if one is not None and one.revision == revision)
         return next((one for one in exact if chosen_host(one)), None)

@@ -240,9 +240,9 @@ def _snapshot(
             scan.keep()
         with contextlib.suppress(StorageError):
             # The packs of unchanged trees are not known here: those used so far count as used still.
-            used = session.pack_usage | store.index.uses(service) if scans else session.pack_usage
-            store.index.set_uses(service, used)
-            store.references.evict(store.index.used_packs())
+            used = session.pack_usage | store.index.usage.of(service) if scans else session.pack_usage
+            store.index.usage.set(service, used)
+            store.references.evict(store.index.usage.total())
     return generation, origins
 
 

@@ -155,11 +155,11 @@ class Remembered:
     def keep_verified(self) -> None:
         """Record verified packs in the state, where they outlive the cache. Raises StorageError."""
         path = self.places.verified_of(self.store_id, self.storage.place)
-        write_private(path, _verified_encoder.encode(self.index.verification()))
+        write_private(path, _verified_encoder.encode(self.index.verification.results()))
 
     def _recall_verified(self) -> None:
         """Load which packs were verified from the state into a new index."""
-        if self.index.is_recalled():
+        if self.index.verification.is_loaded():
             return
         found = {}
         try:
@@ -167,7 +167,7 @@ class Remembered:
                 found = _verified_decoder.decode(file.read())
         except (OSError, msgspec.MsgspecError):
             pass  # Never written, or unreadable: the packs then count as not verified.
-        self.index.recall_verification(found)
+        self.index.verification.load(found)
 
     @property
     def first_seen(self) -> FirstSeen:

@@ -71,7 +71,7 @@ class History(Keyed):
         reread: also read indexed generations again: the store may have another one under the same name.
         report_older: as for `sync_generations`. tally: counts the packs that are read.
         """
-        self.index.try_again()
+        self.index.reset_error()
         self.sync_generations(reread=reread, report_older=report_older)
         with self._syncing:
             # Packs are listed after the pending deletions: a pack is off that list only once it is deleted.
@@ -81,11 +81,11 @@ class History(Keyed):
             self._recall_verified()
             # Packs without a key, and damaged packs, are not referenced either: snapshots store their
             # content again as long as they have it.
-            doubted = self.index.doubted()
-            keyless = self.index.packs_without_key(lambda: session_numbers(self.storage).keys())
+            doubted = self.index.verification.damaged()
+            keyless = self.index.packs.without_key(lambda: session_numbers(self.storage).keys())
             removing = {pack for one in pending for pack in one.packs}
             self.distrusted = frozenset(self._distrusted())
-            self.index.mark_pending_deletion({*keyless, *doubted, *removing, *self.distrusted})
+            self.index.liveness.set_pending_deletion({*keyless, *doubted, *removing, *self.distrusted})
 
     def _sync_packs(self, tally: Progress | None) -> dict[str, str]:
         return sync_packs(self.storage, self.index, self.writer_key, tally, self._keyring.writer_of)
@@ -108,7 +108,7 @@ class History(Keyed):
 
         writer_of, may_maintain = self._keyring.writer_of, self.writer_key.signers.may_maintain
         found = set()
-        for pack, _, signer, sessions in self.index.owners():
+        for pack, _, signer, sessions in self.index.packs.owners():
             writers = (writer_of(one) or signer for one in sessions) if may_maintain(signer) else [signer]
             if signer in revoked or any(map(is_distrusted, writers)):
                 found.add(pack)
@@ -169,7 +169,7 @@ class History(Keyed):
 
         A missing or damaged one does not count: a listing reports it.
         """
-        plain = self.index.generation(generation.service, generation.number)
+        plain = self.index.generations.get(generation.service, generation.number)
         for name in self._names_of(generation.service, generation.number):
             with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
                 return open_generation(name, self.storage.get(name), self.writer_key)[1] != plain
@@ -191,7 +191,7 @@ class History(Keyed):
                 found, plain = open_generation(name, self.storage.get(name), self.writer_key)
             except (ObjectMissingError, RevokedKeyError):
                 continue
-            if plain != self.index.generation(service, number):
+            if plain != self.index.generations.get(service, number):
                 self.sync_generations(reread=True)
             return found
         self.sync_generations(reread=True)
@@ -224,7 +224,7 @@ class History(Keyed):
 
     def services(self) -> list[str]:
         """Return the names of the services that have generations, sorted."""
-        return self.index.services()
+        return self.index.generations.services()
 
     def generations(self, service: str | None = None) -> list[Generation]:
         """Return the generations of a service, or of all, newest first.
@@ -249,7 +249,7 @@ class History(Keyed):
     def _orders(self, service: str) -> Iterator[tuple[int, int]]:
         """Yield the times and numbers of a service's generations."""
         try:
-            yield from map(decode_order, self.index.generations(service))
+            yield from map(decode_order, self.index.generations.newest_first(service))
         except DamageError as error:
             raise self.index.refusal(error) from None
 
@@ -260,7 +260,7 @@ class History(Keyed):
 
     def newest_first(self, service: str) -> Iterator[Generation]:
         """Yield the generations of a service, newest first; each is read when the caller asks for it."""
-        return map(self._decode, self.index.generations(service))
+        return map(self._decode, self.index.generations.newest_first(service))
 
     def newest(self, service: str) -> Generation | None:
         """Return the generation of a service with the highest number, or None."""
@@ -270,7 +270,7 @@ class History(Keyed):
         """Return a generation, or None."""
         if not 0 < number <= MAX_NUMBER:
             return None
-        plain = self.index.generation(service, number)
+        plain = self.index.generations.get(service, number)
         return None if plain is None else self._decode(plain)
 
     def by_revision(self, service: str, prefix: str) -> list[Generation]:
@@ -278,7 +278,7 @@ class History(Keyed):
 
         Pre-rollback and partial generations are found by number only.
         """
-        numbers = self.index.numbers_by_revision(service, prefix)
+        numbers = self.index.generations.numbers_by_revision(service, prefix)
         found = (self.generation(service, number) for number in numbers)
         return [generation for generation in found if generation is not None]
 
@@ -298,7 +298,8 @@ class History(Keyed):
         listed = names
         with contextlib.suppress(DamageError, FormatError):
             listed = [split_name(name) for name in self.writer_key.listed()]
-        singles = {*self.index.numbers(service), *(number for one, number in listed if one in former)}
+        reused = (number for one, number in listed if one in former)
+        singles = {*self.index.generations.numbers(service), *reused}
         number = last_in_sequence({*singles, self._seen.last(service)}, self._removals(service)) + 1
         taken = {one for found, one in names if found == tag and one >= number}
         while number in taken:
@@ -310,7 +311,7 @@ class History(Keyed):
         newest = self.newest(service)
         if newest is None or newest.number <= MAX_JUMP:
             return newest
-        last = last_in_sequence(self.index.numbers(service), self._removals(service))
+        last = last_in_sequence(self.index.generations.numbers(service), self._removals(service))
         return next((one for one in self.newest_first(service) if one.number <= last), None)
 
     def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
@@ -366,7 +367,7 @@ class History(Keyed):
         # It is committed; if updating the index fails, the next synchronisation adds it.
         with contextlib.suppress(StorageError):
             self._seen.committed(generation)
-            self.index.put_generations([(name.partition("/")[2], generation, plain)])
+            self.index.generations.put([(name.partition("/")[2], generation, plain)])
 
     def _revert_commit(
         self, generation: Generation, name: str, data: bytes, error: CastoreError
@@ -414,7 +415,7 @@ class History(Keyed):
         with contextlib.suppress(StorageFullError):
             record_removal(self.storage, self.writer_key, service, numbers)
         self.storage.delete_all(names)
-        self.index.remove_generations(name.partition("/")[2] for name in names)
+        self.index.generations.remove(name.partition("/")[2] for name in names)
 
     def drop(self, names: Collection[str]) -> None:
         """Delete objects that no key can read, durably. Raises StorageError."""

@@ -55,7 +55,7 @@ class Walk:
             try:
                 plain = self._store.read_node_bytes(RecordId(node))
             except MissingError as error:
-                if self._store.index.locate(NODE, RecordId(node)) is not None:
+                if self._store.index.locations.locate(NODE, RecordId(node)) is not None:
                     # It exists, but its key is missing, perhaps only for now: what is below is unknown.
                     raise DamageError(str(error)) from None
                 self.lost.append(RecordId(node))
@@ -73,21 +73,21 @@ class Walk:
 
 
 def mark(walk: Walk, roots: Iterable[Ref], marks: IdSet) -> None:
-    """Mark all nodes and chunks below roots, but not the bases of chunks: see `Index.mark_bases`."""
+    """Mark all nodes and chunks below roots, but not the bases of chunks: see `Liveness.mark_bases`."""
     for run in walk.runs(roots):
         marks.add(run, _REF)
 
 
 def is_whole(store: Store, roots: Iterable[Ref]) -> bool:
     """Return whether everything below roots is in the store, in packs that may be referenced."""
-    walk = Walk(store)
+    walk, locations = Walk(store), store.index.locations
     try:
         for run in walk.runs(roots):
             kinds = run[_KIND::_REF]
             ids = [run[at : at + 32] for at in range(0, len(run), _REF)]
             chunks = [RecordId(one) for one, kind in zip(ids, kinds, strict=True) if not kind]
             nodes = [one for one, kind in zip(ids, kinds, strict=True) if kind]
-            if not all(store.index.contains(chunks)) or not all(map(store.index.has_node, nodes)):
+            if not all(locations.contains(chunks)) or not all(map(locations.has_node, nodes)):
                 return False
     except DamageError:
         return False

@@ -218,11 +218,11 @@ class Store(Authority):
 
     def packs(self) -> Iterator[tuple[PackId, int]]:
         """Yield the name and length of each indexed pack."""
-        yield from self.index.packs()
+        yield from self.index.packs.lengths()
 
     def stored_bytes(self) -> int:
         """Return the length of all indexed packs."""
-        return sum(length for _, length in self.index.packs())
+        return sum(length for _, length in self.index.packs.lengths())
 
     def count_chunks(self) -> int:
         """Return how many different chunks are indexed."""
@@ -230,7 +230,7 @@ class Store(Authority):
 
     def has_chunk(self, chunk: RecordId) -> bool:
         """Return whether a chunk is indexed."""
-        return self.index.has_chunk(chunk)
+        return self.index.locations.has_chunk(chunk)
 
     # Records
 

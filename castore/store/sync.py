@@ -17,6 +17,7 @@ from castore.progress import Progress
 from castore.store.format.envelope import Refusal
 from castore.store.format.generation import NAME, open_generation
 from castore.store.format.pack import entries_of, open_footer, pack_name
+from castore.store.index.pack_tables import PackContent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation
     from castore.model.refs import SessionId
     from castore.storage import Storage
-    from castore.store.format.pack import Footer, PackEntry
+    from castore.store.format.pack import Footer
     from castore.store.index import Index
 
 _BATCH: Final = 50_000
@@ -50,7 +51,7 @@ def sync_packs(
     tally = tally or Progress()
     # Read the index before the listing: a pack that another process adds meanwhile is then new
     # here, and is never taken for a missing one.
-    indexed = index.pack_ids()
+    indexed = index.packs.ids()
     listed = {
         PackId(bytes.fromhex(name))
         for name in storage.list("packs")
@@ -60,31 +61,29 @@ def sync_packs(
     if not indexed and len(listed) >= _MANY:
         _index_all(storage, index, writer, listed, damaged, tally, writer_of)
         return damaged
-    batch: list[tuple[PackId, int, list[PackEntry]]] = []
+    batch: list[PackContent] = []
     records = 0
-    signers: dict[PackId, bytes] = {}
     for pack in _counted(sorted(listed - indexed), tally):
         name = pack_name(pack)
         try:
             footer = open_footer(storage, name, writer)
             _check_sessions(name, footer, writer, writer_of)
-            entries, length = entries_of(name, footer), footer.size
+            entries = entries_of(name, footer)
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
             # A bad sector under one object does not make the others unreadable.
             damaged[name] = _reason(name, error)
             continue
-        batch.append((pack, length, entries))
-        signers[pack] = footer.signer
+        batch.append(PackContent(pack, footer.size, entries, footer.signer))
         records += len(entries)
         if records >= _BATCH:
-            index.put_packs(batch, signers=signers)
+            index.packs.put(batch)
             batch, records = [], 0
     if batch:
-        index.put_packs(batch, signers=signers)
+        index.packs.put(batch)
     if gone := indexed - listed:
-        index.remove_packs(gone)
+        index.packs.remove(gone)
     return damaged
 
 
@@ -147,7 +146,7 @@ def sync_generations(
     reread: also read indexed generations again: the store may have another one under the same name.
     """
     names = list(storage.list("generations"))
-    fresh, gone = index.compare_records(names)
+    fresh, gone = index.generations.compare(names)
     if reread:
         fresh = sorted(names)
     damaged = {}
@@ -165,21 +164,21 @@ def sync_generations(
                 raise
             damaged[name] = _reason(name, error)
             continue
-        if reread and (before := index.generation(generation.service, generation.number)) != plain:
+        if reread and (before := index.generations.get(generation.service, generation.number)) != plain:
             if before is not None:
-                index.remove_generations([short])
+                index.generations.remove([short])
         elif reread:
             continue
         found.append((short, generation, plain))
         if len(found) >= _RECORDS:
-            index.put_generations(found)
+            index.generations.put(found)
             found = []
     if found:
-        index.put_generations(found)
+        index.generations.put(found)
     if gone:
         # A generation that another process committed and indexed since the listing is not missing.
         there = set(storage.list("generations"))
-        index.remove_generations(name for name in gone if name not in there)
+        index.generations.remove(name for name in gone if name not in there)
     return damaged
 
 

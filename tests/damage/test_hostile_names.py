@@ -59,7 +59,7 @@ def fill(sandbox: Sandbox, tree: Path) -> None:
     with sandbox.open(identity=False) as store:
         for number, name in enumerate(NAMES, 2):
             forge(store, "web", {"t": Tree(str(tree))}, lambda one, name=name: named(name)(one))
-            store.index.remove_generations(g.partition("/")[2] for g in store.generation_objects("web", [number]))
+            store.index.generations.remove(g.partition("/")[2] for g in store.generation_objects("web", [number]))
             store._seen.forget("web", {number}, store.generation("web", 1))
 
 

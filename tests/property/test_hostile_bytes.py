@@ -64,6 +64,7 @@ from castore.store.format.pin import open_pin
 from castore.store.format.session_key import decode_session, session_name
 from castore.store.format.signed import sign
 from castore.store.index import Index
+from castore.store.index.pack_tables import PackContent
 from castore.store.reachability import Walk, is_whole
 from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_cache import ReferenceCache
@@ -267,12 +268,12 @@ def test_packs(tmp_path_factory, table, entries, rest, length, count, records):
         assert all(entry.offset + entry.sealed_length <= size for entry in entries_)
         index = _index()
         index.clear()
-        index.put_packs([(packs.PackId(bytes(32)), size, entries_)])
+        index.packs.put([PackContent(packs.PackId(bytes(32)), size, entries_)])
         ids = [entry.id for entry in entries_]
-        tame(lambda: index.contains(ids))
-        tame(lambda: index.locate_chunks(ids))
-        tame(lambda: [index.missing_base(one) for one in ids])
-        tame(lambda: index.remove_packs([packs.PackId(bytes(32))]))
+        tame(lambda: index.locations.contains(ids))
+        tame(lambda: index.locations.locate_chunks(ids))
+        tame(lambda: [index.locations.missing_base(one) for one in ids])
+        tame(lambda: index.packs.remove([packs.PackId(bytes(32))]))
 
 
 _indexes: list[tuple[Index, str]] = []
@@ -452,9 +453,9 @@ def test_circular_deltas_end(hostile):
         for record_id, base in ((one, two), (two, one), (three, three)):
             hostile.chunk(session, record_id, packs.DELTA, zstandard.compress(b"\0"), 0, (base,))
     index = hostile.store.index
-    assert index.contains([one, two, three]) == [False] * 3
+    assert index.locations.contains([one, two, three]) == [False] * 3
     for record_id in (one, two, three):
-        assert index.missing_base(RecordId(record_id)) is not None
+        assert index.locations.missing_base(RecordId(record_id)) is not None
         bounded(lambda record_id=record_id: hostile.store.read_chunk(RecordId(record_id)))
         bounded(lambda record_id=record_id: hostile.store.read_chunks([RecordId(record_id)]))
     commit(hostile, Ref(RefKind.CHUNK, RecordId(one), 0))
@@ -480,9 +481,9 @@ def test_long_chains_of_deltas_end(hostile, width):
                 hostile.chunk(session, record_id, packs.RAW, b"", 0, ())
     index = hostile.store.index
     first = RecordId(ids[0])
-    tame(lambda: index.contains([first]))
-    tame(lambda: index.missing_base(first))
-    tame(lambda: index.locate_chunks([first]))
+    tame(lambda: index.locations.contains([first]))
+    tame(lambda: index.locations.missing_base(first))
+    tame(lambda: index.locations.locate_chunks([first]))
     bounded(lambda: hostile.store.read_chunk(first))
     bounded(lambda: hostile.store.read_chunks([first]))
     commit(hostile, Ref(RefKind.CHUNK, first, 0))

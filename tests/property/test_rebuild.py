@@ -17,7 +17,8 @@ from castore.kernel.index_rows import Rows
 from castore.model.refs import PackId, RecordId
 from castore.store.format.pack import _ENTRY, BASES, CHUNK, GROUPED, RECORDS, Footer
 from castore.store.index import Index, bulk_load
-from castore.store.index.lmdb_env import TABLES
+from castore.store.index.pack_tables import PackContent
+from castore.store.index.schema import TABLES
 from tests.support.checkout import ROOT
 
 STORE = bytes(16)
@@ -56,28 +57,30 @@ def footers(draw):
 def dump(index: Index) -> dict[str, object]:
     """Return what an index holds, in terms that do not depend on how it numbers sessions."""
     found: dict[str, object] = {}
-    with index._transaction() as txn:
+    with index.tables.reading() as txn:
         for name in TABLES:
             if name not in {"meta", "sessions", "session_numbers"}:
-                found[name] = list(txn.cursor(index._tables[name]))
-        sessions = dict(txn.cursor(index._tables["sessions"]))
+                found[name] = list(txn.cursor(index.tables.by_name[name]))
+        sessions = dict(txn.cursor(index.tables.by_name["sessions"]))
         for name in ("chunks", "nodes", "copies"):
             found[name] = [(key, v[:20], sessions[v[20:24][::-1]], v[24:]) for key, v in found[name]]
         found["owners"] = [
             (key, v[:32], {sessions[v[at : at + 4]] for at in range(32, len(v), 4)}) for key, v in found["owners"]
         ]
-        numbers = dict(txn.cursor(index._tables["session_numbers"]))
+        numbers = dict(txn.cursor(index.tables.by_name["session_numbers"]))
         assert numbers == {session: number for number, session in sessions.items()}
         for counter, table in ((b"next pack", "packs"), (b"next session", "sessions")):
-            following = int.from_bytes(txn.get(counter, bytes(4), db=index._tables["meta"]), "big")
-            assert following >= txn.stat(index._tables[table])["entries"]
+            following = int.from_bytes(txn.get(counter, bytes(4), db=index.tables.by_name["meta"]), "big")
+            assert following >= txn.stat(index.tables.by_name[table])["entries"]
     return found
 
 
 def answers(index: Index) -> list[object]:
     ids = [RecordId(one) for one in IDS]
-    places = [(index.locate(kind, one), index.copies(one)) for kind in (0, 1) for one in ids]
-    return [places, index.contains(ids), [index.has_node(one) for one in ids], list(index.records()), index.locate_chunks(ids)]
+    locations = index.locations
+    places = [(locations.locate(kind, one), locations.copies(one)) for kind in (0, 1) for one in ids]
+    nodes = [locations.has_node(one) for one in ids]
+    return [places, locations.find(ids), nodes, list(locations.records()), locations.locate_chunks(ids)]
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -89,8 +92,7 @@ def test_both_ways_give_one_index(found, more, most, block):
         patch.setattr(bulk_load, "Rows", lambda folder: Rows(folder, most))
         packs = [(PackId(os.urandom(32)), footer) for footer in found]
         one, other = (Index(os.path.join(folder, name, "index"), STORE) for name in ("one", "other"))
-        signers = {pack: footer.signer for pack, footer in packs}
-        one.put_packs([(pack, footer.size, footer.entries()) for pack, footer in packs], signers=signers)
+        one.packs.put([PackContent(pack, footer.size, footer.entries(), footer.signer) for pack, footer in packs])
         other.rebuild(packs, None)
         assert dump(one) == dump(other)
         assert answers(one) == answers(other)
@@ -98,11 +100,11 @@ def test_both_ways_give_one_index(found, more, most, block):
         last = PackId(os.urandom(32))
         for index in (one, other):
             sketches = [(RecordId(one), (one[-4:], one[-4:-1] + b"f")) for one in IDS[::2]]
-            index.put_packs([(last, more.size, more.entries())], sketches)
+            index.packs.put([PackContent(last, more.size, more.entries())], sketches)
         assert dump(one) == dump(other)
         gone = dict(packs[::2])
-        one.remove_packs(gone)
-        other.remove_packs(gone, {pack: [entry.id for entry in footer.entries()] for pack, footer in gone.items()})
+        one.packs.remove(gone)
+        other.packs.remove(gone, {pack: [entry.id for entry in footer.entries()] for pack, footer in gone.items()})
         assert dump(one) == dump(other)
         assert answers(one) == answers(other)
         for index in (one, other):
@@ -143,7 +145,7 @@ def test_a_footer_is_whole_for_the_kernel_where_it_is_for_its_twin(footer, data,
 
 def test_a_rebuild_that_fails_leaves_the_index_as_it_was(tmp_path):
     index = Index(str(tmp_path / "index"), STORE)
-    index.enter_era(5, new_ids=False)
+    index.set_rotation(5, new_ids=False)
 
     def failing():
         yield from ()
@@ -151,7 +153,7 @@ def test_a_rebuild_that_fails_leaves_the_index_as_it_was(tmp_path):
 
     with pytest.raises(StorageError, match="gone"):
         index.rebuild(failing(), None)
-    assert index.era() == 5
+    assert index.rotation() == 5
     assert os.listdir(tmp_path) == ["index"]
     (tmp_path / "index.0123").mkdir()
     index.rebuild([], None)
@@ -192,16 +194,16 @@ def rebuilding(path, how: str) -> subprocess.Popen:
 def test_a_rebuild_that_is_killed_leaves_the_index_as_it_was(tmp_path):
     path = tmp_path / "index"
     index = Index(str(path), STORE)
-    index.put_packs([(PackId(bytes(32)), 5, [])])
+    index.packs.put([PackContent(PackId(bytes(32)), 5, [])])
     one = rebuilding(path, "wait")
     assert one.stdout.readline() == "begun\n"
     assert len(os.listdir(tmp_path)) == 2
     one.kill()
     one.communicate()
-    assert index.packs() == [(bytes(32), 5)]
+    assert index.packs.lengths() == [(bytes(32), 5)]
     index.rebuild([], None)
     assert os.listdir(tmp_path) == ["index"]
-    assert index.packs() == []
+    assert index.packs.lengths() == []
     index.close()
 
 

@@ -126,7 +126,7 @@ class Thief(RuleBasedStateMachine):
     def a_removal(self, number):
         record_removal(self.sandbox.storage, self.secrets[-1], "s", [number])
         with self.sandbox.open() as store:
-            write_deletion(self.sandbox.storage, self.secrets[-1], store.index.pack_ids())
+            write_deletion(self.sandbox.storage, self.secrets[-1], store.index.packs.ids())
 
     @rule()
     def a_session_again(self):

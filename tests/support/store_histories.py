@@ -58,7 +58,8 @@ from castore.store import MachinePaths, Store
 from castore.store.format.generation import open_generation
 from castore.store.format.pack import CHUNK, NODE, pack_name
 from castore.store.format.session_key import session_name, session_numbers
-from castore.store.index import Index
+from castore.store.index.generations import GenerationTable
+from castore.store.index.pack_tables import PackTable
 from tests.support.power_loss_disk import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Killed
 from tests.support.stores import admins
 
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.services.snapshot import Source
+    from castore.store.index.tables import Tables
 
 ROOT = "/srv/backups/store"
 SERVICES = ("web", "mail", "forge")
@@ -259,7 +261,7 @@ def needs(store: Store, generation: Generation) -> set[str]:
         if (kind, record) in seen:
             continue
         seen.add((kind, record))
-        place = store.index.locate(kind, record)
+        place = store.index.locations.locate(kind, record)
         assert place is not None, f"the index has no place of {record.hex()}"
         names |= {pack_name(place.pack), session_name(place.session, sessions[place.session][-1])}
         todo += [(CHUNK, base) for base in place.bases]
@@ -513,7 +515,7 @@ class DurabilityMonitor:
         self.kept: list[tuple[int, Path]] = []
         """Steps of the log, each with a copy of the index and the caches as they were then."""
         monitor = self
-        put_packs, put_generations, commit = Index.put_packs, Index.put_generations, Store.commit
+        put_packs, put_generations, commit = PackTable.put, GenerationTable.put, Store.commit
         sync, sync_generations = Store.sync, Store.sync_generations
         listing = threading.local()
 
@@ -527,20 +529,20 @@ class DurabilityMonitor:
 
             return wrapped
 
-        def packs(index, packs, sketches=(), **options):
+        def packs(table, packs, sketches=()):
             packs = list(packs)
-            sessions = {entry.session.hex() for _, _, entries in packs for entry in entries}
+            sessions = {entry.session.hex() for pack in packs for entry in pack.entries}
             if not getattr(listing, "now", False):
-                monitor.durable({pack_name(pack) for pack, _, _ in packs}, sessions)
-            put_packs(index, packs, sketches, **options)
-            monitor._keep(index, keep)
+                monitor.durable({pack_name(pack.id) for pack in packs}, sessions)
+            put_packs(table, packs, sketches)
+            monitor._keep(table._tables, keep)
 
-        def generations(index, found):
+        def generations(table, found):
             found = list(found)
             if not getattr(listing, "now", False):
                 monitor.durable({f"generations/{name}" for name, _, _ in found})
-            put_generations(index, found)
-            monitor._keep(index, keep)
+            put_generations(table, found)
+            monitor._keep(table._tables, keep)
 
         def committing(store, generation):
             before = store.storage.put
@@ -558,8 +560,8 @@ class DurabilityMonitor:
 
         monkeypatch.setattr(Store, "sync", from_listing(sync))
         monkeypatch.setattr(Store, "sync_generations", from_listing(sync_generations))
-        monkeypatch.setattr(Index, "put_packs", packs)
-        monkeypatch.setattr(Index, "put_generations", generations)
+        monkeypatch.setattr(PackTable, "put", packs)
+        monkeypatch.setattr(GenerationTable, "put", generations)
         monkeypatch.setattr(Store, "commit", committing)
 
     def durable(self, names: set[str], sessions: set[str] = frozenset()) -> None:
@@ -575,16 +577,16 @@ class DurabilityMonitor:
             assert any(path.startswith(start) for path in worst), f"the key of session {session} is not durable"
         self.reported += len(names)
 
-    def _keep(self, index: Index, keep: bool) -> None:
+    def _keep(self, tables: Tables, keep: bool) -> None:
         if not keep:
             return
         with self.host.files.mutex:
             step = len(self.host.disk.log)
             path = self.host.folder / f"kept-{len(self.kept)}"
             self.kept.append((step, path))
-            cache = Path(index.path).parent
+            cache = Path(tables.path).parent
             shutil.copytree(cache, path / cache.name, ignore=lambda folder, names: ["index"] if Path(folder) == cache else [])
             (path / cache.name / "index").mkdir(mode=0o700)
-            index._environment.env.copy(str(path / cache.name / "index"))
+            tables.environment.env.copy(str(path / cache.name / "index"))
 
 

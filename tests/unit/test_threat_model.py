@@ -76,7 +76,7 @@ def test_the_same_content_looks_different_in_two_stores(tmp_path, tree):
         take(sandbox, tree)
         with sandbox.open() as store:
             store.sync()
-            ids = {record for _, record, _, _ in store.index.records()}
+            ids = {record for _, record, _, _ in store.index.locations.records()}
             chunk = store.chunk_id(MARK)
         seen.append((ids, chunk, set(stored(sandbox).values())))
     assert seen[0][1] != seen[1][1]

@@ -149,10 +149,10 @@ class ScanCacheReader:
 
     def has(self, refs: list[Ref]) -> bool:
         """Whether the store has everything that these reference."""
-        index = self.store.index
+        locations = self.store.index.locations
         chunks = [ref.id for ref in refs if ref.kind is RefKind.CHUNK]
         nodes = [ref.id for ref in refs if ref.kind is not RefKind.CHUNK]
-        return all(index.contains(chunks)) and all(index.has_node(node) for node in nodes)
+        return all(locations.contains(chunks)) and all(locations.has_node(node) for node in nodes)
 
     def references(self, record: Record) -> list[Ref]:
         """Return the references of a directory. Raises DamageError, MissingError."""
@@ -231,7 +231,7 @@ class ScanCacheReader:
             changed = bool(changes_below(fd, name, self.data, self.end, at, 0))
         else:
             return False  # the directories below it are being compared
-        return not changed and self.store.index.has_node(summary_of(self.record(at)).ref.id)
+        return not changed and self.store.index.locations.has_node(summary_of(self.record(at)).ref.id)
 
     def listing_of(self, at: int) -> tuple[bytes, int] | None:
         """Return the present listing of a record's directory, and its time (ns); None: not known."""

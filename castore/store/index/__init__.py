@@ -8,7 +8,7 @@ I/O on the store.
     copies          id | pack number -> place: further places of a record that the tables above have
     bases           id | pack number -> ids of the bases of a delta
     features        super-feature of a sketch -> first 8 bytes of the id of the latest chunk that has it
-    uses            service -> (pack number, little-endian | bytes used) of each pack that its last
+    usage           service -> (pack number, little-endian | bytes used) of each pack that its last
                     generation uses, bases included
     packs           pack number -> pack id | length | bytes of records;   pack_numbers: the reverse
     sessions        session number -> session id;      session_numbers: the reverse
@@ -21,25 +21,20 @@ I/O on the store.
     ended           id of a session whose generation was indexed and is now deleted -> nothing
     owners          pack number -> public key that signed the pack | numbers of the sessions in it
     meta            version of this layout, store id, the next pack and session number, an epoch, the
-                    numbers of packs pending deletion, whether `verified` was filled from the state
+                    number of the last rotation, the numbers of packs pending deletion, when a verification
+                    began, whether `verified` was filled from the state
 
 Numbers in keys are u32, big-endian, so that they sort.
 
-Modules: `schema` (layout, transactions), `locations` (find records), `pack_tables` (add and remove packs),
-`liveness` (for maintenance), `pack_usage` (for the base cache), `generations`. Below them are `lmdb_env` (the
-LMDB environment, which grows), `opening` (where an index may be; damaged ones are replaced) and `bulk_load`
-(index all packs in one pass).
+The class `Index` is composed of parts, each of which has tables of its own: `locations` (find records),
+`packs` (add and remove packs), `generations`, `liveness` (what is needed of packs), `verification`, and
+`usage` (for the base cache). They share `tables` (transactions), `metadata` (the table `meta`) and
+`record_places` (reading places within a transaction). Other modules: `schema` (layout), `lmdb_env` (the LMDB
+environment, which grows), `opening` (where an index may be; damaged ones are replaced) and `bulk_load` (index
+all packs in one pass).
 """
 
-from __future__ import annotations
-
-from castore.store.index.generations import Catalog
-from castore.store.index.liveness import Marking
-from castore.store.index.locations import RecordLocation
-from castore.store.index.pack_usage import Uses
+from castore.store.index.index import Index
+from castore.store.index.record_places import RecordLocation
 
 __all__ = ["Index", "RecordLocation"]
-
-
-class Index(Marking, Uses, Catalog):
-    """The index in the folder `path`, created if there is none; safe to share between threads."""

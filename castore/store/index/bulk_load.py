@@ -25,7 +25,7 @@ from castore.kernel.index_rows import BASE_ROW, COPY, FIRST, ROW, Rows, part
 from castore.store.format.pack import RECORDS, open_footer, pack_name
 from castore.store.index.lmdb_env import Environment
 from castore.store.index.opening import refusal
-from castore.store.index.schema import NUMBER, PACK
+from castore.store.index.schema import MARK, NEXT_PACK, NEXT_SESSION, NUMBER, PACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -184,9 +184,9 @@ class _Build:
         for session, number in self._sessions.items():
             txn.put(NUMBER.pack(number), session, db=tables["sessions"])
             txn.put(session, NUMBER.pack(number), db=tables["session_numbers"])
-        txn.put(b"next pack", NUMBER.pack(len(self._packs)), db=tables["meta"])
-        txn.put(b"next session", NUMBER.pack(len(self._sessions)), db=tables["meta"])
-        txn.put(b"mark", self._mark, db=tables["meta"])
+        txn.put(NEXT_PACK, NUMBER.pack(len(self._packs)), db=tables["meta"])
+        txn.put(NEXT_SESSION, NUMBER.pack(len(self._sessions)), db=tables["meta"])
+        txn.put(MARK, self._mark, db=tables["meta"])
 
 
 assert (_FIRSTS.size, _COPIES.size, _BASES.size) == (FIRST, COPY, BASE_ROW)

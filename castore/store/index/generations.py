@@ -6,90 +6,95 @@ from typing import TYPE_CHECKING, Any, Final
 
 from castore.errors import DamageError, FormatError
 from castore.model.generation import decode_generation
-from castore.store.index.schema import NUMBER, Tables, forwards
+from castore.store.index.schema import NUMBER, forwards
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from castore.model.generation import Generation
+    from castore.store.index.tables import Tables
 
 _FEW: Final = 200
 """Generations that are read in one transaction."""
 
 
-class Catalog(Tables):
-    """The part of an index that holds generations."""
+class GenerationTable:
+    """The tables `generations`, `revisions`, `records` and `ended`."""
 
-    def compare_records(self, listed: Iterable[str]) -> tuple[list[str], list[str]]:
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._db = tables.by_name
+
+    def compare(self, listed: Iterable[str]) -> tuple[list[str], list[str]]:
         """Compare the names T-N of generations in a store with the indexed ones.
 
         Returns two sorted lists: names that are not indexed, and indexed names that are not listed.
         """
-        fresh = set(listed)
-        gone = []
-        with self._transaction() as txn:
-            keys = txn.cursor(self._tables["records"]).iternext(keys=True, values=False)
+        unindexed = set(listed)
+        missing = []
+        with self._tables.reading() as txn:
+            keys = txn.cursor(self._db["records"]).iternext(keys=True, values=False)
             for key in keys:
                 name = key.decode()
-                if name in fresh:
-                    fresh.discard(name)
+                if name in unindexed:
+                    unindexed.discard(name)
                 else:
-                    gone.append(name)
-        return sorted(fresh), gone
+                    missing.append(name)
+        return sorted(unindexed), missing
 
-    def put_generations(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
+    def put(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
         """Add generations, each given as (T-N, the generation, its plaintext)."""
-        self._write(self._put_generations, list(found))
+        self._tables.write(self._put, list(found))
 
-    def _put_generations(self, txn: Any, found: list[tuple[str, Generation, bytes]]) -> None:
+    def _put(self, txn: Any, found: list[tuple[str, Generation, bytes]]) -> None:
         for name, generation, plain in found:
             number = NUMBER.pack(generation.number)
             key = generation.service.encode() + b"\0" + number
-            txn.put(key, plain, db=self._tables["generations"])
-            txn.put(name.encode(), key, db=self._tables["records"])
+            txn.put(key, plain, db=self._db["generations"])
+            txn.put(name.encode(), key, db=self._db["records"])
             if not generation.number_only:
                 revision = _revision_key(generation.service, generation.revision)
-                txn.put(revision + b"\0" + number, b"", db=self._tables["revisions"])
+                txn.put(revision + b"\0" + number, b"", db=self._db["revisions"])
 
-    def remove_generations(self, names: Iterable[str]) -> None:
+    def remove(self, names: Iterable[str]) -> None:
         """Remove generations, named T-N, that are missing in the store."""
-        self._write(self._remove_generations, list(names))
+        self._tables.write(self._remove, list(names))
 
-    def _remove_generations(self, txn: Any, names: list[str]) -> None:
-        gone = {txn.pop(name.encode(), db=self._tables["records"]) for name in names}
-        for key in gone - {None}:
-            plain = txn.pop(key, db=self._tables["generations"])
+    def _remove(self, txn: Any, names: list[str]) -> None:
+        removed = {txn.pop(name.encode(), db=self._db["records"]) for name in names}
+        for key in removed - {None}:
+            plain = txn.pop(key, db=self._db["generations"])
             try:
                 generation = decode_generation(plain)
             except (DamageError, FormatError, TypeError):
                 # Its revision is not known: search all revisions for its number.
-                found = txn.cursor(self._tables["revisions"]).iternext(keys=True, values=False)
+                found = txn.cursor(self._db["revisions"]).iternext(keys=True, values=False)
                 keys = [one for one in found if one.startswith(key[:-4]) and one[-4:] == key[-4:]]
             else:
                 keys = [_revision_key(generation.service, generation.revision) + b"\0" + key[-4:]]
-                txn.put(generation.session, b"", db=self._tables["ended"])
+                txn.put(generation.session, b"", db=self._db["ended"])
             for one in keys:
-                txn.delete(one, db=self._tables["revisions"])
+                txn.delete(one, db=self._db["revisions"])
 
     def ended_sessions(self) -> set[bytes]:
         """Return the sessions whose generation was indexed, and is deleted."""
-        with self._transaction() as txn:
-            return set(txn.cursor(self._tables["ended"]).iternext(keys=True, values=False))
+        with self._tables.reading() as txn:
+            return set(txn.cursor(self._db["ended"]).iternext(keys=True, values=False))
 
     def forget_ended(self, sessions: Collection[bytes]) -> None:
         """Forget ended sessions whose objects are deleted."""
         if sessions:
-            self._write(self._forget_ended, sessions)
+            self._tables.write(self._forget_ended, sessions)
 
     def _forget_ended(self, txn: Any, sessions: Collection[bytes]) -> None:
         for session in sessions:
-            txn.delete(session, db=self._tables["ended"])
+            txn.delete(session, db=self._db["ended"])
 
     def services(self) -> list[str]:
         """Return the services that have generations."""
         found = []
-        with self._transaction() as txn:
-            cursor = txn.cursor(self._tables["generations"])
+        with self._tables.reading() as txn:
+            cursor = txn.cursor(self._db["generations"])
             service = b""
             more = cursor.first()
             while more:
@@ -98,19 +103,19 @@ class Catalog(Tables):
                 more = cursor.set_range(service + b"\x01")
         return found
 
-    def generations(self, service: str) -> Iterator[bytes]:
+    def newest_first(self, service: str) -> Iterator[bytes]:
         """Yield the plaintexts of a service's records, newest first."""
         prefix = service.encode() + b"\0"
         end = service.encode() + b"\x01"
-        while batch := self._generations_below(prefix, end):
+        while batch := self._below(prefix, end):
             yield from (plain for _, plain in batch)
             end = batch[-1][0]
 
-    def _generations_below(self, prefix: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+    def _below(self, prefix: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
         """Return keys and values of some hundred records before a key, in descending order."""
         found: list[tuple[bytes, bytes]] = []
-        with self._transaction() as txn:
-            cursor = txn.cursor(self._tables["generations"])
+        with self._tables.reading() as txn:
+            cursor = txn.cursor(self._db["generations"])
             more = cursor.prev() if cursor.set_range(end) else cursor.last()
             while more and len(found) < _FEW and cursor.key().startswith(prefix):
                 forwards(cursor.key(), end)
@@ -121,27 +126,27 @@ class Catalog(Tables):
     def numbers(self, service: str) -> list[int]:
         """Return the numbers of a service's generations, in ascending order."""
         prefix, found = service.encode() + b"\0", []
-        with self._transaction() as txn:
-            cursor = txn.cursor(self._tables["generations"])
+        with self._tables.reading() as txn:
+            cursor = txn.cursor(self._db["generations"])
             more = cursor.set_range(prefix)
             while more and cursor.key().startswith(prefix):
                 found.append(NUMBER.unpack(cursor.key()[-4:])[0])
                 more = cursor.next()
         return found
 
-    def generation(self, service: str, number: int) -> bytes | None:
+    def get(self, service: str, number: int) -> bytes | None:
         """Return the plaintext of a generation's record, or None."""
-        with self._transaction() as txn:
+        with self._tables.reading() as txn:
             key = service.encode() + b"\0" + NUMBER.pack(number)
-            value: bytes | None = txn.get(key, db=self._tables["generations"])
+            value: bytes | None = txn.get(key, db=self._db["generations"])
             return value
 
     def numbers_by_revision(self, service: str, prefix: str) -> list[int]:
         """Return the numbers of generations whose revision begins with `prefix`, newest first."""
         numbers = []
         start = _revision_key(service, prefix)
-        with self._transaction() as txn:
-            cursor = txn.cursor(self._tables["revisions"])
+        with self._tables.reading() as txn:
+            cursor = txn.cursor(self._db["revisions"])
             more = cursor.set_range(start)
             while more and cursor.key().startswith(start):
                 numbers.append(NUMBER.unpack(cursor.key()[-4:])[0])

@@ -24,6 +24,7 @@ import lmdb
 from castore.fs.durable import sync_if_supported
 from castore.fs.flock import directory_lock, open_lock_file
 from castore.process.own_process import record_crash, stop_recording
+from castore.store.index.schema import OF_CONTENT, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,25 +39,6 @@ _COPIED: Final = 1 << 14
 _LOCK_BYTES: Final = 20 << 10
 """A little more than LMDB's lock file takes for that many readers."""
 
-TABLES: Final = (
-    "chunks",
-    "nodes",
-    "copies",
-    "bases",
-    "features",
-    "uses",
-    "packs",
-    "pack_numbers",
-    "sessions",
-    "session_numbers",
-    "generations",
-    "revisions",
-    "records",
-    "meta",
-    "verified",
-    "ended",
-    "owners",
-)
 BROKEN: Final = (
     lmdb.BadTxnError,
     lmdb.BadValsizeError,
@@ -352,7 +334,7 @@ class Environment:
 def _put_missing(txn: Any, meta: Any, entries: dict[bytes, bytes]) -> None:
     """Copy metadata of an index, except what refers to its pack numbers, or to what it had indexed."""
     for key, value in entries.items():
-        if key not in {b"epoch", b"deletions", b"recalled"}:
+        if key not in OF_CONTENT:
             txn.put(key, value, overwrite=False, db=meta)
 
 

@@ -1,56 +1,55 @@
-"""Look up where records are stored, what their bases are, and which chunks are similar."""
+"""Where records are stored, what their bases are, and which chunks are similar."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from castore.model.refs import PackId, RecordId, SessionId
+from castore.model.refs import RecordId
 from castore.store.format.pack import BASES, CHUNK, MAX_CHAIN, NODE
 from castore.store.index.lmdb_env import WRONG
-from castore.store.index.schema import BATCH, CODEC, NUMBER, PLACE, PLAIN, Tables, forwards
+from castore.store.index.record_places import CompleteChunks, RecordLocation, split_ids
+from castore.store.index.schema import BATCH, NUMBER, PLACE, PLAIN, forwards
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 
     from castore.kernel import Sketch
-    from castore.store.format.pack import PackEntry
+    from castore.model.refs import PackId, SessionId
+    from castore.store.index.metadata import Metadata
+    from castore.store.index.record_places import RecordPlaces
+    from castore.store.index.tables import Tables
 
-_LACKING: Final = -1
+
+class FoundChunks(NamedTuple):
+    """Which of some chunks the store has."""
+
+    complete: list[bool]
+    """For each chunk, whether the store has it, and all its bases, in packs that stay."""
+    pack_bytes: Counter[bytes]
+    """The bytes that these chunks and their bases take in each pack, by the pack's number."""
 
 
-class RecordLocation(NamedTuple):
-    """Where a record is stored, and what is needed to open it."""
+class IndexedRecord(NamedTuple):
+    """A chunk or node, as `RecordLocations.records` yields it."""
 
-    pack: PackId
-    offset: int
+    kind: int
+    id: RecordId
     sealed_length: int
-    plain_length: int
-    counter: int
-    session: SessionId
-    codec: int
+    """The length of a shared record is given once, for its first entry, and is 0 for the others."""
     bases: tuple[RecordId, ...]
-    group_index: int
-
-    @classmethod
-    def of(cls, pack: PackId, entry: PackEntry) -> RecordLocation:
-        """Return the place of an entry of a pack."""
-        return cls(
-            pack,
-            entry.offset,
-            entry.sealed_length,
-            entry.plain_length,
-            entry.counter,
-            entry.session,
-            entry.codec,
-            entry.bases,
-            entry.group_index,
-        )
 
 
-class LookUp(Tables):
-    """The part of an index that looks records up."""
+class RecordLocations:
+    """Finds chunks and nodes."""
+
+    def __init__(self, tables: Tables, meta: Metadata, places: RecordPlaces) -> None:
+        self._tables = tables
+        self._db = tables.by_name
+        self._begin, self._end = tables.begin, tables.end
+        self._meta = meta
+        self._places = places
 
     def has_chunk(self, chunk: bytes) -> bool:
         """Return whether the store has a chunk."""
@@ -62,7 +61,7 @@ class LookUp(Tables):
                 txn.abort()
                 self._end()
         except WRONG as error:
-            raise self.refusal(error) from error
+            raise self._tables.refusal(error) from error
 
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
         """Return whether the store has a node in a pack that stays; without: packs that do not stay."""
@@ -70,136 +69,81 @@ class LookUp(Tables):
             txn = self._begin("nodes")
             try:
                 value = txn.get(node)
-                if value is None or not (pending := self._pending(txn, without)):
+                if value is None or not (pending := self._meta.pending(txn, without)):
                     return value is not None
-                return any(True for _ in self._values(txn, node, value, pending))
+                return any(True for _ in self._places.usable(txn, node, value, pending))
             finally:
                 txn.abort()
                 self._end()
         except WRONG as error:
-            raise self.refusal(error) from error
+            raise self._tables.refusal(error) from error
 
-    def contains(
-        self,
-        chunks: Sequence[RecordId],
-        packs: Counter[bytes] | None = None,
-        *,
-        without: Collection[PackId] = (),
-        lengths: list[int] | None = None,
-    ) -> list[bool]:
+    def contains(self, chunks: Sequence[RecordId], *, without: Collection[PackId] = ()) -> list[bool]:
         """Return for each chunk whether the store has it, and all its bases, in packs that stay.
 
-        packs: the bytes that these take are added to it, by the pack's number. without: packs that do not
-        stay, in addition to those pending deletion. lengths: the length of each chunk is appended to it, or
-        -1 if the store does not have the chunk.
+        without: packs that do not stay, in addition to those pending deletion.
         """
-        packs = Counter() if packs is None else packs
-        seen: dict[bytes, int] = {}
-        records: set[bytes] = set()
-        with self._transaction() as txn:
-            pending = self._pending(txn, without)
-            found = []
-            for chunk in chunks:
-                self._whole_value(txn, chunk, packs, seen, records, pending)
-                found.append(seen[chunk] != _LACKING)
-                if lengths is not None:
-                    value = txn.get(chunk, db=self._tables["chunks"])
-                    lengths.append(-1 if value is None else int.from_bytes(value[PLAIN], "little"))
-            return found
+        return self.find(chunks, without=without).complete
+
+    def find(self, chunks: Sequence[RecordId], *, without: Collection[PackId] = ()) -> FoundChunks:
+        """Return which chunks the store has, as `contains` does, and how much they use of each pack."""
+        with self._tables.reading() as txn:
+            found = CompleteChunks(self._tables, txn, self._meta.pending(txn, without))
+            return FoundChunks([found.has(chunk) for chunk in chunks], found.pack_bytes)
+
+    def lengths(self, chunks: Sequence[RecordId]) -> list[int | None]:
+        """Return the length of each chunk in bytes; None if the store does not have it."""
+        with self._tables.reading() as txn:
+            values = [txn.get(chunk, db=self._db["chunks"]) for chunk in chunks]
+            return [None if one is None else int.from_bytes(one[PLAIN], "little") for one in values]
 
     def stays(self, chunk: RecordId) -> bool:
         """Return whether a chunk can be reconstructed without any pack pending deletion."""
-        with self._transaction() as txn:
-            pending = self._pending(txn)
+        with self._tables.reading() as txn:
+            pending = self._meta.pending(txn)
         return not pending or self.contains([chunk])[0]
-
-    def _whole_value(
-        self,
-        txn: Any,
-        chunk: bytes,
-        packs: Counter[bytes],
-        seen: dict[bytes, int],
-        records: set[bytes],
-        pending: frozenset[bytes],
-        depth: int = 0,
-    ) -> bytes | None:
-        """Return the first of a chunk's places from which it can be reconstructed, or None.
-
-        seen: for each chunk examined, the length of its chain of bases, or _LACKING; for a chunk that it
-        contains, None is returned. records: the records that were counted in `packs`.
-        """
-        if chunk in seen:
-            return None
-        # A chunk that is its own base, or whose chain is longer than a reader follows, stays _LACKING.
-        seen[chunk] = _LACKING
-        first = txn.get(chunk, db=self._tables["chunks"]) if depth <= MAX_CHAIN else None
-        if first is None:
-            return None
-        for value in self._values(txn, chunk, first, pending):
-            height = 0
-            for base in self._bases_of(txn, chunk, value):
-                self._whole_value(txn, base, packs, seen, records, pending, depth + 1)
-                height = max(height, seen[base] + 1)
-                if seen[base] == _LACKING or height > MAX_CHAIN:
-                    break
-            else:
-                # The record is identified by pack and offset: several chunks may share it.
-                if value[:8] not in records:
-                    records.add(value[:8])
-                    packs[value[:4]] += int.from_bytes(value[8:12], "little")
-                seen[chunk] = height
-                return bytes(value)
-        return None
-
-    def _bases_of(self, txn: Any, chunk: bytes, value: bytes) -> list[bytes]:
-        """Return the ids of the bases of a chunk at one of its places."""
-        if not BASES[value[CODEC]]:
-            return []
-        number = NUMBER.pack(int.from_bytes(value[:4], "little"))
-        joined = txn.get(chunk + number, b"", db=self._tables["bases"])
-        return [joined[at : at + 32] for at in range(0, len(joined), 32)]
 
     def missing_base(self, chunk: RecordId) -> RecordId | None:
         """Return the chunk that prevents reconstructing a chunk: it is not indexed, or is its own base.
 
         Returns None if nothing prevents it.
         """
-        return self._lacking(chunk, (), set())
+        return self._missing_base(chunk, (), set())
 
-    def _lacking(
-        self, chunk: RecordId, above: tuple[RecordId, ...], whole: set[RecordId]
+    def _missing_base(
+        self, chunk: RecordId, above: tuple[RecordId, ...], complete: set[RecordId]
     ) -> RecordId | None:
-        if chunk in whole:
+        if chunk in complete:
             return None
         if chunk in above or len(above) > MAX_CHAIN:
             return chunk
         place = self.locate(CHUNK, chunk)
-        lacking: RecordId | None = chunk
+        missing: RecordId | None = chunk
         # Two machines that stored the same data at once may each have stored one chunk as a delta of the
         # other. Then each also has a copy of one of them that does not depend on the other.
         for one in [place, *self.copies(chunk)] if place is not None and place.bases else [place]:
             if one is None:
                 continue
-            lacking = None
+            missing = None
             for base in one.bases:
-                lacking = lacking or self._lacking(base, (*above, chunk), whole)
-            if lacking is None:
-                whole.add(chunk)
+                missing = missing or self._missing_base(base, (*above, chunk), complete)
+            if missing is None:
+                complete.add(chunk)
                 break
-        return lacking
+        return missing
 
     def similar(self, sketches: Iterable[Sketch]) -> list[list[RecordId]]:
         """Return for each sketch the chunks that share features with it, the most similar first."""
-        with self._transaction() as txn:
+        with self._tables.reading() as txn:
             return [self._similar(txn, sketch) for sketch in sketches]
 
     def _similar(self, txn: Any, sketch: Sketch) -> list[RecordId]:
         votes: dict[bytes, int] = {}
         for feature in sketch:
-            start = txn.get(feature, db=self._tables["features"])
+            start = txn.get(feature, db=self._db["features"])
             if start is not None:
                 votes[start] = votes.get(start, 0) + 1
-        cursor = txn.cursor(self._tables["chunks"])
+        cursor = txn.cursor(self._db["chunks"])
         return [
             RecordId(cursor.key())
             for start in sorted(votes, key=lambda one: -votes[one])
@@ -211,13 +155,13 @@ class LookUp(Tables):
         try:
             txn = self._begin()
             try:
-                value = txn.get(record_id, db=self._tables["chunks" if kind == CHUNK else "nodes"])
-                return None if value is None else self._place(txn, record_id, value)
+                value = self._places.first(txn, kind, record_id)
+                return None if value is None else self._places.decode(txn, record_id, value)
             finally:
                 txn.abort()
                 self._end()
         except WRONG as error:
-            raise self.refusal(error) from error
+            raise self._tables.refusal(error) from error
 
     def locate_chunks(
         self, chunks: Iterable[RecordId], kept: Container[RecordId] = (), kind: int = CHUNK
@@ -230,9 +174,9 @@ class LookUp(Tables):
         todo = [chunk for chunk in chunks if chunk not in kept]
         names: dict[int, tuple[bytes, PackId]] = {}
         sessions: dict[int, SessionId] = {}
-        unpack, bases_of = PLACE.unpack, self._tables["bases"]
-        table = self._tables["chunks" if kind == CHUNK else "nodes"]
-        with self._transaction() as txn:
+        unpack, bases_of = PLACE.unpack, self._db["bases"]
+        table = self._db["chunks" if kind == CHUNK else "nodes"]
+        with self._tables.reading() as txn:
             while todo:
                 chunk = todo.pop()
                 value = None if chunk in found else txn.get(chunk, db=table)
@@ -240,7 +184,7 @@ class LookUp(Tables):
                     continue
                 pack, offset, sealed, plain, counter, session, codec, member, _ = unpack(value)
                 if pack not in names or session not in sessions:
-                    place = self._place(txn, chunk, value)
+                    place = self._places.decode(txn, chunk, value)
                     if place is None:
                         continue
                     names[pack] = NUMBER.pack(pack), place.pack
@@ -251,10 +195,7 @@ class LookUp(Tables):
                     joined = txn.get(chunk + number, b"", db=bases_of)
                     if len(joined) != 32 * BASES[codec]:
                         continue
-                    if len(joined) == 32:
-                        bases = (joined,)
-                    else:
-                        bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
+                    bases = (joined,) if len(joined) == 32 else tuple(split_ids(joined))
                     todo += [base for base in bases if base not in kept]
                 found[chunk] = RecordLocation(
                     pack_id, offset, sealed, plain, counter, sessions[session], codec, bases, member
@@ -263,72 +204,29 @@ class LookUp(Tables):
 
     def copies(self, record_id: RecordId) -> list[RecordLocation]:
         """Return the further places of a record."""
-        with self._transaction() as txn:
-            found = [self._place(txn, record_id, value) for value in self._copy_values(txn, record_id)]
+        with self._tables.reading() as txn:
+            values = self._places.copies(txn, record_id)
+            found = [self._places.decode(txn, record_id, value) for value in values]
         return [place for place in found if place is not None]
 
-    def _values(
-        self, txn: Any, record_id: bytes, first: bytes, pending: frozenset[bytes]
-    ) -> Iterator[bytes]:
-        """Yield a record's places in packs that are not pending deletion.
-
-        Places after the first are only yielded if the first is a delta or pending deletion.
-        """
-        stays = first[:4] not in pending
-        if stays:
-            yield first
-        if BASES[first[CODEC]] or not stays:
-            for value in self._copy_values(txn, record_id):
-                if value[:4] not in pending:
-                    yield value
-
-    def _copy_values(self, txn: Any, record_id: bytes) -> list[bytes]:
-        found = []
-        cursor = txn.cursor(self._tables["copies"])
-        more = cursor.set_range(record_id)
-        while more and cursor.key()[:32] == record_id:
-            found.append(cursor.value())
-            more = cursor.next()
-        return found
-
-    def _place(self, txn: Any, record_id: bytes, value: bytes) -> RecordLocation | None:
-        pack, offset, sealed, plain, counter, session, codec, member, _ = PLACE.unpack(value)
-        number = NUMBER.pack(pack)
-        named = txn.get(number, db=self._tables["packs"])
-        session_id = txn.get(NUMBER.pack(session), db=self._tables["sessions"])
-        joined = b""
-        if BASES[codec]:
-            joined = txn.get(record_id + number, b"", db=self._tables["bases"])
-        if named is None or session_id is None or len(joined) != 32 * BASES[codec]:
-            return None
-        bases = tuple(RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
-        pack_id = PackId(named[:32])
-        session_id = SessionId(session_id)
-        return RecordLocation(pack_id, offset, sealed, plain, counter, session_id, codec, bases, member)
-
-    def records(self) -> Iterator[tuple[int, RecordId, int, tuple[RecordId, ...]]]:
-        """Yield kind, id, sealed length and bases of each chunk and node.
-
-        The length of a shared record is given once, for its first entry, and is 0 for the others.
-        """
+    def records(self) -> Iterator[IndexedRecord]:
+        """Yield each chunk and node."""
         for kind, table in ((CHUNK, "chunks"), (NODE, "nodes")):
             start = b""
-            while batch := self._records_from(table, start):
-                for record_id, value, joined in batch:
-                    _, _, sealed, _, _, _, _, member, _ = PLACE.unpack(value)
-                    bases = (RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32))
-                    yield kind, RecordId(record_id), 0 if member else sealed, tuple(bases)
-                start = batch[-1][0] + b"\0"
+            while batch := self._records_from(kind, table, start):
+                yield from batch
+                start = batch[-1].id + b"\0"
 
-    def _records_from(self, table: str, start: bytes) -> list[tuple[bytes, bytes, bytes]]:
-        """Return up to BATCH records from an id on: id, place and joined ids of bases of each."""
-        with self._transaction() as txn:
-            cursor = txn.cursor(self._tables[table])
+    def _records_from(self, kind: int, table: str, start: bytes) -> list[IndexedRecord]:
+        """Return up to BATCH records from an id on."""
+        with self._tables.reading() as txn:
+            cursor = txn.cursor(self._db[table])
             if not cursor.set_range(start):
                 return []
-            found = list(itertools.islice(iter(cursor), BATCH))
-            forwards(start, found[-1][0] + b"\0")
-            return [
-                (record_id, value, b"".join(self._bases_of(txn, record_id, value)))
-                for record_id, value in found
-            ]
+            found = []
+            for record_id, value in itertools.islice(iter(cursor), BATCH):
+                _, _, sealed, _, _, _, _, member, _ = PLACE.unpack(value)
+                bases = tuple(self._places.bases(txn, record_id, value))
+                found.append(IndexedRecord(kind, record_id, 0 if member else sealed, bases))
+            forwards(start, found[-1].id + b"\0")
+            return found

@@ -16,8 +16,9 @@ from castore.errors import StorageError
 from castore.fs.durable import make_private_directory
 from castore.kernel.dir_listing import network_of
 from castore.store.index.lmdb_env import BROKEN, CRASHES, LEAST_STEP, Environment, kept_in_place
+from castore.store.index.schema import MARK
 
-_VERSION: Final = b"6"
+_VERSION: Final = b"7"
 """Version of the layout of the tables. An index with another one is replaced."""
 _TRIES: Final = 100
 _ELSEWHERE: Final = "or move the cache: set XDG_CACHE_HOME to another folder"
@@ -160,12 +161,12 @@ def _claim(environment: Environment, store_id: bytes) -> bool:
     meta = environment.tables["meta"]
 
     def claim(txn: Any) -> bool:
-        if (found := txn.get(b"mark", db=meta)) is None:
-            txn.put(b"mark", mark, db=meta)
+        if (found := txn.get(MARK, db=meta)) is None:
+            txn.put(MARK, mark, db=meta)
         return found in {None, mark}
 
     with environment.reading() as txn:
-        if (found := txn.get(b"mark", db=meta)) is not None:
+        if (found := txn.get(MARK, db=meta)) is not None:
             return bool(found == mark)
     return environment.write(claim)
 

@@ -1,4 +1,4 @@
-"""Which packs the last generations use: these are kept in the base cache."""
+"""Which packs the last generation of each service uses: these are kept in the base cache."""
 
 from __future__ import annotations
 
@@ -7,62 +7,69 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from castore.model.refs import PackId
-from castore.store.index.schema import PACK, Tables
+from castore.store.index.schema import PACK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_USE: Final = struct.Struct("<4sQ")
+    from castore.store.index.tables import Tables
+
+_USAGE: Final = struct.Struct("<4sQ")
+"""The number of a pack as it is encoded in places, and the bytes used of it."""
 
 
-class Uses(Tables):
-    """Remembers which packs the last generation of each service uses."""
+class PackUsage:
+    """The table `usage`."""
 
-    def set_uses(self, service: str, packs: Counter[bytes]) -> None:
-        """Record the packs that the last generation of a service uses, as counted by `contains`."""
-        self._write(self._put_uses, service.encode(), packs)
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._db = tables.by_name
 
-    def _put_uses(self, txn: Any, service: bytes, packs: Counter[bytes]) -> None:
+    def set(self, service: str, packs: Counter[bytes]) -> None:
+        """Record what the last generation of a service uses, as `RecordLocations.find` counts it."""
+        self._tables.write(self._put, service.encode(), packs)
+
+    def _put(self, txn: Any, service: bytes, packs: Counter[bytes]) -> None:
         """Put the bytes used of existing packs, limited to the bytes of their records."""
-        uses = []
+        usage = []
         for number, size in packs.items():
-            value = txn.get(number[::-1], db=self._tables["packs"])
+            value = txn.get(number[::-1], db=self._db["packs"])
             if value is not None:
                 _, _, records = PACK.unpack(value)
-                uses.append(_USE.pack(number, min(size, records)))
-        txn.put(service, b"".join(uses), db=self._tables["uses"])
+                usage.append(_USAGE.pack(number, min(size, records)))
+        txn.put(service, b"".join(usage), db=self._db["usage"])
 
-    def uses(self, service: str) -> Counter[bytes]:
-        """Return the bytes used per pack number, as recorded by `set_uses`."""
-        with self._transaction() as txn:
-            joined = txn.get(service.encode(), b"", db=self._tables["uses"])
-            return Counter(dict(_USE.iter_unpack(joined)))
+    def of(self, service: str) -> Counter[bytes]:
+        """Return the bytes used per pack number, as recorded by `set`."""
+        with self._tables.reading() as txn:
+            joined = txn.get(service.encode(), b"", db=self._db["usage"])
+            return Counter(dict(_USAGE.iter_unpack(joined)))
 
-    def move_uses(self, moved: Iterable[tuple[PackId, PackId]]) -> None:
-        """Add the uses of packs to those of the packs that their records were moved to: (old, new).
+    def move(self, moved: Iterable[tuple[PackId, PackId]]) -> None:
+        """Add the usage of packs to that of the packs that their records were moved to: (old, new).
 
-        The uses of old packs stay until those are removed. If castore is killed in between, they are moved
+        The usage of old packs stays until those are removed. If castore is killed in between, it is moved
         once more.
         """
-        self._write(self._move_uses, list(moved))
+        self._tables.write(self._move, list(moved))
 
-    def _move_uses(self, txn: Any, moved: list[tuple[PackId, PackId]]) -> None:
-        table, numbers = self._tables["uses"], self._tables["pack_numbers"]
+    def _move(self, txn: Any, moved: list[tuple[PackId, PackId]]) -> None:
+        table, numbers = self._db["usage"], self._db["pack_numbers"]
         pairs = [(txn.get(old, db=numbers), txn.get(new, db=numbers)) for old, new in moved]
         for service, joined in list(txn.cursor(table)):
-            used = Counter(dict(_USE.iter_unpack(joined)))
+            used = Counter(dict(_USAGE.iter_unpack(joined)))
             for old, new in pairs:
                 if old and new and old[::-1] in used:
                     used[new[::-1]] += used[old[::-1]]
-            self._put_uses(txn, service, used)
+            self._put(txn, service, used)
 
-    def used_packs(self) -> Counter[PackId]:
+    def total(self) -> Counter[PackId]:
         """Return the packs that the last generations use, with the bytes used of each."""
         found: Counter[PackId] = Counter()
-        with self._transaction() as txn:
-            for _, joined in txn.cursor(self._tables["uses"]):
-                for number, size in _USE.iter_unpack(joined):
-                    named = txn.get(number[::-1], db=self._tables["packs"])
+        with self._tables.reading() as txn:
+            for _, joined in txn.cursor(self._db["usage"]):
+                for number, size in _USAGE.iter_unpack(joined):
+                    named = txn.get(number[::-1], db=self._db["packs"])
                     if named is not None:
                         found[PackId(named[:32])] += size
         return found

@@ -361,7 +361,7 @@ class Authority(History):
 
     def _accepted_packs(self) -> set[PackId]:
         self.sync()
-        return self.index.pack_ids()
+        return self.index.packs.ids()
 
     # Configurations
 

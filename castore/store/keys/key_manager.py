@@ -124,7 +124,7 @@ class Keyed(Remembered):
         self.cutter = Cutter(self.writer_key.gear, config.average_chunk_size)
         self._keyring = Keyring(self.storage, self.writer_key, self._identity, config)
         self.__dict__.pop("_records", None)
-        if self.index.era() != config.rotation:
+        if self.index.rotation() != config.rotation:
             self._enter_era()
 
     def _signer(self, accepted: Accepted) -> SigningKey | None:
@@ -145,10 +145,10 @@ class Keyed(Remembered):
             self.index.clear()
             return
             # Packs under the present key are indexed again by the next sync.
-        self.index.remove_packs(self.index.pack_ids().difference(listed.values()))
+        self.index.packs.remove(self.index.packs.ids().difference(listed.values()))
         short = {name.removeprefix("generations/") for name in listed}
-        self.index.remove_generations(self.index.compare_records(short)[1])
-        self.index.enter_era(self.config.rotation, new_ids=not self.config.id_secret)
+        self.index.generations.remove(self.index.generations.compare(short)[1])
+        self.index.set_rotation(self.config.rotation, new_ids=not self.config.id_secret)
 
     def refresh_config(self) -> None:
         """Use the newest configuration that an admin signed. Raises KeyRotatedError."""

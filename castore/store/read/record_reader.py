@@ -86,7 +86,7 @@ class RecordReader:
         If there are several copies, an intact one is returned. If there is none, raises DamageError, which
         names record and pack, or ObjectMissingError if the pack is missing. Raises IdentityError for a chunk.
         """
-        place = self._index.locate(kind, record_id)
+        place = self._index.locations.locate(kind, record_id)
         if place is None:
             return None
         if not depth:
@@ -95,7 +95,7 @@ class RecordReader:
             return self.open(kind, record_id, place, depth)
         except (DamageError, ObjectMissingError) as error:
             failure = error
-        for copy in self._index.copies(record_id):
+        for copy in self._index.locations.copies(record_id):
             with contextlib.suppress(DamageError, ObjectMissingError):
                 return self.open(kind, record_id, copy, depth)
         raise failure
@@ -110,7 +110,7 @@ class RecordReader:
         before: dict[RecordId, BaseChunk] = getattr(self._local, "bases", {})
         kept = before.copy()
         try:
-            layers = self._layers(self._index.locate_chunks(chunks, kept))
+            layers = self._layers(self._index.locations.locate_chunks(chunks, kept))
             found = [assemble(chunk, layers.__getitem__, kept).data for chunk in chunks]
         except (KeyError, DamageError, FormatError, StorageError):
             return None
@@ -126,7 +126,7 @@ class RecordReader:
         """Return the plaintexts of nodes, read in one batch; None if anything fails, as in `read_chunks`."""
         opened: dict[RecordId, bytes] = {}
         try:
-            places = self._index.locate_chunks(nodes, kind=NODE)
+            places = self._index.locations.locate_chunks(nodes, kind=NODE)
             at = {(place.pack, place.offset): (node, place) for node, place in places.items()}
             for where, sealed in self._fetch(sorted(place[:3] for place in places.values())):
                 node, place = at[where]
@@ -148,7 +148,7 @@ class RecordReader:
         for first in range(0, len(entries), _TOGETHER):
             batch = entries[first : first + _TOGETHER]
             chunks = [entry.id for entry in batch if entry.kind == CHUNK]
-            places = self._index.locate_chunks(chunks)
+            places = self._index.locations.locate_chunks(chunks)
             # Entries whose indexed place is here are opened in one batch, which is faster.
             here = [entry for entry in batch if places.get(entry.id) == RecordLocation.of(pack, entry)]
             intact = self.read_chunks([entry.id for entry in here]) is not None

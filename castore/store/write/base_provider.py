@@ -99,7 +99,7 @@ class Bases:
             return found
         # A chunk that is pending deletion must not become a base, even if it is cached: nothing would prevent
         # its deletion.
-        if self._pending(chunk) is None and not self._index.stays(chunk):
+        if self._pending(chunk) is None and not self._index.locations.stays(chunk):
             return None
         try:
             found = assemble(chunk, self._layer, self._below)
@@ -117,7 +117,7 @@ class Bases:
 
     def prepare(self, chunks: Iterable[RecordId]) -> None:
         """Locate, for this thread, chunks that it will get, and all their bases, in one transaction."""
-        self._local.places = self._index.locate_chunks(chunks)
+        self._local.places = self._index.locations.locate_chunks(chunks)
 
     def _layer(self, chunk: RecordId) -> StoredForm:
         """Return the stored form of a chunk. Raises KeyError, DamageError."""
@@ -133,7 +133,7 @@ class Bases:
                 return layer
         # Its pack may have been finished in the meantime.
         places: dict[RecordId, RecordLocation] = getattr(self._local, "places", {})
-        place = places.get(chunk) or self._index.locate(CHUNK, chunk)
+        place = places.get(chunk) or self._index.locations.locate(CHUNK, chunk)
         if place is not None:
             where = place.pack, place.offset
             layer = self._decode(

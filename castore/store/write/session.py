@@ -30,6 +30,7 @@ from castore.store.format.pack import (
     record_names,
 )
 from castore.store.format.session_key import encode_session, new_session_record, sealed_to, session_name
+from castore.store.index.pack_tables import PackContent
 from castore.store.write.base_provider import Bases, PendingChunk
 from castore.store.write.counter import RecordCounter
 from castore.store.write.delta_encoder import Deltas
@@ -108,7 +109,7 @@ class Session:
         self._deltas = Deltas(bases, self._codecs)
         self._reference: ReferenceWriter | None = None
         self.pack_usage: Counter[bytes] = Counter()
-        """Bytes used of each pack by everything that was added or known; keys as in `Index.contains`."""
+        """Bytes used of each pack by everything that was added or known, as `FoundChunks` counts them."""
         self._pack: PackWriter | None = None
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="castore-pack")
         self._finishing: deque[Future[None]] = deque()
@@ -146,11 +147,10 @@ class Session:
         # In this order: an id leaves the pending ones only after it is indexed.
         pending = self._pending
         waiting = [chunk in pending for chunk in chunks]
-        packs: Counter[bytes] = Counter()
-        indexed = self._index.contains(chunks, packs)
+        found = self._index.locations.find(chunks)
         with self._counting:
-            self.pack_usage += packs
-        return [one or other for one, other in zip(waiting, indexed, strict=True)]
+            self.pack_usage += found.pack_bytes
+        return [one or other for one, other in zip(waiting, found.complete, strict=True)]
 
     def was_added(self, chunk: RecordId) -> bool:
         """Return whether a chunk was added recently, perhaps after `contains`. For the adding thread only."""
@@ -161,7 +161,7 @@ class Session:
         if self._references.limit == 0:
             return list(chunks)  # without the base cache, no chunk is stored as a delta
         sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
-        found = self._index.similar(sketches)
+        found = self._index.locations.similar(sketches)
         return [
             chunk._replace(sketch=sketch, similar_ids=(*similar[:1], *self._pending_similar(sketch)))
             for chunk, sketch, similar in zip(chunks, sketches, found, strict=True)
@@ -221,7 +221,7 @@ class Session:
             raise self._error
         plain = encode_node(refs)
         record_id = RecordId(blake3(plain, key=self._writer.node_id_key).digest())
-        if record_id in self._pending or self._index.has_node(record_id):
+        if record_id in self._pending or self._index.locations.has_node(record_id):
             return record_id, 0
         codec, data = self._codecs.compress(plain)
         counter = self._node_counter.take()
@@ -349,8 +349,8 @@ class Session:
             ids = [entry.id for entry in pack.entries]
             kept = ((one, self._pending.get(one)) for one in ids)
             sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
-            signers = {pack_id: self._writer.signer.public}
-            self._index.put_packs([(pack_id, length, pack.entries)], sketches, signers=signers)
+            content = PackContent(pack_id, length, pack.entries, self._writer.signer.public)
+            self._index.packs.put([content], sketches)
             self.contains([entry.id for entry in pack.entries if entry.kind == CHUNK])
             self._recent |= dict.fromkeys(ids)
             for old in list(itertools.islice(self._recent, max(len(self._recent) - _RECENT, 0))):

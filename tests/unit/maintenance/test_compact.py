@@ -145,7 +145,7 @@ def test_a_delta_keeps_its_base(sandbox):
             data[at] = night
         sandbox.take("web", bytes(data))
     with sandbox.opened() as store:
-        assert any(bases for *_, bases in store.index.records())
+        assert any(bases for *_, bases in store.index.locations.records())
     sandbox.drop("web", 1, 2, 3, 4, 5)
     sandbox.compact()
     sandbox.check()
@@ -351,8 +351,8 @@ def test_an_unreferenced_delta_without_its_base_is_no_damage(sandbox):
     sandbox.drop("web", 1, 2)
     sandbox.compact(max_unused=0.9)
     with sandbox.opened() as store:
-        ids = [record for _, record, _, bases in store.index.records() if bases]
-        assert not all(store.index.contains(ids))
+        ids = [record for _, record, _, bases in store.index.locations.records() if bases]
+        assert not all(store.index.locations.contains(ids))
     sandbox.check()
 
 
@@ -389,14 +389,14 @@ def test_what_is_used_of_packs_is_never_more_than_all_of_them(sandbox):
         one, other = sorted(pack for pack, _ in store.packs())
         lengths = dict(store.packs())
         for _ in range(100):
-            store.index.move_uses([(one, other), (other, one)])
-        used = store.index.used_packs()
+            store.index.usage.move([(one, other), (other, one)])
+        used = store.index.usage.total()
         assert used.keys() == {one, other}
         assert all(0 < used[pack] <= lengths[pack] for pack in used)
-        store.index.remove_packs([one])
-        assert len(store.index.uses("web")) == 2
-        store.index.move_uses([])
-        assert len(store.index.uses("web")) == 1
+        store.index.packs.remove([one])
+        assert len(store.index.usage.of("web")) == 2
+        store.index.usage.move([])
+        assert len(store.index.usage.of("web")) == 1
 
 
 def test_what_is_interrupted_leaves_nothing_half_written(sandbox, monkeypatch):

@@ -232,7 +232,7 @@ def test_a_pack_that_vanishes_while_it_is_verified_is_no_sound_one(sandbox, monk
     with sandbox.opened() as store:
         found = verify(store, Progress(), packs=True)
         assert not found.sound
-        assert store.index.verified(1) == {}
+        assert store.index.verification.verified(1) == {}
 
 
 def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(sandbox, monkeypatch):

@@ -23,7 +23,7 @@ def edited(data: bytes, seed: int) -> bytes:
 def bases_only(store) -> tuple[int, float]:
     """Chunks that only deltas need, found with sets of all ids; and their share of the records' bytes."""
     bases, referenced, seen, records = {}, set(), set(), {}
-    for kind, record, _, below in store.index.records():
+    for kind, record, _, below in store.index.locations.records():
         if kind == CHUNK and below:
             bases[record] = below
     for generation in store.generations():
@@ -40,9 +40,9 @@ def bases_only(store) -> tuple[int, float]:
         if (base := todo.pop()) not in needed:
             needed.add(base)
             todo += bases.get(base, ())
-    for kind, record, _, _ in store.index.records():
+    for kind, record, _, _ in store.index.locations.records():
         if kind == CHUNK:
-            place = store.index.locate(CHUNK, record)
+            place = store.index.locations.locate(CHUNK, record)
             records.setdefault((place.pack, place.offset), []).append((record, place.sealed_length))
     total = 0.0
     for members in records.values():

@@ -71,7 +71,7 @@ def place_of(sandbox, service, path):
         store.sync()
         selection = select(store, f"{service}@1:t/{path}")
         content = b"".join(read(reader, selection))
-        place = store.index.locate(CHUNK, first_chunk(store, reader, selection))
+        place = store.index.locations.locate(CHUNK, first_chunk(store, reader, selection))
     return sandbox.store / "packs" / place.pack.hex(), place, content
 
 
@@ -146,13 +146,13 @@ def test_samples_come_to_everything(sandbox):
         seen = []
         for _ in range(10):
             assert verify(store, Progress(), read_data=True, sample=0.1).read in {1, 2}
-            seen.append(set(store.index.verified(2)))
+            seen.append(set(store.index.verification.verified(2)))
         assert seen[0] < packs
         assert seen[-1] == packs
         # What was not looked at for longest is the next.
-        before = store.index.verified(1)
+        before = store.index.verification.verified(1)
         verify(store, Progress(), packs=True, sample=0.01)
-        after = store.index.verified(1)
+        after = store.index.verification.verified(1)
         (again,) = [pack for pack in packs if after[pack] != before[pack]]
         assert before[again] == min(before.values())
 
@@ -354,10 +354,10 @@ def test_what_was_found_damaged_and_is_sound_again_is_counted_on(sandbox, tree):
     assert not look(sandbox, packs=True).sound
     flip(pack, place.offset + 5)
     with sandbox.open() as store:
-        assert store.index.doubted() == {place.pack}
+        assert store.index.verification.damaged() == {place.pack}
     assert look(sandbox, packs=True).sound
     with sandbox.open() as store:
-        assert store.index.doubted() == set()
+        assert store.index.verification.damaged() == set()
     assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
 
 

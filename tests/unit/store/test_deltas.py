@@ -25,6 +25,7 @@ from castore.services.snapshot import snapshot as take_snapshot
 from castore.store import NewChunk
 from castore.store.format.codecs import Codecs, Groups, member_of
 from castore.store.format.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
+from castore.store.index.pack_tables import PackContent
 from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_provider import MAX_DEPTH
 from tests.support.checkout import ROOT
@@ -75,7 +76,7 @@ def depths(sandbox: Sandbox) -> list[int]:
     """How many chunks lie below each chunk of the store; fails on a circle."""
     with sandbox.open(identity=False) as store:
         store.sync()
-        bases = {record: below for kind, record, _, below in store.index.records() if kind == CHUNK}
+        bases = {record: below for kind, record, _, below in store.index.locations.records() if kind == CHUNK}
 
     def depth(chunk: bytes, above: tuple[bytes, ...] = ()) -> int:
         assert chunk not in above, "a chain closes a circle"
@@ -196,11 +197,11 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(sandbox):
     with sandbox.open() as store:
         store.sync()
         bases: dict[bytes, int] = {}
-        for kind, _, _, below in store.index.records():
+        for kind, _, _, below in store.index.locations.records():
             for base in below if kind == CHUNK else ():
                 bases[base] = bases.get(base, 0) + 1
-        at_root = next(base for base in bases if not store.index.locate(CHUNK, base).bases)
-        place = store.index.locate(CHUNK, at_root)
+        at_root = next(base for base in bases if not store.index.locations.locate(CHUNK, base).bases)
+        place = store.index.locations.locate(CHUNK, at_root)
     path = sandbox.store / "packs" / place.pack.hex()
     os.chmod(path, 0o600)
     with open(path, "r+b") as file:
@@ -311,7 +312,7 @@ def test_a_missing_base_is_reported_for_every_generation_that_needs_it(sandbox):
         store.sync()
         first = store.generation("s", 1)
         (_, ref), *_ = chunks_of(store, first)
-        pack = store.index.locate(CHUNK, ref.id).pack
+        pack = store.index.locations.locate(CHUNK, ref.id).pack
     (sandbox.store / "packs" / pack.hex()).unlink()
     with sandbox.open(identity=False) as store:
         found = verify_store(store, castore.Progress())
@@ -329,7 +330,7 @@ def closure(store, ref) -> set[bytes]:
     while todo:
         chunk = todo.pop()
         found.add(chunk)
-        todo += store.index.locate(CHUNK, chunk).bases
+        todo += store.index.locations.locate(CHUNK, chunk).bases
     return found
 
 
@@ -466,11 +467,11 @@ def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(sandbox):
     later = PackEntry(chunk, CHUNK, GROUPED, 10, 50, 2, session, 500, (chunk,))
     front = PackEntry(chunk, CHUNK, GROUPED + 1, 10, 90, 1, session, 100, (below, below), 3)
     with sandbox.open(identity=False) as store:
-        store.index.put_packs([(PackId(b"p" * 32), 1000, [later, front])])
-        place = store.index.locate(CHUNK, chunk)
+        store.index.packs.put([PackContent(PackId(b"p" * 32), 1000, [later, front])])
+        place = store.index.locations.locate(CHUNK, chunk)
         assert (place.offset, place.bases, place.group_index) == (100, (below, below), 3)
-        assert store.index.copies(chunk) == []
-        assert store.index.missing_base(chunk) == below
+        assert store.index.locations.copies(chunk) == []
+        assert store.index.locations.missing_base(chunk) == below
 
 
 def test_a_circle_is_reported_unless_a_copy_breaks_it(sandbox):
@@ -481,12 +482,12 @@ def test_a_circle_is_reported_unless_a_copy_breaks_it(sandbox):
         return PackEntry(chunk, CHUNK, GROUPED if bases else 0, 10, 50, offset, session, offset, bases)
 
     with sandbox.open(identity=False) as store:
-        store.index.put_packs([(PackId(b"p" * 32), 1000, [entry(one, (two,), 100), entry(two, (one,), 200)])])
-        assert store.index.missing_base(one) in {one, two}
-        assert store.index.missing_base(two) in {one, two}
-        store.index.put_packs([(PackId(b"q" * 32), 1000, [entry(one, (), 100)])])
-        assert store.index.missing_base(one) is None
-        assert store.index.missing_base(two) is None
+        store.index.packs.put([PackContent(PackId(b"p" * 32), 1000, [entry(one, (two,), 100), entry(two, (one,), 200)])])
+        assert store.index.locations.missing_base(one) in {one, two}
+        assert store.index.locations.missing_base(two) in {one, two}
+        store.index.packs.put([PackContent(PackId(b"q" * 32), 1000, [entry(one, (), 100)])])
+        assert store.index.locations.missing_base(one) is None
+        assert store.index.locations.missing_base(two) is None
 
 
 def test_a_chunk_too_large_to_be_kept_is_put_together_all_the_same():
@@ -545,7 +546,7 @@ def test_a_chunk_whose_base_is_lost_is_stored_again_and_restored(sandbox):
     with sandbox.open(identity=False) as store:
         store.sync()
         (_, ref), *_ = chunks_of(store, store.generation("s", 1))
-        pack = store.index.locate(CHUNK, ref.id).pack
+        pack = store.index.locations.locate(CHUNK, ref.id).pack
     (sandbox.store / "packs" / pack.hex()).unlink()
     # The base of the second dump is missing: that dump is lost, but not a similar one.
     take(sandbox, nights[1])

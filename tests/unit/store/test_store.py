@@ -556,7 +556,7 @@ def test_a_session_of_many_threads_and_packs_keeps_every_node_after_its_chunks(l
         for node, ref in nodes:
             assert store.read_node(node) == [ref]
         assert sorted(store.packs()) == sorted(local.store.packs())
-        assert not store.index.copies(nodes[0][1].id)
+        assert not store.index.locations.copies(nodes[0][1].id)
 
 
 def test_many_packs_are_indexed_at_once_and_damaged_ones_named(local, monkeypatch):
@@ -572,15 +572,15 @@ def test_many_packs_are_indexed_at_once_and_damaged_ones_named(local, monkeypatc
         store.sync()
         assert list(store.damaged) == [f"packs/{broken.hex()}"]
         assert {pack for pack, _ in store.packs()} == packs_of.keys() - {broken}
-        assert [store.index.has_node(node) for node in nodes] == [True, True, False, True, True]
+        assert [store.index.locations.has_node(node) for node in nodes] == [True, True, False, True, True]
         assert store.generations() == [generation(local.store)]
         # What is added later is taken in as ever, by another store that had this index open too.
         with local.open(places) as other:
             _, node = put(local.store, b"more")
             other.sync()
-            assert other.index.has_node(node)
-            assert store.index.has_node(node)
+            assert other.index.locations.has_node(node)
+            assert store.index.locations.has_node(node)
             other.reindex()
-            assert store.index.has_node(node)
+            assert store.index.locations.has_node(node)
             assert [g.number for g in store.generations()] == [1]
     assert os.listdir(os.path.dirname(places.index_of(local.store.store_id, local.store.storage.place))) == ["index"]

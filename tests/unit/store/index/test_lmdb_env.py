@@ -23,6 +23,7 @@ from castore.store.index import (
     lmdb_env,
     opening,
 )
+from castore.store.index.pack_tables import PackContent
 from tests.support.checkout import ROOT
 from tests.support.stores import Sandbox
 
@@ -39,12 +40,12 @@ def entries(count: int) -> list[PackEntry]:
 
 def put(index: Index, count: int) -> list[PackEntry]:
     found = entries(count)
-    index.put_packs([(PackId(os.urandom(32)), 1000, found)])
+    index.packs.put([PackContent(PackId(os.urandom(32)), 1000, found)])
     return found
 
 
 def size_of(index: Index) -> int:
-    return index._environment._size
+    return index.tables.environment._size
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_the_map_grows_with_what_is_put_into_it_and_nothing_is_lost(index, tmp_p
     assert size_of(index) == SMALL
     found = [entry for _ in range(6) for entry in put(index, 5000)]
     assert size_of(index) > 2 * SMALL
-    assert all(index.contains([entry.id for entry in found]))
+    assert all(index.locations.contains([entry.id for entry in found]))
     assert index.count("chunks") == 30_000
     assert index.count("packs") == 6
     index.close()
@@ -76,8 +77,8 @@ def test_the_map_grows_with_what_is_put_into_it_and_nothing_is_lost(index, tmp_p
 
 def test_a_change_is_made_once_though_it_is_tried_again(index):
     found = entries(40_000)
-    packs = ((PackId(bytes([n]) * 32), 1000, found[10_000 * n : 10_000 * n + 10_000]) for n in range(4))
-    index.put_packs(packs)
+    packs = (PackContent(PackId(bytes([n]) * 32), 1000, found[10_000 * n : 10_000 * n + 10_000]) for n in range(4))
+    index.packs.put(packs)
     assert index.count("packs") == 4
     assert index.count("chunks") == 40_000
     assert index.count("copies") == 0
@@ -92,9 +93,9 @@ def test_readers_go_on_while_the_map_grows(index):
         try:
             # Not without a pause: three that never let the interpreter go would keep the writers out of it.
             while not ended.wait(0.002):
-                assert all(index.has_chunk(entry.id) for entry in known)
-                assert index.locate(0, known[0].id) is not None
-                assert next(index.records())[0] == 0
+                assert all(index.locations.has_chunk(entry.id) for entry in known)
+                assert index.locations.locate(0, known[0].id) is not None
+                assert next(index.locations.records())[0] == 0
         except BaseException as error:
             failures.append(error)
 
@@ -110,7 +111,7 @@ def test_readers_go_on_while_the_map_grows(index):
     assert failures == []
     assert size_of(index) > SMALL
     assert index.count("chunks") == 100 + 2 * 4 * 2000
-    assert index._environment._open == []
+    assert index.tables.environment._open == []
 
 
 GROW = """
@@ -124,8 +125,8 @@ index = Index(sys.argv[1], STORE)
 mine = []
 for _ in range(int(sys.argv[2])):
     mine += put(index, 1500)
-    assert all(index.contains([entry.id for entry in mine]))
-print(index._environment._size, len(mine))
+    assert all(index.locations.contains([entry.id for entry in mine]))
+print(index.tables.environment._size, len(mine))
 """
 
 
@@ -145,7 +146,7 @@ def test_processes_that_grow_it_at_once_see_what_each_other_wrote(index, tmp_pat
     assert size_of(index) == SMALL
     assert index.count("chunks") == 3 * 18_000
     assert size_of(index) > SMALL
-    assert all(index.has_chunk(entry.id) for entry in put(index, 10))
+    assert all(index.locations.has_chunk(entry.id) for entry in put(index, 10))
 
 
 LIMITED = """
@@ -159,7 +160,7 @@ with open("/proc/self/statm") as file:
 limit = used + (48 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 index = Index(sys.argv[1], STORE)
-size, done = index._environment._size, 0
+size, done = index.tables.environment._size, 0
 try:
     while True:
         done += len(put(index, 1000))
@@ -189,7 +190,7 @@ def test_where_the_map_was_lost_all_the_same_nothing_touches_it(index, monkeypat
         def set_mapsize(self, size):
             raise lmdb.MemoryError("no room")
 
-    monkeypatch.setattr(index._environment, "env", Failing(index._environment.env))
+    monkeypatch.setattr(index.tables.environment, "env", Failing(index.tables.environment.env))
     with pytest.raises(StorageError, match="ulimit -v"):
         put(index, 20_000)
     with pytest.raises(StorageError, match=index.path):
@@ -202,7 +203,7 @@ sys.path.insert(0, sys.argv[2])
 from tests.unit.store.index.test_lmdb_env import STORE
 from castore.store.index import Index
 index = Index(sys.argv[1], STORE)
-txns = [index._begin() for _ in range(100)]
+txns = [index.tables.begin() for _ in range(100)]
 print("reading", flush=True)
 time.sleep(600)
 """
@@ -214,10 +215,10 @@ def test_the_slots_of_killed_readers_are_reclaimed(index, tmp_path):
         assert one.stdout.readline() == "reading\n"
         one.send_signal(signal.SIGKILL)
         one.communicate()
-    kept = [index._begin() for _ in range(200)]
+    kept = [index.tables.begin() for _ in range(200)]
     for txn in kept:
         txn.abort()
-        index._end()
+        index.tables.end()
 
 
 def test_too_many_readers_are_reported(index):
@@ -225,12 +226,12 @@ def test_too_many_readers_are_reported(index):
     with pytest.raises(StorageError, match="when some of them have ended"):
         for _ in range(400):
             index.count("chunks")
-            kept.append(index._begin())
+            kept.append(index.tables.begin())
     assert len(kept) > 200
-    assert len(index._environment._open) == len(kept)
+    assert len(index.tables.environment._open) == len(kept)
     for txn in kept:
         txn.abort()
-        index._end()
+        index.tables.end()
 
 
 @pytest.fixture
@@ -252,11 +253,11 @@ def test_a_full_disk_is_named_and_what_was_put_before_stays(disk, small):
     with pytest.raises(StorageError, match=r"index in .* does not work: .*free some space there.*XDG_CACHE_HOME"):
         for _ in range(100):
             found += put(index, 2000)
-    assert all(index.contains([entry.id for entry in found]))
+    assert all(index.locations.contains([entry.id for entry in found]))
     assert index.count("chunks") == len(found) > 0
     index.close()
     again = Index(str(disk / "index"), STORE)
-    assert all(again.contains([entry.id for entry in found]))
+    assert all(again.locations.contains([entry.id for entry in found]))
     again.close()
 
 
@@ -324,7 +325,7 @@ def test_where_a_durable_generation_cannot_be_indexed_it_is_committed_all_the_sa
 
     with sandbox.open() as store:
         with monkeypatch.context() as patch:
-            patch.setattr(store.index, "_put_generations", full)
+            patch.setattr(store.index.generations, "_put", full)
             assert take_snapshot(store, "s", source).number == 1
         assert store.generations("s") == []
         store.sync()
@@ -340,10 +341,10 @@ from castore.store.index import Index
 while time.time() < float(sys.argv[2]):
     pass
 index = Index(sys.argv[1], bytes(16))
-with index._transaction() as txn:
+with index.tables.reading() as txn:
     pass
 index.count("ended")
-print(index._environment._folder.st_ino)
+print(index.tables.environment._folder.st_ino)
 index.close()
 """
 
@@ -373,7 +374,7 @@ def test_processes_that_recreate_the_index_at_once_share_one(tmp_path):
 
 def damage(index):
     """Let it be found out that the index is damaged."""
-    with pytest.raises(StorageError, match="try again, and it is rebuilt"), index._transaction():
+    with pytest.raises(StorageError, match="try again, and it is rebuilt"), index.tables.reading():
         raise lmdb.CorruptedError("for a test")
 
 
@@ -411,7 +412,7 @@ def test_a_full_disk_or_map_is_no_damage(tmp_path):
     with Closing(Index(path, STORE)) as index:
         put(index, 10)
         for error in (lmdb.DiskError("full"), lmdb.MapFullError("full"), lmdb.ReadersFullError("full"), lmdb.MemoryError("no")):
-            with pytest.raises(StorageError), index._transaction():
+            with pytest.raises(StorageError), index.tables.reading():
                 raise error
     with Closing(Index(path, STORE)) as index:
         assert index.count("chunks") == 10

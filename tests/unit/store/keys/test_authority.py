@@ -542,7 +542,7 @@ def test_nobody_else_removes_a_generation_unnoticed(fleet):
         with pytest.raises(UsageError, match="--maintain"):
             compact(store, castore.Progress())
         record_removal(store.storage, store.writer_key, "s", [1])
-        write_deletion(store.storage, store.writer_key, store.index.pack_ids())
+        write_deletion(store.storage, store.writer_key, store.index.packs.ids())
     for name in list(fleet.storage.list("generations")):
         fleet.storage.delete(f"generations/{name}")
     with fleet.open(identity=False) as store, pytest.raises(StaleStoreError, match="s@1"):
@@ -613,7 +613,7 @@ def test_nothing_of_a_revoked_machine_is_shared_by_new_snapshots(fleet):
     for path in (fleet.store / "packs").iterdir():
         with fleet.open(identity=False) as store:
             store.sync()
-            (owner,) = [signer for pack, _, signer, _ in store.index.owners() if path.name == pack.hex()]
+            (owner,) = [signer for pack, _, signer, _ in store.index.packs.owners() if path.name == pack.hex()]
             stolen = store.config.writers[1].key
         if owner == stolen:
             path.unlink()
@@ -633,7 +633,7 @@ def test_a_pack_is_signed_and_holds_sessions_of_its_signer(fleet):
     key = fleet.key("stolen")
     with fleet.open(identity=False) as store:
         store.sync()
-        (pack,) = store.index.pack_ids()
+        (pack,) = store.index.packs.ids()
         entries = store.pack_entries(pack)
     forged = PackWriter(fleet.storage, key)
     forged.add(entries[:1], b"x" * entries[0].sealed_length)
@@ -644,7 +644,7 @@ def test_a_pack_is_signed_and_holds_sessions_of_its_signer(fleet):
     unknown.commit(full=False)
     with fleet.at(fleet.machine("other")) as store:
         store.sync()
-        assert store.index.pack_ids() == {pack}
+        assert store.index.packs.ids() == {pack}
         assert "another machine's session" in "".join(store.damaged.values())
         assert "a key that the configuration does not list" in "".join(store.damaged.values())
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0
@@ -718,7 +718,7 @@ def test_no_pack_of_a_revoked_maintainer_is_shared(fleet):
     fleet.take(NOISE[:50_000], "other")
     with fleet.at(fleet.machine("stolen")) as store:
         store.sync()
-        (pack,) = store.index.pack_ids()
+        (pack,) = store.index.packs.ids()
         entry = next(one for one in store.pack_entries(pack) if one.kind == CHUNK)
         claimed = entry._replace(id=store.chunk_id(b"what another machine will store"))
         forged = PackWriter(fleet.storage, store.writer_key)
@@ -730,7 +730,7 @@ def test_no_pack_of_a_revoked_maintainer_is_shared(fleet):
     assert fleet.read("s@2:d") == b"what another machine will store"
     with fleet.at(fleet.machine("other")) as store:
         store.sync()
-        assert made in store.index.pack_ids()
+        assert made in store.index.packs.ids()
 
 
 def test_a_record_that_is_not_accepted_is_not_taken_for_the_latest(fleet):

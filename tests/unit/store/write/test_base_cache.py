@@ -28,7 +28,7 @@ def needed(store, service: str) -> int:
     """Return the bytes of the records that the last generation needs, bases included."""
     marks = IdSet()
     mark(Walk(store), roots_of(store.newest(service)), marks)
-    store.index.mark_bases(marks)
+    store.index.liveness.mark_bases(marks)
     entries = (entry for pack, _ in store.packs() for entry in store.pack_entries(pack))
     return sum({entry.id: entry.sealed_length for entry in entries if entry.kind == CHUNK and entry.id in marks}.values())
 

@@ -1,0 +1,170 @@
+"""Read where records are stored, within a transaction: tables `chunks`, `nodes`, `copies` and `bases`.
+
+A place is the encoded form (`schema.PLACE`); a `RecordLocation` is the decoded one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from castore.model.refs import PackId, RecordId, SessionId
+from castore.store.format.pack import BASES, CHUNK, MAX_CHAIN
+from castore.store.index.schema import CODEC, NUMBER, PACK_NUMBER, PLACE, RECORD, SEALED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.store.format.pack import PackEntry
+    from castore.store.index.tables import Tables
+
+INCOMPLETE: Final = -1
+"""In place of the length of a chunk's chain of bases: the chunk cannot be reconstructed."""
+
+
+class RecordLocation(NamedTuple):
+    """Where a record is stored, and what is needed to open it."""
+
+    pack: PackId
+    offset: int
+    sealed_length: int
+    plain_length: int
+    counter: int
+    session: SessionId
+    codec: int
+    bases: tuple[RecordId, ...]
+    group_index: int
+
+    @classmethod
+    def of(cls, pack: PackId, entry: PackEntry) -> RecordLocation:
+        """Return the place of an entry of a pack."""
+        return cls(
+            pack,
+            entry.offset,
+            entry.sealed_length,
+            entry.plain_length,
+            entry.counter,
+            entry.session,
+            entry.codec,
+            entry.bases,
+            entry.group_index,
+        )
+
+
+class RecordPlaces:
+    """Reads the places of records, within transactions of the other parts of the index."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._db = tables.by_name
+
+    def first(self, txn: Any, kind: int, record_id: bytes) -> bytes | None:
+        """Return the first place of a chunk or node, or None."""
+        value: bytes | None = txn.get(record_id, db=self._db["chunks" if kind == CHUNK else "nodes"])
+        return value
+
+    def copies(self, txn: Any, record_id: bytes) -> list[bytes]:
+        """Return the further places of a record."""
+        found = []
+        cursor = txn.cursor(self._db["copies"])
+        more = cursor.set_range(record_id)
+        while more and cursor.key()[:32] == record_id:
+            found.append(cursor.value())
+            more = cursor.next()
+        return found
+
+    def usable(self, txn: Any, record_id: bytes, first: bytes, pending: frozenset[bytes]) -> Iterator[bytes]:
+        """Yield a record's places in packs that are not pending deletion.
+
+        Places after the first are only yielded if the first is a delta or pending deletion.
+        """
+        stays = first[PACK_NUMBER] not in pending
+        if stays:
+            yield first
+        if BASES[first[CODEC]] or not stays:
+            for value in self.copies(txn, record_id):
+                if value[PACK_NUMBER] not in pending:
+                    yield value
+
+    def bases(self, txn: Any, chunk: bytes, place: bytes) -> list[RecordId]:
+        """Return the bases of a chunk at one of its places."""
+        if not BASES[place[CODEC]]:
+            return []
+        number = NUMBER.pack(int.from_bytes(place[PACK_NUMBER], "little"))
+        return split_ids(txn.get(chunk + number, b"", db=self._db["bases"]))
+
+    def decode(self, txn: Any, record_id: bytes, place: bytes) -> RecordLocation | None:
+        """Return the location that a place means; None if it is not completely indexed."""
+        pack, offset, sealed, plain, counter, session, codec, member, _ = PLACE.unpack(place)
+        number = NUMBER.pack(pack)
+        named = txn.get(number, db=self._db["packs"])
+        session_id = txn.get(NUMBER.pack(session), db=self._db["sessions"])
+        joined = b""
+        if BASES[codec]:
+            joined = txn.get(record_id + number, b"", db=self._db["bases"])
+        if named is None or session_id is None or len(joined) != 32 * BASES[codec]:
+            return None
+        bases = tuple(split_ids(joined))
+        pack_id = PackId(named[:32])
+        session_id = SessionId(session_id)
+        return RecordLocation(pack_id, offset, sealed, plain, counter, session_id, codec, bases, member)
+
+
+class CompleteChunks:
+    """Finds, within one transaction, the places from which chunks can be reconstructed.
+
+    That is a place in a pack that stays, of a chunk whose bases can all be reconstructed, too. Each chunk and
+    base is examined once.
+    """
+
+    def __init__(self, tables: Tables, txn: Any, pending: frozenset[bytes]) -> None:
+        """pending: the numbers of packs that do not stay, as they are encoded in places."""
+        self.pack_bytes: Counter[bytes] = Counter()
+        """Bytes of the records that were found, by pack number as encoded in places."""
+        self._db = tables.by_name
+        self._places = RecordPlaces(tables)
+        self._txn = txn
+        self._pending = pending
+        self._heights: dict[bytes, int] = {}
+        """For each chunk examined, the length of its chain of bases, or INCOMPLETE."""
+        self._counted: set[bytes] = set()
+        """The records that are counted in `pack_bytes`."""
+
+    def has(self, chunk: bytes) -> bool:
+        """Return whether a chunk can be reconstructed."""
+        self.find(chunk)
+        return self._heights[chunk] != INCOMPLETE
+
+    def find(self, chunk: bytes, depth: int = 0) -> bytes | None:
+        """Return the first of a chunk's places from which it can be reconstructed, or None.
+
+        Also returns None for a chunk that was examined before.
+        """
+        heights = self._heights
+        if chunk in heights:
+            return None
+        # A chunk that is its own base, or whose chain is longer than a reader follows, stays INCOMPLETE.
+        heights[chunk] = INCOMPLETE
+        txn = self._txn
+        first = txn.get(chunk, db=self._db["chunks"]) if depth <= MAX_CHAIN else None
+        if first is None:
+            return None
+        for place in self._places.usable(txn, chunk, first, self._pending):
+            height = 0
+            for base in self._places.bases(txn, chunk, place):
+                self.find(base, depth + 1)
+                height = max(height, heights[base] + 1)
+                if heights[base] == INCOMPLETE or height > MAX_CHAIN:
+                    break
+            else:
+                # Several chunks may share a record.
+                if place[RECORD] not in self._counted:
+                    self._counted.add(place[RECORD])
+                    self.pack_bytes[place[PACK_NUMBER]] += int.from_bytes(place[SEALED], "little")
+                heights[chunk] = height
+                return bytes(place)
+        return None
+
+
+def split_ids(joined: bytes) -> list[RecordId]:
+    """Return the ids in a string of ids."""
+    return [RecordId(joined[at : at + 32]) for at in range(0, len(joined), 32)]
