@@ -9,7 +9,7 @@ from castore.maintenance.stats import stats
 from castore.model.refs import RefKind
 from castore.store.format.pack import CHUNK
 from castore.store.reachability import roots_of
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 def edited(data: bytes, seed: int) -> bytes:
@@ -53,15 +53,15 @@ def bases_only(store) -> tuple[int, float]:
 def test_chunks_that_only_deltas_need_are_those_that_sets_of_ids_find(tmp_path) -> None:
     from castore.services.snapshot import file_source
 
-    lab = Lab(tmp_path / "lab", average=4096)
+    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
     data = random.Random(1).randbytes(600_000)
     for generation in range(4):
         data = edited(data, generation)
         (tmp_path / "dump").write_bytes(data)
-        lab.snapshot("s", {"d": file_source(str(tmp_path / "dump"))})
-    for name in sorted(os.listdir(lab.store / "generations"))[:2]:
-        (lab.store / "generations" / name).unlink()
-    with lab.open() as store:
+        sandbox.snapshot("s", {"d": file_source(str(tmp_path / "dump"))})
+    for name in sorted(os.listdir(sandbox.store / "generations"))[:2]:
+        (sandbox.store / "generations" / name).unlink()
+    with sandbox.open() as store:
         records = stats(store).records
         count, size = bases_only(store)
     assert count > 0
