@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.services.snapshot import Source
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 ROOT = "/srv/backups/store"
 SERVICES = ("web", "mail", "forge")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from castore.model.generation import Generation
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 _FEW: Final = 200
 """Generations that are read in one transaction."""

@@ -13,7 +13,7 @@ from castore.store.index.pack_tables import PackTable
 from castore.store.index.pack_usage import PackUsage
 from castore.store.index.record_places import RecordPlaces
 from castore.store.index.schema import TABLES
-from castore.store.index.tables import Tables
+from castore.store.index.transactions import Tables
 from castore.store.index.verification import VerificationTable
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from castore.store.format.pack import PackEntry
     from castore.store.index.metadata import Metadata
     from castore.store.index.record_places import RecordPlaces
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 
 class PackLiveness(NamedTuple):

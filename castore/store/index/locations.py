@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from castore.model.refs import PackId, SessionId
     from castore.store.index.metadata import Metadata
     from castore.store.index.record_places import RecordPlaces
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 
 class FoundChunks(NamedTuple):

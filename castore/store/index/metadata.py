@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from castore.model.refs import PackId
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 
 class Metadata:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from castore.kernel import Sketch
     from castore.store.index.metadata import Metadata
     from castore.store.index.record_places import RecordLocation, RecordPlaces
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 
 class PackContent(NamedTuple):

@@ -12,7 +12,7 @@ from castore.store.index.schema import PACK
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 _USAGE: Final = struct.Struct("<4sQ")
 """The number of a pack as it is encoded in places, and the bytes used of it."""

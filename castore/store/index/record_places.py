@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.store.format.pack import PackEntry
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 INCOMPLETE: Final = -1
 """In place of the length of a chunk's chain of bases: the chunk cannot be reconstructed."""

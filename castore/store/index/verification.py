@@ -11,7 +11,7 @@ from castore.store.index.schema import BEGUN, LOADED
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from castore.store.index.tables import Tables
+    from castore.store.index.transactions import Tables
 
 _VERIFIED: Final = struct.Struct("<QQ")
 """When the bytes of a pack, and when its records, were last found intact (ns since 1970)."""
