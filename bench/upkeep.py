@@ -82,8 +82,8 @@ class Timed(Files):
 @contextlib.contextmanager
 def index_unsynced() -> Iterator[None]:
     """Let LMDB sync nothing."""
-    opened = lmdb_env._open  # noqa: SLF001
-    with mock.patch.object(lmdb_env, "_open", lambda path, durable: opened(path, durable=False)):
+    opened = lmdb_env.open_lmdb
+    with mock.patch.object(lmdb_env, "open_lmdb", lambda path, durable: opened(path, durable=False)):
         yield
 
 

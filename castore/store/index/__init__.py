@@ -28,10 +28,10 @@ Numbers in keys are u32, big-endian, so that they sort.
 
 The class `Index` is composed of parts, each of which has tables of its own: `locations` (find records),
 `packs` (add and remove packs), `generations`, `liveness` (what is needed of packs), `verification`, and
-`usage` (for the base cache). They share `transactions`, `metadata` (the table `meta`) and
-`record_places` (reading places within a transaction). Other modules: `schema` (layout), `lmdb_env` (the LMDB
-environment, which grows), `opening` (where an index may be; damaged ones are replaced) and `bulk_load` (index
-all packs in one pass).
+`usage` (for the base cache). They share `transactions`, `metadata` (the table `meta`) and `record_places`
+(reading places within a transaction). Other modules: `schema` (layout), `opening` (where an index may be;
+damaged ones are replaced), `lmdb_env` (an LMDB environment, whose map grows), `lmdb_files` (its files),
+`bulk_load` (index all packs in one pass) and `replacement` (use what was built).
 """
 
 from castore.store.index.index import Index

@@ -25,6 +25,7 @@ from castore.kernel.index_rows import BASE_ROW, COPY, FIRST, ROW, Rows, part
 from castore.store.format.pack import RECORDS, open_footer, pack_name
 from castore.store.index.lmdb_env import Environment
 from castore.store.index.opening import refusal
+from castore.store.index.replacement import replace
 from castore.store.index.schema import MARK, NEXT_PACK, NEXT_SESSION, NUMBER, PACK
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def rebuild(
                 made = Environment(folder, durable=False)
                 try:
                     _Build(made, store_mark).run(footers, failed)
-                    environment.replace_with(made, _KEPT)
+                    replace(environment, made, _KEPT)
                 finally:
                     made.env.close()
             finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from castore.model.refs import RecordId
 from castore.store.format.pack import BASES, CHUNK, MAX_CHAIN, NODE
-from castore.store.index.lmdb_env import WRONG
+from castore.store.index.lmdb_files import WRONG
 from castore.store.index.record_places import CompleteChunks, RecordLocation, split_ids
 from castore.store.index.schema import BATCH, NUMBER, PLACE, PLAIN, forwards
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from castore.store.index.lmdb_env import WRONG
+from castore.store.index.lmdb_files import WRONG
 from castore.store.index.opening import acquire, refusal, release
 
 if TYPE_CHECKING:

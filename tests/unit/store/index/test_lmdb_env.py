@@ -20,7 +20,7 @@ from castore.store import MachinePaths, open_store
 from castore.store.format.pack import PackEntry
 from castore.store.index import (
     Index,
-    lmdb_env,
+    lmdb_files,
     opening,
 )
 from castore.store.index.pack_tables import PackContent
@@ -45,13 +45,13 @@ def put(index: Index, count: int) -> list[PackEntry]:
 
 
 def size_of(index: Index) -> int:
-    return index.tables.environment._size
+    return index.tables.environment.map_size
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(lmdb_env, "_FIRST_BYTES", SMALL)
-    monkeypatch.setattr(lmdb_env, "LEAST_STEP", 1 << 16)
+    monkeypatch.setattr(lmdb_files, "_FIRST_BYTES", SMALL)
+    monkeypatch.setattr(lmdb_files, "LEAST_STEP", 1 << 16)
 
 
 @pytest.fixture
@@ -111,13 +111,13 @@ def test_readers_go_on_while_the_map_grows(index):
     assert failures == []
     assert size_of(index) > SMALL
     assert index.count("chunks") == 100 + 2 * 4 * 2000
-    assert index.tables.environment._open == []
+    assert index.tables.environment._running == []
 
 
 GROW = """
 import sys
-from castore.store.index import lmdb_env
-lmdb_env._FIRST_BYTES = 1 << 20
+from castore.store.index import lmdb_files
+lmdb_files._FIRST_BYTES = 1 << 20
 sys.path.insert(0, sys.argv[3])
 from tests.unit.store.index.test_lmdb_env import STORE, put
 from castore.store.index import Index
@@ -126,7 +126,7 @@ mine = []
 for _ in range(int(sys.argv[2])):
     mine += put(index, 1500)
     assert all(index.locations.contains([entry.id for entry in mine]))
-print(index.tables.environment._size, len(mine))
+print(index.tables.environment.map_size, len(mine))
 """
 
 
@@ -160,7 +160,7 @@ with open("/proc/self/statm") as file:
 limit = used + (48 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 index = Index(sys.argv[1], STORE)
-size, done = index.tables.environment._size, 0
+size, done = index.tables.environment.map_size, 0
 try:
     while True:
         done += len(put(index, 1000))
@@ -228,7 +228,7 @@ def test_too_many_readers_are_reported(index):
             index.count("chunks")
             kept.append(index.tables.begin())
     assert len(kept) > 200
-    assert len(index.tables.environment._open) == len(kept)
+    assert len(index.tables.environment._running) == len(kept)
     for txn in kept:
         txn.abort()
         index.tables.end()
