@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from castore.services.snapshot import Source
     from castore.state.paths import MachinePaths
 
-    AnySource = Tree | Stream | Engine
+    AnySource = Tree | Stream | Engine[Any]
     AnyIdentity = str | os.PathLike[str] | keys.Identity | Callable[[], keys.Identity]
     Watch = Callable[[str, Progress], None]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterable, Sequence
 
-    from castore.engines.base import Bytes
+    from castore.engines.dump_stream import Bytes
 
 _LDIF: Final = {"ldapadd", "ldapmodify", "slapadd", "slapmodify"}
 _OPTIONED: Final = {"mariadb", "mysql", "sqlite3"}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import shutil
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from castore.engines.base import SWAPPING, Contents, Engine, Memo
+from castore.engines.base import Contents, Engine
 from castore.engines.clients import guarded_client, refusal_of_tables
+from castore.engines.dump_stream import DumpStream
+from castore.engines.state import NoState
 from castore.errors import UsageError
 from castore.process.runners import feed, run_dump
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable, Iterator
 
-    from castore.engines.base import Bytes, Readinto
+    from castore.engines.dump_stream import Bytes
 
 
-class Command(Engine, frozen=True):
+class Command(Engine[NoState], frozen=True):
     """A dump that a program writes.
 
     It cannot be staged. A rollback feeds the dump to the live service, and reverts by feeding the dump that
@@ -34,9 +37,15 @@ class Command(Engine, frozen=True):
     runs_programs: ClassVar[bool] = True
     programs: ClassVar[tuple[str, ...]] = ("program", "restore")
 
-    def dump(self) -> AbstractContextManager[Readinto]:
-        """Return a context with a function that reads the dump."""
-        return run_dump(self.program, timeout=self.timeout, account=self.account)
+    def label(self) -> str:
+        """Return the program that writes the dump."""
+        return shlex.join(self.program)
+
+    @contextlib.contextmanager
+    def dump(self) -> Iterator[DumpStream]:
+        """Yield a stream of the program's output."""
+        with run_dump(self.program, timeout=self.timeout, account=self.account) as readinto:
+            yield DumpStream(readinto)
 
     def refusal(self) -> str:
         """Return why this part cannot be rolled back."""
@@ -53,19 +62,26 @@ class Command(Engine, frozen=True):
         if reason := refusal_of_tables(self.program, self.restore, self.timeout, self.account):
             raise UsageError(reason)
 
-    def stage(self, memo: Memo, contents: Contents) -> None:
+    def prepare(self) -> NoState:
+        """Return a state without fields: nothing is created next to the live state."""
+        return NoState()
+
+    def stage(self, state: NoState, contents: Contents) -> list[str]:
         """Do nothing: the dump cannot be staged."""
+        del state, contents
+        return []
 
-    def swap(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, state: NoState, contents: Contents) -> list[str]:
         """Feed the dump to its program."""
-        del memo
+        del state
         self._load(contents.restore_dump())
+        return []
 
-    def revert(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, state: NoState, contents: Contents, *, swapped: bool) -> None:
         """Feed the dump that was taken before the rollback to the program."""
-        if SWAPPING not in memo:
-            return
-        self._load(contents.previous_dump())
+        del state
+        if swapped:
+            self._load(contents.previous_dump())
 
     def _load(self, chunks: Iterable[Bytes]) -> None:
         """Feed a dump to its program; a known database client is kept from running commands in the dump."""

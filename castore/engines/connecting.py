@@ -10,7 +10,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from castore.engines.base import preceded
+from castore.engines.dump_stream import preceded
 from castore.errors import ProgramError
 from castore.process.runners import run_dump
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from castore.engines.base import Bytes, Readinto
+    from castore.engines.dump_stream import Bytes, Readinto
     from castore.process.program import Filter
 
 _Result = TypeVar("_Result")

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Self, TypeVar
 
 from castore.content.restore.copying import check_overwritable, copy, overwrite
-from castore.engines.base import SWAPPING, Contents, Engine, Memo
+from castore.engines.base import Contents, Engine
+from castore.engines.dump_stream import DumpStream
+from castore.engines.state import EngineState, FileSwap
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import Located, locate, open_entry, path_of
 from castore.fs.durable import create_file
@@ -20,15 +22,19 @@ from castore.fs.trusted import kind_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.engines.base import Readinto
+Swap = TypeVar("Swap", bound=FileSwap)
 
 
-class File(Engine, frozen=True):
-    """A file as it is. A rollback writes a new file next to the live one, then swaps the two."""
+class FileEngine(Engine[Swap], Generic[Swap], frozen=True):
+    """A part that is one file. A rollback writes a new file next to the live one, then swaps the two."""
 
     path: str
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
+
+    def file_path(self) -> str:
+        """Return the path of the file, as configured."""
+        return self.path
 
     def exists(self) -> bool:
         """Whether the file exists."""
@@ -40,8 +46,8 @@ class File(Engine, frozen=True):
             pass
 
     @contextlib.contextmanager
-    def dump(self) -> Iterator[Readinto]:
-        """Yield a function that reads the file."""
+    def dump(self) -> Iterator[DumpStream]:
+        """Yield a stream of the file."""
         if descriptor_of(self.path) is not None:
             self._refuse("an open file of a process")
         try:
@@ -51,7 +57,7 @@ class File(Engine, frozen=True):
         except OSError as error:
             raise UsageError(f"cannot read the dump {self.path}: {error.strerror}") from None
         try:
-            yield _Reading(descriptor)
+            yield _FileStream(descriptor)
         finally:
             os.close(descriptor)
 
@@ -69,15 +75,15 @@ class File(Engine, frozen=True):
         """Check that the directory exists, and that the file to replace is a regular one."""
         self._place()
 
-    def prepare(self) -> Memo:
+    def _prepare(self) -> FileSwap:
         """Return the names of the files that the rollback creates."""
         # The file that a symbolic link leads to is replaced, because that is what the snapshot took.
         path, existed = self._place()
         new, old = temporary_names(path)
-        return {"path": path, "existed": existed, "new": new, "old": old}
+        return FileSwap(live=path, existed=existed, new=new, old=old)
 
-    def _place(self) -> tuple[str, str]:
-        """Return the path without links, and "yes" if the file exists. Raises CastoreError."""
+    def _place(self) -> tuple[str, bool]:
+        """Return the path without links, and whether the file exists. Raises CastoreError."""
         if descriptor_of(self.path) is not None:
             raise CastoreError(
                 f"{self.path} refers to an open file of a process, and is not replaced: nothing was touched; "
@@ -86,7 +92,7 @@ class File(Engine, frozen=True):
         try:
             with locate(self.path) as found:
                 refuse_irregular(found)
-                return os.fsdecode(found.path), "yes" if exists(found) else ""
+                return os.fsdecode(found.path), exists(found)
         except (FileNotFoundError, NotADirectoryError):
             folder, name = os.path.split(os.path.realpath(self.path))
             raise UsageError(
@@ -96,38 +102,39 @@ class File(Engine, frozen=True):
         except OSError as error:
             raise CastoreError(f"{self.path} cannot be replaced: {error.strerror}") from error
 
-    def stage(self, memo: Memo, contents: Contents) -> None:
+    def stage(self, state: Swap, contents: Contents) -> list[str]:
         """Write the new file next to the live one, durably."""
         try:
-            with _Folder(memo) as folder, folder.create("new") as file:
+            with _Folder(state) as folder, folder.create("new") as file:
                 info = os.fstat(file)
-                memo["inode"] = f"{info.st_dev} {info.st_ino}"
+                state.inode = info.st_dev, info.st_ino
                 write_sparse(file, contents.restore_dump())
                 folder.copy_metadata(file)
                 os.fsync(file)
         except OSError as error:
-            raise CastoreError(f"cannot write {memo['new']}: {error.strerror}") from error
+            raise CastoreError(f"cannot write {state.new}: {error.strerror}") from error
+        return []
 
-    def swap(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, state: Swap, contents: Contents) -> list[str]:
         """Move the live file aside, and the new one into its place."""
         del contents
-        live, new = memo["path"], memo["new"]
+        live, new = state.live, state.new
         try:
-            with _Folder(memo) as folder:
+            with _Folder(state) as folder:
                 info = folder.status("new")
                 if info is None:
                     raise CastoreError(
                         f"cannot replace {live}: another process removed {new}, which was to replace it; "
                         "repeat the rollback"
                     )
-                if memo.get("inode") not in {None, f"{info.st_dev} {info.st_ino}"}:
+                if state.inode not in {None, (info.st_dev, info.st_ino)}:
                     raise CastoreError(
                         f"cannot replace {live}: another process exchanged {new}, which was to replace "
                         "it; repeat the rollback"
                     )
                 try:
                     self._move_aside(folder)
-                    folder.rename("new", "path")
+                    folder.rename("new", "live")
                 except OSError as error:
                     if error.errno != errno.EBUSY:
                         raise
@@ -135,37 +142,38 @@ class File(Engine, frozen=True):
                 folder.sync()
         except OSError as error:
             raise CastoreError(f"cannot replace {live}: {error.strerror}") from error
+        return []
 
-    def remove(self, memo: Memo) -> None:
+    def remove(self, state: Swap) -> None:
         """Move the live file aside."""
         try:
-            with _Folder(memo) as folder:
+            with _Folder(state) as folder:
                 self._move_aside(folder)
                 folder.sync()
         except OSError as error:
-            raise CastoreError(f"cannot move {memo['path']} aside: {error.strerror}") from error
+            raise CastoreError(f"cannot move {state.live} aside: {error.strerror}") from error
 
     def _move_aside(self, folder: _Folder) -> None:
         refuse_irregular(folder.live)
         # The files next to the live one belong to it and are moved first. An undo can then conclude from
         # the place of the file itself which files belong to it.
         for ending in (*self.sidecar_suffixes, ""):
-            folder.rename("path", "old", ending)
+            folder.rename("live", "old", ending)
 
-    def revert(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, state: Swap, contents: Contents, *, swapped: bool) -> None:
         """Move the live file back."""
         del contents
-        live, old = memo["path"], memo["old"]
+        live, old = state.live, state.old
         try:
-            with _Folder(memo) as folder:
+            with _Folder(state) as folder:
                 if folder.status("old") is not None:
-                    folder.remove("path", self.sidecar_suffixes)
+                    folder.remove("live", self.sidecar_suffixes)
                     folder.move_back()
-                elif not memo["existed"] and SWAPPING in memo and folder.status("new") is None:
-                    folder.remove("path", ("", *self.sidecar_suffixes))
+                elif not state.existed and swapped and folder.status("new") is None:
+                    folder.remove("live", ("", *self.sidecar_suffixes))
                 for ending in self.sidecar_suffixes:
-                    if folder.status("path", ending) is None:
-                        folder.rename("old", "path", ending)
+                    if folder.status("live", ending) is None:
+                        folder.rename("old", "live", ending)
                 folder.remove("new", ("", *self.sidecar_suffixes))
                 folder.sync()
         except OSError as error:
@@ -173,27 +181,37 @@ class File(Engine, frozen=True):
                 f"{live} could not be restored ({error.strerror}): its previous content is in {old}"
             ) from error
 
-    def cleanup(self, memo: Memo) -> None:
+    def cleanup(self, state: Swap) -> None:
         """Delete the file that was moved aside."""
-        with _Folder(memo) as folder:
+        with _Folder(state) as folder:
             folder.remove("old", ("", *self.sidecar_suffixes))
 
 
+class File(FileEngine[FileSwap], frozen=True):
+    """A file as it is."""
+
+    state_type: ClassVar[type[EngineState]] = FileSwap
+
+    def prepare(self) -> FileSwap:
+        """Return the names of the files that the rollback creates."""
+        return self._prepare()
+
+
+_Name = Literal["live", "new", "old"]
+
+
 class _Folder:
-    """The directory of the files in a memo. Another user may own it, so links in it are not followed.
+    """The directory of the files of a rollback. Another user may own it, so links in it are not followed."""
 
-    A file is named by the memo's key: "path" for the live one, "new", "old".
-    """
-
-    def __init__(self, memo: Memo) -> None:
-        self._memo = memo
-        self._names = {key: os.fsencode(os.path.basename(memo[key])) for key in ("path", "new", "old")}
+    def __init__(self, state: FileSwap) -> None:
+        self._path = os.fsencode(state.live)
+        paths: dict[_Name, str] = {"live": state.live, "new": state.new, "old": state.old}
+        self._names = {name: os.fsencode(os.path.basename(path)) for name, path in paths.items()}
 
     def __enter__(self) -> Self:
-        path = os.fsencode(self._memo["path"])
-        with locate(os.path.dirname(path)) as found:
+        with locate(os.path.dirname(self._path)) as found:
             fd = open_entry(found.folder, found.name)
-        self.live = Located(fd, self._names["path"], path)
+        self.live = Located(fd, self._names["live"], self._path)
         self._fd = fd
         return self
 
@@ -204,27 +222,27 @@ class _Folder:
         """Make its names durable. Raises OSError."""
         self.live.sync()
 
-    def status(self, key: str, ending: str = "") -> os.stat_result | None:
+    def status(self, key: _Name, ending: str = "") -> os.stat_result | None:
         """Return the status of a file, without following links; None if it does not exist."""
         try:
             return os.stat(self._names[key] + ending.encode(), dir_fd=self._fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
-    def rename(self, key: str, to: str, ending: str = "") -> None:
+    def rename(self, key: _Name, to: _Name, ending: str = "") -> None:
         """Rename a file, if it exists. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             source, target = (self._names[one] + ending.encode() for one in (key, to))
             os.rename(source, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
-    def remove(self, key: str, endings: tuple[str, ...]) -> None:
+    def remove(self, key: _Name, endings: tuple[str, ...]) -> None:
         """Delete a file with each of these endings, if it exists. Raises OSError."""
         for ending in endings:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._names[key] + ending.encode(), dir_fd=self._fd)
 
     @contextlib.contextmanager
-    def create(self, key: str) -> Iterator[int]:
+    def create(self, key: _Name) -> Iterator[int]:
         """Create a file that only its owner may access, and yield it open for writing. Raises OSError."""
         file = create_file(self._names[key], folder=self._fd)
         try:
@@ -241,7 +259,7 @@ class _Folder:
         """
         held = None
         with contextlib.suppress(FileNotFoundError):
-            held = open_entry(self._fd, self._names["path"])
+            held = open_entry(self._fd, self._names["live"])
         try:
             info = os.fstat(self._fd if held is None else held)
             if os.geteuid() == 0:
@@ -255,7 +273,7 @@ class _Folder:
 
     def exchange_mounted(self) -> None:
         """Copy a mount point aside, which cannot be moved, and overwrite it with the new file."""
-        fd, name, new, old = self._fd, *(self._names[key] for key in ("path", "new", "old"))
+        fd, name, new, old = self._fd, self._names["live"], self._names["new"], self._names["old"]
         check_overwritable(fd, name)
         part = old + b"-part"
         try:
@@ -272,24 +290,23 @@ class _Folder:
     def move_back(self) -> None:
         """Move the old file back; overwrite a mount point with it."""
         try:
-            self.rename("old", "path")
+            self.rename("old", "live")
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            overwrite(self._fd, self._names["old"], self._fd, self._names["path"])
+            overwrite(self._fd, self._names["old"], self._fd, self._names["live"])
             os.unlink(self._names["old"], dir_fd=self._fd)
 
 
-class _Reading:
+class _FileStream(DumpStream):
     """Reads a file, and warns if the file changes meanwhile."""
 
     def __init__(self, descriptor: int) -> None:
-        self.warnings: list[tuple[bytes, str]] = []
+        super().__init__(self._read)
         self._descriptor = descriptor
         self._before = self._state()
 
-    def __call__(self, view: memoryview) -> int:
-        """Fill the beginning of a buffer; return how many bytes were written, 0 at the end."""
+    def _read(self, view: memoryview) -> int:
         count = os.readv(self._descriptor, [view])
         if not count and not self.warnings and self._state() != self._before:
             self.warnings.append((b".", "changed while being read; what was read is kept"))

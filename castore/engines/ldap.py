@@ -14,9 +14,11 @@ import stat
 import struct
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
-from castore.engines.base import SWAPPING, Contents, Engine, Memo
+from castore.engines.base import Contents, Engine
+from castore.engines.dump_stream import DumpStream
+from castore.engines.state import EngineState, PathSwap
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, OPEN_FILE, locate, real_path
 from castore.fs.durable import sync_if_supported
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterable, Iterator
 
-    from castore.engines.base import Readinto
-
-
 _BEGINNING: Final = 4096
 """Bytes of a line that are checked: more than the name of an attribute with its options."""
 _READS_FILE: Final = re.compile(rb"[^:]*:[ \t\r]*<|include:", re.IGNORECASE)
@@ -41,7 +40,7 @@ _END_SECONDS: Final = 5.0
 """Seconds that slapd may take to end after `stop` has ended."""
 
 
-class LDAP(Engine, frozen=True):
+class LDAP(Engine[PathSwap], frozen=True):
     """The entries below one suffix. A rollback needs `stop` and `start`."""
 
     suffix: str
@@ -53,6 +52,11 @@ class LDAP(Engine, frozen=True):
 
     runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("config", "program_path")
+    state_type: ClassVar[type[EngineState]] = PathSwap
+
+    def label(self) -> str:
+        """Return the suffix."""
+        return self.suffix
 
     def _program(self, name: str) -> str:
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
@@ -111,8 +115,8 @@ class LDAP(Engine, frozen=True):
         )
 
     @contextlib.contextmanager
-    def dump(self) -> Iterator[Readinto]:
-        """Yield a function that reads slapcat's output."""
+    def dump(self) -> Iterator[DumpStream]:
+        """Yield a stream of slapcat's output."""
         process = self._process()
         argv = [self._program("slapcat"), "-F", self.config, "-b", self.suffix]
         with run_dump(argv, **process) as readinto:
@@ -126,26 +130,26 @@ class LDAP(Engine, frozen=True):
                     raise ProgramError(f"slapcat exited with 0, but wrote nothing of {self.suffix!r}")
                 return count
 
-            yield read
+            yield DumpStream(read)
 
-    def prepare(self) -> Memo:
+    def prepare(self) -> PathSwap:
         """Return the names of the directories that the rollback creates."""
         try:
             live = os.fsdecode(real_path(self._directory()))
         except OSError as error:
             raise CastoreError(f"cannot replace {self._directory()}: {error.strerror}") from error
         new, old = temporary_names(live)
-        existed = "yes" if os.path.isdir(live) else ""
-        return {"live": live, "existed": existed, "new": new, "old": old}
+        return PathSwap(live=live, existed=os.path.isdir(live), new=new, old=old)
 
-    def stage(self, memo: Memo, contents: Contents) -> None:
+    def stage(self, state: PathSwap, contents: Contents) -> list[str]:
         """Load the entries into a directory next to the live one."""
-        self._load(memo["new"], f"{memo['new']}.conf", contents, self._own)
-        if memo["existed"]:
+        self._load(state.new, f"{state.new}.conf", contents, self._own)
+        if state.existed:
             try:
-                _give(memo["new"], os.stat(memo["live"], follow_symlinks=False))
+                _give(state.new, os.stat(state.live, follow_symlinks=False))
             except OSError as error:
-                raise CastoreError(f"cannot set the owner of {memo['new']}: {error.strerror}") from error
+                raise CastoreError(f"cannot set the owner of {state.new}: {error.strerror}") from error
+        return []
 
     def _load(
         self, data: str, config: str, contents: Contents, account: pwd.struct_passwd | None = None
@@ -183,15 +187,15 @@ class LDAP(Engine, frozen=True):
             with contextlib.suppress(OSError), locate(config) as found:
                 shutil.rmtree(found.name, ignore_errors=True, dir_fd=found.folder)
 
-    def swap(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, state: PathSwap, contents: Contents) -> list[str]:
         """Swap the directories."""
         del contents
-        _refuse_held(memo["live"])
+        _refuse_held(state.live)
         try:
-            with _Siblings(memo) as here:
+            with _Siblings(state) as here:
                 if not here.has("new"):
                     raise CastoreError(
-                        f"cannot replace {memo['live']}: another process removed {memo['new']}, which was to "
+                        f"cannot replace {state.live}: another process removed {state.new}, which was to "
                         "replace it; repeat the rollback"
                     )
                 if here.has("live"):
@@ -199,19 +203,20 @@ class LDAP(Engine, frozen=True):
                 here.rename("new", "live")
                 here.sync()
         except OSError as error:
-            raise CastoreError(f"cannot replace {memo['live']}: {error.strerror}") from error
+            raise CastoreError(f"cannot replace {state.live}: {error.strerror}") from error
+        return []
 
-    def revert(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, state: PathSwap, contents: Contents, *, swapped: bool) -> None:
         """Swap the directories again, and delete what was staged."""
         del contents
-        live, old = memo["live"], memo["old"]
+        live, old = state.live, state.old
         try:
-            with _Siblings(memo) as here:
+            with _Siblings(state) as here:
                 if here.has("old"):
                     if here.has("live"):
                         here.rename("live", "new")
                     here.rename("old", "live")
-                elif not memo["existed"] and SWAPPING in memo and here.has("live") and not here.has("new"):
+                elif not state.existed and swapped and here.has("live") and not here.has("new"):
                     here.rename("live", "new")
                 here.remove("new")
                 here.remove("new", ".conf")
@@ -221,9 +226,9 @@ class LDAP(Engine, frozen=True):
                 f"{live} could not be restored ({error.strerror}): its previous content is in {old}"
             ) from error
 
-    def cleanup(self, memo: Memo) -> None:
+    def cleanup(self, state: PathSwap) -> None:
         """Delete the replaced directory."""
-        with _Siblings(memo) as here:
+        with _Siblings(state) as here:
             here.remove("old")
 
     @contextlib.contextmanager
@@ -286,36 +291,37 @@ def _unfolded(ldif: bytes) -> str:
     return ldif.decode().replace("\n ", "")
 
 
+_Name = Literal["live", "new", "old"]
+
+
 class _Siblings:
-    """The directory that contains the directories of a memo: links there are not followed.
+    """The directory that contains the directories of a rollback: links there are not followed."""
 
-    A directory is named by the memo's key: "live", "new", "old".
-    """
-
-    def __init__(self, memo: Memo) -> None:
-        self._memo = memo
-        self._names = {key: os.path.basename(memo[key]) for key in ("live", "new", "old")}
+    def __init__(self, state: PathSwap) -> None:
+        self._folder = os.path.dirname(state.live)
+        paths: dict[_Name, str] = {"live": state.live, "new": state.new, "old": state.old}
+        self._names = {name: os.path.basename(path) for name, path in paths.items()}
 
     def __enter__(self) -> Self:
-        with locate(os.path.dirname(self._memo["live"])) as found:
+        with locate(self._folder) as found:
             self._fd = found.open_directory()
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def has(self, key: str, ending: str = "") -> bool:
+    def has(self, key: _Name, ending: str = "") -> bool:
         """Whether it exists."""
         with contextlib.suppress(FileNotFoundError):
             name = self._names[key] + ending
             return stat.S_ISDIR(os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode)
         return False
 
-    def rename(self, key: str, to: str) -> None:
+    def rename(self, key: _Name, to: _Name) -> None:
         """Rename a directory. Raises OSError."""
         os.rename(self._names[key], self._names[to], src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
-    def remove(self, key: str, ending: str = "") -> None:
+    def remove(self, key: _Name, ending: str = "") -> None:
         """Delete a directory with its content, if it exists. Raises OSError."""
         if self.has(key, ending):
             shutil.rmtree(self._names[key] + ending, dir_fd=self._fd)

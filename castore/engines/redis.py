@@ -9,8 +9,13 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from castore.engines.base import Engine, Memo, Secret
+import msgspec
+
+from castore.engines.base import Engine
+from castore.engines.dump_stream import DumpStream
 from castore.engines.file import File
+from castore.engines.password import Secret
+from castore.engines.state import EngineState, FileSwap
 from castore.errors import CastoreError, ProgramError
 from castore.process.program import client_environment
 from castore.process.runners import output_of, run_dump
@@ -20,7 +25,7 @@ from castore.process.users import owner_account
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.engines.base import Contents, Readinto
+    from castore.engines.base import Contents
     from castore.process.program import Filter
 
 _MAGIC: Final = b"REDIS"
@@ -32,7 +37,16 @@ _NO_SERVER: Final = "exited with status 1"
 _STILL_RUNS: Final = "the Redis server still runs: the `stop` program in castore.toml has to stop it"
 
 
-class Redis(Engine, frozen=True):
+class RedisSwap(FileSwap, kw_only=True):
+    """The RDB file of a server, which is replaced by renaming."""
+
+    save: str
+    """The server's setting `save` before the rollback; empty: the server saves nothing when it is stopped."""
+    saved: str = ""
+    """What identifies the RDB that the server wrote while the rollback was staged."""
+
+
+class Redis(Engine[RedisSwap], frozen=True):
     """All databases of a server. A rollback needs `stop` and `start`, because the file is read at the start.
 
     The server writes its state into that file when it is stopped. If its configuration says not to, castore
@@ -51,6 +65,11 @@ class Redis(Engine, frozen=True):
 
     runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("socket", "path", "program_path")
+    state_type: ClassVar[type[EngineState]] = RedisSwap
+
+    def file_path(self) -> str | None:
+        """Return the path of the RDB, if it is configured."""
+        return self.path
 
     def _argv(self) -> list[str]:
         program = f"{self.program_path}/redis-cli" if self.program_path else "redis-cli"
@@ -92,8 +111,8 @@ class Redis(Engine, frozen=True):
         return f"redis {found[0].partition(':')[2].strip()}" if found else "redis"
 
     @contextlib.contextmanager
-    def dump(self) -> Iterator[Readinto]:
-        """Yield a function that reads the RDB, which the server sends as to a replica."""
+    def dump(self) -> Iterator[DumpStream]:
+        """Yield a stream of the RDB, which the server sends as to a replica."""
         with run_dump([*self._argv(), "--rdb", "-"], **self._process()) as readinto:
             began = b""
 
@@ -106,9 +125,9 @@ class Redis(Engine, frozen=True):
                         raise ProgramError("redis-cli exited with 0, but sent no RDB: see the server's log")
                 return count
 
-            yield read
+            yield DumpStream(read)
 
-    def when_stopped(self, memo: Memo) -> Engine:
+    def when_stopped(self, state: RedisSwap) -> Engine[Any]:
         """Return an engine that reads the file that the server wrote when it was stopped.
 
         Raises CastoreError if the server still runs, or has not written the file.
@@ -116,11 +135,11 @@ class Redis(Engine, frozen=True):
         fields = {name: getattr(self, name) for name in self.__struct_fields__}
         if self._runs():
             raise CastoreError(_STILL_RUNS)
-        _refuse_unsaved(memo)
-        return _StoppedRedis(**{**fields, "path": memo["path"]})
+        _refuse_unsaved(state)
+        return _StoppedRedis(**{**fields, "path": state.live})
 
-    def _file(self, memo: Memo) -> File:
-        return File(path=memo["path"])
+    def _file(self, state: RedisSwap) -> File:
+        return File(path=state.live)
 
     def preflight(self) -> None:
         """Refuse a server that would not load its RDB, or would not keep what it loaded."""
@@ -144,29 +163,30 @@ class Redis(Engine, frozen=True):
             )
         return found[1]
 
-    def prepare(self) -> Memo:
+    def prepare(self) -> RedisSwap:
         """Return the names of the files that the rollback creates, and the server's `save` setting."""
         path = self.path
         if path is None:
             path = os.path.join(*(self._setting(name) for name in ("dir", "dbfilename")))
-        return {**File(path=path).prepare(), "save": self._setting("save")}
+        file = File(path=path).prepare()
+        return RedisSwap(**msgspec.structs.asdict(file), save=self._setting("save"))
 
-    def stage(self, memo: Memo, contents: Contents) -> None:
+    def stage(self, state: RedisSwap, contents: Contents) -> list[str]:
         """Write the RDB next to the live one, and have the server prove that it can save."""
-        self._file(memo).stage(memo, contents)
+        self._file(state).stage(state, contents)
         program = shutil.which("redis-check-rdb")
         if program is not None:
-            account = self.account or owner_account(memo["new"])
-            output_of([program, memo["new"]], timeout=self.timeout, account=account)
-        self._save(memo)
+            account = self.account or owner_account(state.new)
+            output_of([program, state.new], timeout=self.timeout, account=account)
+        state.saved = self._save(state.live, state.save)
+        return []
 
-    def _save(self, memo: Memo) -> None:
-        """Check that the server can write its RDB, that the file is known, and that it is written at a stop.
+    def _save(self, path: str, setting: str) -> str:
+        """Check that the server can write its RDB to `path`, and that it writes it when it is stopped.
 
-        Writes into the memo what identifies the RDB that was saved for this.
+        setting: the server's setting `save`. Return what identifies the RDB that was saved for this.
         """
-        path = memo["path"]
-        if not memo["save"]:
+        if not setting:
             try:
                 self._ask("CONFIG", "SET", "save", _SAVING)
             except ProgramError as error:
@@ -188,7 +208,7 @@ class Redis(Engine, frozen=True):
                 f"the Redis server does not write {path}: is it on this machine, and is `path` in "
                 "castore.toml its file?"
             )
-        memo["saved"] = _seen(path)
+        return _seen(path)
 
     def _is_saving(self) -> bool:
         return "rdb_bgsave_in_progress:1" in self._ask("INFO", "persistence")
@@ -203,12 +223,12 @@ class Redis(Engine, frozen=True):
             return False
         return True
 
-    def swap(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, state: RedisSwap, contents: Contents) -> list[str]:
         """Swap the files; the server has written its own when it was stopped."""
         if self._runs():
             raise CastoreError(_STILL_RUNS)
-        _refuse_unsaved(memo)
-        self._file(memo).swap(memo, contents)
+        _refuse_unsaved(state)
+        return self._file(state).swap(state, contents)
 
     def _runs(self) -> bool:
         """Whether there is a server; one that answers with an error exists, too."""
@@ -218,17 +238,17 @@ class Redis(Engine, frozen=True):
             return _NO_SERVER not in str(error)
         return True
 
-    def revert(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, state: RedisSwap, contents: Contents, *, swapped: bool) -> None:
         """Restore the replaced file, and the server's setting."""
-        self._file(memo).revert(memo, contents)
-        if not memo.get("save", "-") and self._runs():
+        self._file(state).revert(state, contents, swapped=swapped)
+        if not state.save and self._runs():
             # If it does not run, it reads its configuration when it is started the next time.
             with contextlib.suppress(ProgramError):
                 self._ask("CONFIG", "SET", "save", "")
 
-    def cleanup(self, memo: Memo) -> None:
+    def cleanup(self, state: RedisSwap) -> None:
         """Delete the replaced file."""
-        self._file(memo).cleanup(memo)
+        self._file(state).cleanup(state)
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
@@ -263,10 +283,10 @@ class _StoppedRedis(Redis, frozen=True):
         return "redis"
 
     @contextlib.contextmanager
-    def dump(self) -> Iterator[Readinto]:
-        """Yield a function that reads the file."""
-        with File(path=self.path or "").dump() as readinto:
-            yield readinto
+    def dump(self) -> Iterator[DumpStream]:
+        """Yield a stream of the file."""
+        with File(path=self.path or "").dump() as stream:
+            yield stream
 
 
 def _seen(path: str) -> str:
@@ -278,11 +298,11 @@ def _seen(path: str) -> str:
     return f"{info.st_ino} {info.st_size} {info.st_mtime_ns}"
 
 
-def _refuse_unsaved(memo: Memo) -> None:
+def _refuse_unsaved(state: RedisSwap) -> None:
     """Raise CastoreError if a server was stopped and has not written its RDB."""
-    if memo.get("saved", "") in {_seen(memo["path"]), ""}:
+    if state.saved in {_seen(state.live), ""}:
         raise CastoreError(
-            f"the Redis server was stopped without writing {memo['path']} (killed, or by SHUTDOWN NOSAVE?): "
+            f"the Redis server was stopped without writing {state.live} (killed, or by SHUTDOWN NOSAVE?): "
             "writes since the rollback began are missing from it. The `stop` program in castore.toml has to "
             "end the server by SIGTERM or SHUTDOWN"
         )

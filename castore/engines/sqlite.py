@@ -10,7 +10,10 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from castore.engines.file import File
+import msgspec
+
+from castore.engines.dump_stream import DumpStream
+from castore.engines.file import FileEngine
 from castore.engines.sqlite_process import (
     InvalidError,
     LockedError,
@@ -22,6 +25,7 @@ from castore.engines.sqlite_process import (
     refuse_special,
     user_of_account,
 )
+from castore.engines.state import EngineState, FileSwap
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.model.counting import count as counted
 from castore.process.open_files import refuse_open
@@ -30,17 +34,25 @@ from castore.process.servers import unprivileged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.engines.base import Contents, Memo, Readinto
+    from castore.engines.base import Contents
 
 _WAIT_SECONDS: Final = 60.0
 _SWITCH_SECONDS: Final = 5.0
 
 
-class SQLite(File, frozen=True):
+class SQLiteSwap(FileSwap, kw_only=True):
+    """A database file that is replaced by renaming."""
+
+    mode: str = ""
+    """The journal mode of the live database; empty: not known."""
+
+
+class SQLite(FileEngine[SQLiteSwap], frozen=True):
     """The database in one file, as its pages."""
 
     runs_programs: ClassVar[bool] = True
     sidecar_suffixes: ClassVar[tuple[str, ...]] = ("-wal", "-shm", "-journal")
+    state_type: ClassVar[type[EngineState]] = SQLiteSwap
 
     def _user(self, path: str | None = None) -> User | None:
         """Return the user that SQLite runs as; None: castore's own. Raises CastoreError."""
@@ -61,42 +73,43 @@ class SQLite(File, frozen=True):
         return f"sqlite {sqlite3.sqlite_version}"
 
     @contextlib.contextmanager
-    def dump(self) -> Iterator[Readinto]:
-        """Yield a function that reads a consistent copy, which SQLite's online backup makes."""
+    def dump(self) -> Iterator[DumpStream]:
+        """Yield a stream of a consistent copy, which SQLite's online backup makes."""
         refuse_special(self.path)
         with copied(self.path, self._user(), self._seconds, self.timeout) as readinto:
-            yield readinto
+            yield DumpStream(readinto)
 
-    def stage(self, memo: Memo, contents: Contents) -> None:
+    def stage(self, state: SQLiteSwap, contents: Contents) -> list[str]:
         """Write the database next to the live one, and check it with SQLite."""
-        super().stage(memo, contents)
-        memo["made"] = looked(memo["new"], self.path, self._user(memo["path"]), self.timeout).remarks
-        self._set_mode(memo["new"], memo["mode"])
+        super().stage(state, contents)
+        remarks = looked(state.new, self.path, self._user(state.live), self.timeout).remarks
+        self._set_mode(state.new, state.mode)
+        return remarks.splitlines()
 
-    def prepare(self) -> Memo:
+    def prepare(self) -> SQLiteSwap:
         """Return the names of the files that the rollback creates, and the database's journal mode."""
         mode = ""
         with contextlib.suppress(ProgramError, UsageError):
             refuse_special(self.path)
             mode = ask("mode", self.path, self._user(), self.timeout, seconds=self._seconds)["mode"]
-        return {**super().prepare(), "mode": mode}
+        return SQLiteSwap(**msgspec.structs.asdict(self._prepare()), mode=mode)
 
-    def swap(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, state: SQLiteSwap, contents: Contents) -> list[str]:
         """Replace the file if no process has it open; its write-ahead log is checkpointed first."""
-        self._close(memo["path"])
-        super().swap(memo, contents)
+        self._close(state.live)
+        return super().swap(state, contents)
 
-    def remove(self, memo: Memo) -> None:
+    def remove(self, state: SQLiteSwap) -> None:
         """Move the file aside if no process has it open."""
-        self._close(memo["path"])
-        super().remove(memo)
+        self._close(state.live)
+        super().remove(state)
 
-    def revert(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, state: SQLiteSwap, contents: Contents, *, swapped: bool) -> None:
         """Restore the replaced file, and its journal mode."""
-        super().revert(memo, contents)
-        if os.path.isfile(memo["path"]):
+        super().revert(state, contents, swapped=swapped)
+        if os.path.isfile(state.live):
             with contextlib.suppress(ProgramError, UsageError):
-                self._set_mode(memo["path"], memo["mode"])
+                self._set_mode(state.live, state.mode)
 
     def _close(self, path: str) -> None:
         """Checkpoint a database into its one file. Raises CastoreError if another process has it open."""

@@ -9,7 +9,7 @@ import pwd
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from castore.engines.base import preceded
+from castore.engines.dump_stream import preceded
 from castore.errors import CastoreError, ProgramError, UsageError
 from castore.fs.beneath import Located, locate
 from castore.fs.trusted import directories_above, kind_of, others_write, user_text
@@ -19,7 +19,7 @@ from castore.process.scratch_dir import scratch_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.engines.base import Readinto
+    from castore.engines.dump_stream import Readinto
 
 _KEPT: Final = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD")
 """Environment variables of castore that the process also gets: Python may need them to start."""

@@ -115,7 +115,7 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
 
 
 def give(
-    path: str, inode: str, owner: FileOwner, ownership: Ownership, say: Callable[[str], None]
+    path: str, inode: tuple[int, int], owner: FileOwner, ownership: Ownership, say: Callable[[str], None]
 ) -> None:
     """Set the recorded owner, mode and ACLs of a regular file that this rollback created. Raises OSError.
 
@@ -125,7 +125,7 @@ def give(
         held = open_entry(at.folder, at.name)
     try:
         info = os.fstat(held)
-        if not stat.S_ISREG(info.st_mode) or inode != f"{info.st_dev} {info.st_ino}" or info.st_nlink != 1:
+        if not stat.S_ISREG(info.st_mode) or inode != (info.st_dev, info.st_ino) or info.st_nlink != 1:
             raise OSError(errno.ESTALE, REPLACED)
         _give(beneath.path_of(held), path, owner, ownership, say, mode=owner.mode & 0o777)
     finally:

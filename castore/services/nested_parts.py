@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 from castore.content.scan.exclude import Exclude
 from castore.errors import ConfigError
@@ -12,21 +12,8 @@ from castore.services.config import TreePart
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from castore.engines.base import Engine, Memo
+    from castore.engines.base import Engine
     from castore.services.config import PartSettings, Service
-
-_LIVE: Final = ("path", "live")
-_MADE: Final = ("new", "old")
-
-
-def live_paths(memo: Memo) -> list[str]:
-    """Return the paths of a part, if it consists of files, from the memo of its rollback."""
-    return [memo[key] for key in _LIVE if os.path.isabs(memo.get(key, ""))]
-
-
-def made_paths(memo: Memo, endings: tuple[str, ...] = ()) -> list[str]:
-    """Return the paths that a rollback of a part may create; endings: those of the engine's other files."""
-    return with_endings([memo[key] for key in _MADE if os.path.isabs(memo.get(key, ""))], endings)
 
 
 def with_endings(paths: Iterable[str], endings: tuple[str, ...]) -> list[str]:
@@ -34,10 +21,10 @@ def with_endings(paths: Iterable[str], endings: tuple[str, ...]) -> list[str]:
     return [path + ending for path in paths for ending in ("", *endings)]
 
 
-def configured_path(engine: Engine) -> str | None:
-    """Return the path of a part that is a file, as castore.toml says, or None."""
-    path = getattr(engine, "path", None)
-    return os.path.realpath(path) if isinstance(path, str) else None
+def configured_path(engine: Engine[Any]) -> str | None:
+    """Return the real path of a part that is a file, as castore.toml says, or None."""
+    path = engine.file_path()
+    return None if path is None else os.path.realpath(path)
 
 
 def below(top: str, paths: Iterable[str]) -> frozenset[bytes]:

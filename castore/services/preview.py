@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -75,12 +74,10 @@ def _dump(name: str, source: Source) -> PartPreview:
     if not isinstance(source, EngineSource):
         return PartPreview(name, "dump", "standard input")
     engine = source.engine
-    if isinstance(engine, Command):
-        return PartPreview(name, "dump", f"not run: {shlex.join(engine.program)}")
-    path = getattr(engine, "path", None)
-    if not path:
-        what = getattr(engine, "database", None) or getattr(engine, "suffix", None) or ""
-        return PartPreview(name, "dump", f"not run: the dump program of {source.name} {what}".rstrip())
+    path = engine.file_path()
+    if path is None:
+        program = "" if isinstance(engine, Command) else f"the dump program of {source.name} "
+        return PartPreview(name, "dump", f"not run: {program}{engine.label()}".rstrip())
     part = PartPreview(name, "dump", path, path)
     try:
         info = os.stat(path)

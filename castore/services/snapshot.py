@@ -25,6 +25,7 @@ from castore.content.streams import store_stream
 from castore.engines import find
 from castore.engines.base import settings_of
 from castore.engines.command import Command
+from castore.engines.dump_stream import DumpStream
 from castore.engines.file import File
 from castore.errors import BusyError, DamageError, ProgramError, StorageError, UsageError
 from castore.model.counting import count as counted
@@ -82,7 +83,7 @@ class EngineSource:
 
     name: str
     """Name of the engine."""
-    engine: Engine
+    engine: Engine[Any]
 
 
 def program_source(dump: tuple[str, ...], restore: tuple[str, ...] = ()) -> EngineSource:
@@ -350,13 +351,13 @@ def _store_dump(
         if parent is not None and parent.kind == "dump":
             ingest.compare_with(PreviousStream(iter_runs_of_chunks(store, parent.content)))
         if isinstance(source, EngineSource):
-            readinto = stack.enter_context(source.engine.stable_dump(secret))
+            dump = stack.enter_context(source.engine.stable_dump(secret))
         elif isinstance(source, Stream):
-            readinto = _stream_reader(source)
+            dump = DumpStream(_stream_reader(source))
         else:
             raise TypeError(source)
-        store_stream(ingest, readinto, roots.append)
-        tally.warnings += getattr(readinto, "warnings", ())
+        store_stream(ingest, dump.readinto, roots.append)
+        tally.warnings += dump.warnings
     return roots[0]
 
 

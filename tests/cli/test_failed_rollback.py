@@ -71,7 +71,7 @@ def test_a_recovery_works_when_the_cause_is_fixed(castore: Run, home: Path, jour
 def damaged(data: bytes) -> list[bytes]:
     """Return what may become of a journal: lost, cut, or some of its bytes are others."""
     at = data.index(b"command")
-    return [b"", data[:-3], data.replace(b"memo", b"momo"), data[:at] + b"commanD" + data[at + 7 :]]
+    return [b"", data[:-3], data.replace(b"state", b"stale"), data[:at] + b"commanD" + data[at + 7 :]]
 
 
 def test_a_damaged_journal_is_reported_and_can_be_forgotten(castore: Run, home: Path, journal: Path) -> None:

@@ -126,12 +126,12 @@ def test_a_file_that_changes_while_it_is_read_is_reported(store: Path, tmp_path:
     path.write_bytes(b"x" * 100)
     buffer = memoryview(bytearray(64))
     for change, changed in ((lambda: None, False), (lambda: path.write_bytes(b"y" * 100), True), (lambda: os.utime(path, ns=(1, 1)), True)):
-        with File(path=str(path)).dump() as readinto:
-            assert readinto(buffer) == 64
+        with File(path=str(path)).dump() as stream:
+            assert stream.readinto(buffer) == 64
             change()
-            while readinto(buffer):
+            while stream.readinto(buffer):
                 pass
-            assert bool(readinto.warnings) is changed
+            assert bool(stream.warnings) is changed
 
 
 def test_a_growing_file_gives_exit_code_3(castore: Run, store: Path, tmp_path: Path) -> None:

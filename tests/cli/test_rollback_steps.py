@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from castore.engines.base import Contents, Engine
 from castore.engines.file import File
@@ -170,10 +171,10 @@ def test_a_missing_staged_file_fails_the_rollback(machine: Machine) -> None:
 def test_an_exchange_without_what_was_staged_touches_nothing(engine: Engine, tmp_path: Path) -> None:
     live = tmp_path / "live"
     live.mkdir() if isinstance(engine, LDAP) else live.write_text("live")
-    names = {key: str(tmp_path / key) for key in ("new", "old")}
-    memo = {**names, "path": str(live), "live": str(live), "existed": "yes", "mode": ""}
+    names = {key: str(tmp_path / key) for key in ("live", "new", "old")}
+    swapping = engine.state_type(existed=True, **names)
     with pytest.raises(CastoreError, match="which was to replace it"):
-        engine.swap(memo, Contents(lambda: (), lambda: ()))
+        engine.swap(swapping, Contents(lambda: (), lambda: ()))
     assert os.listdir(tmp_path) == ["live"]
 
 
@@ -210,7 +211,7 @@ def test_recovering_stops_a_service_that_was_started_in_an_inconsistent_state(ma
     machine.run("snapshot", "app", "--revision", "r1")
     machine.write("s", "two")
     machine.write("t/f", "two, and longer")
-    patch = "import castore.services.rollback.steps as s; s.TreeStep.switch = die"
+    patch = "import castore.services.rollback.steps as s; s.TreeStep.swap = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     assert machine.read("s") == "one"
     (machine.top / "hooks").unlink()
@@ -366,7 +367,8 @@ def test_a_journal_of_another_version_is_left_alone(machine: Machine, tmp_path: 
     machine.killed(patch, "rollback", "app", "--to", "r1")
     (journal,) = (tmp_path / "home").rglob("rollbacks/*")
     whole = journal.read_bytes()
-    journal.write_bytes(msgspec.msgpack.encode({"version": 99, "phase": "unheard of"}))
+    other = msgspec.msgpack.encode({"version": 99, "phase": "unheard of"})
+    journal.write_bytes(other + blake3(other).digest(16))
     refused = machine.run("recover", "app", expect=11)
     assert "has version 99" in refused.stderr
     assert "a mistake in castore" not in refused.stderr

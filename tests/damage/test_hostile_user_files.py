@@ -325,14 +325,14 @@ def test_what_the_user_puts_in_the_place_of_a_staged_file_is_not_given_to_them(f
 def test_a_staged_file_that_the_user_exchanged_is_not_switched_to(file: Path):
     engine = File(path=str(file))
     contents = Contents(lambda: [b"second\n"], lambda: [])
-    memo = engine.prepare()
-    engine.stage(memo, contents)
+    swapping = engine.prepare()
+    engine.stage(swapping, contents)
     with as_user():
         (file.parent / "other").write_text("other\n")
-        os.rename(file.parent / "other", memo["new"])
+        os.rename(file.parent / "other", swapping.new)
     with pytest.raises(CastoreError, match="another process exchanged"):
-        engine.swap(memo, contents)
-    engine.revert(memo, contents)
+        engine.swap(swapping, contents)
+    engine.revert(swapping, contents, swapped=False)
     assert file.read_text() == "first\n"
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from castore.content.restore.metadata import Ownership
-from castore.engines.base import Engine, Secret
+from castore.engines.base import Engine
 from castore.engines.file import File
 from castore.engines.mariadb.engine import MariaDB
+from castore.engines.password import Secret
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError, ProgramError, UsageError

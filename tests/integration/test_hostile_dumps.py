@@ -105,17 +105,17 @@ def try_all(engine: Engine, dump: bytes, *, drilled: bool = True) -> list[str]:
     """Roll back to a dump, and drill it; return what was said."""
     contents = Contents(lambda: [dump], lambda: [dump])
     said = []
-    memo = engine.prepare()
+    swapping = engine.prepare()
     try:
         with contextlib.suppress(CastoreError):
             engine.preflight()
         try:
-            engine.stage(memo, contents)
-            engine.swap(memo, contents)
+            engine.stage(swapping, contents)
+            engine.swap(swapping, contents)
         except CastoreError as error:
             said.append(str(error))
     finally:
-        engine.revert(memo, contents)
+        engine.revert(swapping, contents, swapped=False)
     if not drilled:
         return said
     with drill_folder() as folder:

@@ -13,6 +13,7 @@ import pytest
 
 from castore.content.restore.metadata import Ownership
 from castore.content.streams import StreamReader
+from castore.engines.dump_stream import DumpStream
 from castore.engines.mariadb import reports
 from castore.engines.mariadb.engine import MariaDB
 from castore.engines.mariadb.swap import Swap
@@ -126,17 +127,16 @@ def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(sandbox: San
     server.sql("DROP TABLE a", app)
     second = state(server, app)
     own = engine(server, app)
-    memo = own.prepare()
+    swapping = own.prepare()
     with sandbox.open() as store:
         target = store.generation("s", 1)
         assert target is not None
         with StreamReader(store) as reader:
             contents = contents_of(reader, target.parts[0], lambda: None)
-            own.stage(memo, contents)
-            memo["swapping"] = "yes"
-            Swap(own._client, memo).keep_live()
+            own.stage(swapping, contents)
+            Swap(own._client, swapping).keep_live()
             assert state(server, app) != second
-            own.revert(memo, contents)
+            own.revert(swapping, contents, swapped=True)
             assert state(server, app) == second
     assert server.databases() == [app]
 
@@ -226,14 +226,14 @@ def test_no_value_of_a_row_is_shown_when_a_dump_does_not_load(sandbox: Sandbox, 
 
     @contextlib.contextmanager
     def damaged(self, secret):
-        with take_dump(self, secret) as readinto:
+        with take_dump(self, secret) as stream:
 
             def read(view: memoryview) -> int:
-                count = readinto(view)
+                count = stream.readinto(view)
                 view[:count] = bytes(view[:count]).replace(b"'ROW-SECRET'", b"!ROW-SECRET!")
                 return count
 
-            yield read
+            yield DumpStream(read)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MariaDB, "stable_dump", damaged)

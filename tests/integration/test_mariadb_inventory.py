@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.engines.base import SWAPPING, Contents
+from castore.engines.base import Contents
 from castore.engines.mariadb.engine import MariaDB
 from castore.engines.mariadb.swap import Swap
 from castore.errors import CastoreError
@@ -67,8 +67,8 @@ def app(server: MariaDBServer) -> str:
 @pytest.fixture(scope="module")
 def dump(server: MariaDBServer, app: str) -> bytes:
     data, room = b"", memoryview(bytearray(1 << 20))
-    with engine(server, app).stable_dump("secret") as readinto:
-        while count := readinto(room):
+    with engine(server, app).stable_dump("secret") as stream:
+        while count := stream.readinto(room):
             data += room[:count]
     return data
 
@@ -80,10 +80,10 @@ def test_a_change_of_the_stored_dump_ends_the_staging(server: MariaDBServer, app
     assert number == 1
     own, contents = engine(server, app), Contents(lambda: [changed], lambda: [changed])
     before = state(server, app)
-    memo = own.prepare()
+    swapping = own.prepare()
     with pytest.raises(CastoreError, match=name):
-        own.stage(memo, contents)
-    own.revert(memo, contents)
+        own.stage(swapping, contents)
+    own.revert(swapping, contents, swapped=False)
     assert state(server, app) == before
     assert server.databases() == [app]
 
@@ -119,14 +119,13 @@ SWAPPED = {
 def test_a_difference_after_the_swap_is_undone(server: MariaDBServer, app: str, dump: bytes, what: str, monkeypatch):
     own, contents = engine(server, app), Contents(lambda: [dump], lambda: [dump])
     before = state(server, app)
-    memo = own.prepare()
-    own.stage(memo, contents)
-    memo[SWAPPING] = "yes"
+    swapping = own.prepare()
+    own.stage(swapping, contents)
     with monkeypatch.context() as patch:
         patch.setattr(Swap, "grant", lambda _self: server.sql(SWAPPED[what], app))
         with pytest.raises(CastoreError, match="missing|differs|not expected"):
-            own.swap(memo, contents)
-    own.revert(memo, contents)
+            own.swap(swapping, contents)
+    own.revert(swapping, contents, swapped=True)
     assert state(server, app) == before
     assert server.databases() == [app]
 
@@ -138,12 +137,11 @@ def sandbox(tmp_path: Path) -> Sandbox:
 
 def test_a_table_that_appears_during_the_swap_is_found(server: MariaDBServer, app: str, dump: bytes, monkeypatch):
     own, contents = engine(server, app), Contents(lambda: [dump], lambda: [dump])
-    memo = own.prepare()
-    own.stage(memo, contents)
-    memo[SWAPPING] = "yes"
+    swapping = own.prepare()
+    own.stage(swapping, contents)
     with monkeypatch.context() as patch:
         patch.setattr(Swap, "grant", lambda _self: server.sql("CREATE TABLE sudden (x INT)", app))
         with pytest.raises(CastoreError, match="sudden"):
-            own.swap(memo, contents)
-    own.revert(memo, contents)
+            own.swap(swapping, contents)
+    own.revert(swapping, contents, swapped=True)
     assert MariaDB(database=app, socket=server.socket, user="root").exists()

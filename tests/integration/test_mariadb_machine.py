@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from castore.engines.base import Secret
 from castore.engines.mariadb import lock as mariadb_lock
 from castore.engines.mariadb.client import Client
 from castore.engines.mariadb.engine import MariaDB
 from castore.engines.mariadb.rights import _matches
+from castore.engines.password import Secret
 from castore.errors import CastoreError, ProgramError
 from castore.services.config import Service
 from tests.integration.test_mariadb_cases import engine, take, warnings

@@ -16,7 +16,8 @@ import pytest
 
 from castore.content.restore.metadata import Ownership
 from castore.engines import base
-from castore.engines.base import Secret, read_preamble
+from castore.engines.dump_stream import read_preamble
+from castore.engines.password import Secret
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.engines.postgresql.sql import creation, plain
 from castore.errors import CastoreError, ProgramError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from castore.engines.base import INVENTORY, differences, read_preamble
+from castore.engines.dump_stream import read_preamble
+from castore.engines.inventory import INVENTORY, differences
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError
 from castore.services.rollback import execute

@@ -19,8 +19,9 @@ import pytest
 
 from castore.content.restore.metadata import Ownership
 from castore.engines import ldap as ldap_engine
-from castore.engines.base import Engine, Secret
+from castore.engines.base import Engine
 from castore.engines.ldap import LDAP
+from castore.engines.password import Secret
 from castore.engines.redis import Redis
 from castore.errors import CastoreError, ProgramError
 from castore.services import drill

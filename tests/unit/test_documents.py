@@ -15,7 +15,7 @@ import pytest
 from castore import engines
 from castore.cli.main import cli
 from castore.cli.topics import topics
-from castore.engines.base import Secret
+from castore.engines.password import Secret
 from castore.errors import EXIT_CODES
 from castore.services.config import settings
 from castore.services.dates import parse_date

@@ -16,7 +16,7 @@ import msgspec
 from castore.errors import CastoreError, ProgramError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     Query = Callable[[str], list[list[str]]]
 
@@ -214,7 +214,7 @@ def _creation(account: Account) -> tuple[str, str]:
     return sql, note
 
 
-def grant(query: Query, database: str, recorded: Accounts, created: list[Account]) -> list[str]:
+def grant(query: Query, database: str, recorded: Accounts, created: Sequence[Account]) -> list[str]:
     """Grant the recorded rights on the database, and memberships in created roles; return what failed."""
     lines = []
     roles = {one.user for one in created if one.is_role}
@@ -258,7 +258,7 @@ def _granting(database: str, account: Account, right: Right) -> str:
     return f"GRANT {right.right}{column} ON {on} TO {account.sql}{option}"
 
 
-def drop(query: Query, accounts: list[Account]) -> None:
+def drop(query: Query, accounts: Iterable[Account]) -> None:
     """Drop accounts that this rollback created."""
     for account in accounts:
         query(f"DROP {'ROLE' if account.is_role else 'USER'} IF EXISTS {account.sql}")

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.engines.base import read_setting
 from castore.engines.connecting import Chunks, dump_when_free, open_when_free, when_free
 from castore.engines.mariadb.script import plain, unescaped
+from castore.engines.password import read_setting
 from castore.engines.query_session import QuerySession
 from castore.errors import ProgramError
 from castore.process.program import Program, client_environment
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterable, Iterator, Sequence
 
-    from castore.engines.base import Readinto, Secret
+    from castore.engines.dump_stream import Readinto
+    from castore.engines.password import Secret
     from castore.process.program import Filter
 
 MOST: Final = 1 << 30

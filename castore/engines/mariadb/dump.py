@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from castore.engines.base import DumpWithPreamble, refuse_filters, require_trailer
+from castore.engines.dump_stream import DumpWithPreamble, require_trailer
 from castore.engines.mariadb import (
     accounts,
     inventory,
@@ -25,6 +25,7 @@ from castore.engines.mariadb.lock import OtherTables
 from castore.engines.mariadb.reports import State
 from castore.engines.mariadb.rights import Rights
 from castore.engines.mariadb.script import Observed, record_line
+from castore.engines.options import refuse_filters
 from castore.errors import ProgramError
 from castore.process.runners import output_of
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Callable, Iterator
 
-    from castore.engines.base import Readinto
+    from castore.engines.dump_stream import Readinto
     from castore.engines.mariadb.client import Client
 
 FILTERS: Final = (
@@ -53,8 +54,8 @@ _MODES: Final = (
 
 
 @contextlib.contextmanager
-def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> Iterator[Readinto]:
-    """Yield a function that reads a dump. mark: what begins the lines that castore writes into it."""
+def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> Iterator[DumpWithPreamble]:
+    """Yield a stream of a dump. mark: what begins the lines that castore writes into it."""
     reports.refuse_limits(client)
     before = State(client, database)
     rights = Rights(client)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import socket as sockets
@@ -18,15 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
-from castore.engines.base import (
-    SWAPPING,
-    Contents,
-    Engine,
-    Memo,
-    Secret,
-    read_preamble,
-    refuse_elsewhere,
-)
+from castore.engines.base import Contents, Engine
+from castore.engines.dump_stream import DumpStream, read_preamble
 from castore.engines.mariadb import (
     accounts,
     checks,
@@ -38,7 +30,10 @@ from castore.engines.mariadb.client import CLIENT, DUMP, Client
 from castore.engines.mariadb.contents import StoredDump
 from castore.engines.mariadb.programs import literal, quoted
 from castore.engines.mariadb.scratch import scratch_server
-from castore.engines.mariadb.swap import Swap, charset, charset_clause, exists
+from castore.engines.mariadb.swap import MariaDBSwap, Swap, charset, charset_clause, exists
+from castore.engines.options import refuse_elsewhere
+from castore.engines.password import Secret
+from castore.engines.state import EngineState
 from castore.errors import CastoreError, ProgramError
 from castore.model.counting import count as counted
 
@@ -46,13 +41,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from castore.engines.base import Readinto
 
 _ELSEWHERE: Final = ("-A", "--all-databases", "-B", "--databases")
 _DRILL: Final = "drill"
 
 
-class MariaDB(Engine, frozen=True):
+class MariaDB(Engine[MariaDBSwap], frozen=True):
     """One database of a MariaDB server, as mariadb-dump writes it."""
 
     database: str
@@ -70,6 +64,7 @@ class MariaDB(Engine, frozen=True):
 
     runs_programs: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("program_path", "socket", "defaults_file")
+    state_type: ClassVar[type[EngineState]] = MariaDBSwap
     names: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
         ("mariadb-dump", "mysqldump"),
         ("mariadb", "mysql"),
@@ -90,6 +85,10 @@ class MariaDB(Engine, frozen=True):
             timeout=self.timeout,
             account=self.account,
         )
+
+    def label(self) -> str:
+        """Return the name of the database."""
+        return self.database
 
     def exists(self) -> bool:
         """Whether the server has this database."""
@@ -117,22 +116,22 @@ class MariaDB(Engine, frozen=True):
             return ""
         return f"it was dumped from {then}, and the server here is {now}, which is older: it may fail to load"
 
-    def dump(self) -> AbstractContextManager[Readinto]:
-        """Yield a function that reads a dump of one moment of the database."""
+    def dump(self) -> AbstractContextManager[DumpStream]:
+        """Return a context with a stream of a dump of one moment of the database."""
         return self.stable_dump(os.urandom(16).hex())
 
-    def stable_dump(self, secret: str) -> AbstractContextManager[Readinto]:
+    def stable_dump(self, secret: str) -> AbstractContextManager[DumpStream]:
         """Do as `dump`, with a mark between the sections that depends only on the secret."""
         mark = hashlib.blake2b(secret.encode(), digest_size=12).hexdigest()
         return self._dump(mark)
 
     @contextlib.contextmanager
-    def _dump(self, mark: str) -> Iterator[Readinto]:
+    def _dump(self, mark: str) -> Iterator[DumpStream]:
         with (
             self._client.connected() as client,
-            dumps.dump(client, self.database, self.options, mark) as read,
+            dumps.dump(client, self.database, self.options, mark) as stream,
         ):
-            yield read
+            yield stream
 
     def preflight(self) -> None:
         """Check that the server answers, and that a rollback is possible. Raises CastoreError."""
@@ -144,17 +143,17 @@ class MariaDB(Engine, frozen=True):
         refuse_elsewhere(self.options, _ELSEWHERE)
         checks.refuse_unready(client, self.database)
 
-    def prepare(self) -> Memo:
+    def prepare(self) -> MariaDBSwap:
         """Return the names of the databases that the rollback creates."""
-        return {"live": self.database, "existed": "yes" if self.exists() else "", **Swap.names()}
+        return Swap.prepare(self.database, existed=self.exists())
 
-    def stage(self, memo: Memo, contents: Contents) -> None:
+    def stage(self, state: MariaDBSwap, contents: Contents) -> list[str]:
         """Create a database, load the dump, and compare it with what the dump records."""
         with self._client.connected() as client:
-            self._stage(client, memo, contents)
+            return self._stage(client, state, contents)
 
-    def _stage(self, client: Client, memo: Memo, contents: Contents) -> None:
-        swap, new = Swap(client, memo), memo["new"]
+    def _stage(self, client: Client, state: MariaDBSwap, contents: Contents) -> list[str]:
+        swap, new = Swap(client, state), state.new
         introduction = read_preamble(contents.restore_dump())
         dump = StoredDump(introduction, contents.restore_dump())
         self._refuse_without_space(client, swap.live)
@@ -169,8 +168,7 @@ class MariaDB(Engine, frozen=True):
         swap.keep("programs", dump.programs)
         swap.keep("tables", self._digests(client, new))
         swap.detach("new keys")
-        if not memo["existed"]:
-            memo["made"] = "\n".join(self._make_accounts(client, memo, introduction))
+        return [] if state.existed else self._make_accounts(client, state, introduction)
 
     @staticmethod
     def _refuse_differences(lines: list[str]) -> None:
@@ -216,12 +214,12 @@ class MariaDB(Engine, frozen=True):
                     )
 
     @staticmethod
-    def _make_accounts(client: Client, memo: Memo, introduction: dict[str, Any]) -> list[str]:
+    def _make_accounts(client: Client, state: MariaDBSwap, introduction: dict[str, Any]) -> list[str]:
         """Create the recorded users that do not exist; return a line for each."""
         recorded = accounts.decode(introduction)
         if recorded is None:
             line = (
-                f"the dump does not record the users of the database {memo['live']}: create those that it "
+                f"the dump does not record the users of the database {state.live}: create those that it "
                 "needs (they are recorded where the dumping user may read the schema mysql)"
             )
             return [line]
@@ -230,7 +228,7 @@ class MariaDB(Engine, frozen=True):
         except ProgramError as error:
             return [f"cannot see which users exist: {error}; create those that the database needs"]
         created, lines = accounts.create(client.query, lacking)
-        memo["accounts"] = json.dumps([msgspec.to_builtins(one) for one in created])
+        state.accounts = tuple(created)
         return lines
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
@@ -241,15 +239,15 @@ class MariaDB(Engine, frozen=True):
         users = accounts.missing(self._client.query, recorded) if recorded is not None else []
         return [f"the database {self.database}", *(one.shown for one in users)]
 
-    def swap(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, state: MariaDBSwap, contents: Contents) -> list[str]:
         """Move the live tables aside and the new ones in, and create the programs."""
         with self._client.connected() as client:
-            self._swap(client, memo, contents)
+            return self._swap(client, state, contents)
 
-    def _swap(self, client: Client, memo: Memo, contents: Contents) -> None:
-        swap = Swap(client, memo)
+    def _swap(self, client: Client, state: MariaDBSwap, contents: Contents) -> list[str]:
+        swap = Swap(client, state)
         live, new = swap.live, swap.new
-        if not memo["existed"]:
+        if not state.existed:
             client.query(
                 f"CREATE DATABASE IF NOT EXISTS {quoted(live)}{charset_clause(charset(client, new))}"
             )
@@ -265,9 +263,9 @@ class MariaDB(Engine, frozen=True):
         swap.attach("new keys")
         lines = swap.create_programs(swap.new_programs())
         self._compare_tables(client, swap)
-        if not memo["existed"] and (recorded := accounts.decode(read_preamble(contents.restore_dump()))):
-            lines += accounts.grant(client.query, live, recorded, self._created(memo))
-        memo["made"] = "\n".join(lines)
+        if not state.existed and (recorded := accounts.decode(read_preamble(contents.restore_dump()))):
+            lines += accounts.grant(client.query, live, recorded, state.accounts)
+        return lines
 
     @staticmethod
     def _digests(client: Client, database: str) -> dict[str, str]:
@@ -287,38 +285,33 @@ class MariaDB(Engine, frozen=True):
                     "uses it, and repeat the rollback"
                 )
 
-    @staticmethod
-    def _created(memo: Memo) -> list[accounts.Account]:
-        """Return the accounts that this rollback has created."""
-        return msgspec.convert(json.loads(memo.get("accounts", "[]")), list[accounts.Account])
-
-    def revert(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, state: MariaDBSwap, contents: Contents, *, swapped: bool) -> None:
         """Move the replaced tables to their place again."""
         del contents
         with self._client.connected() as client:
-            self._revert(client, memo)
+            self._revert(client, state, swapped=swapped)
 
-    def _revert(self, client: Client, memo: Memo) -> None:
-        swap = Swap(client, memo)
+    def _revert(self, client: Client, state: MariaDBSwap, *, swapped: bool) -> None:
+        swap = Swap(client, state)
         live, old = swap.live, swap.old
-        if SWAPPING in memo and swap.is_made:
+        if swapped and swap.is_made:
             swap.wait()
             if swap.is_moved:
                 swap.drop_programs(live)
                 swap.move_back()
-            if memo["existed"]:
+            if state.existed:
                 swap.set_charset(old)
             swap.attach("old keys")
             if (kept := swap.live_programs()) is not None:
                 swap.drop_programs(live)
                 swap.create_programs(kept)
             swap.restore_asides()
-            if not memo["existed"] and exists(client, live) and not inventory.tables(client, live):
+            if not state.existed and exists(client, live) and not inventory.tables(client, live):
                 client.query(f"DROP DATABASE {quoted(live)}")
         # A remaining account does no damage: the next rollback finds it.
         with contextlib.suppress(ProgramError):
-            accounts.drop(client.quietly, self._created(memo))
-        if SWAPPING not in memo:
+            accounts.drop(client.quietly, state.accounts)
+        if not swapped:
             # The live database was not touched. What cannot be removed now, the next rollback removes.
             with contextlib.suppress(ProgramError):
                 swap.remove()
@@ -327,10 +320,10 @@ class MariaDB(Engine, frozen=True):
             raise CastoreError(f"the live tables of {live} are in {old}, and were not moved back")
         swap.remove()
 
-    def cleanup(self, memo: Memo) -> None:
+    def cleanup(self, state: MariaDBSwap) -> None:
         """Drop the replaced tables."""
         with self._client.connected() as client:
-            Swap(client, memo).remove()
+            Swap(client, state).remove()
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:

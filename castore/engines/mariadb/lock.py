@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import TracebackType
 
-    from castore.engines.base import Readinto
+    from castore.engines.dump_stream import Readinto
     from castore.engines.mariadb.client import Client
     from castore.engines.mariadb.inventory import Table
     from castore.engines.mariadb.script import Observed

@@ -23,7 +23,7 @@ from castore.errors import CastoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from castore.engines.base import Readinto
+    from castore.engines.dump_stream import Readinto
 
 _ROWS: Final = re.compile(
     rb"(?:INSERT|REPLACE)(?: IGNORE)? +INTO +(`(?:[^`]|``)*`)(?: \((?:[^`)]|`(?:[^`]|``)*`)*\))? +VALUES(\s)"

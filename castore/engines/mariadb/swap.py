@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from castore.engines.base import new_name
 from castore.engines.mariadb import client as clients
 from castore.engines.mariadb import inventory, programs
+from castore.engines.mariadb.accounts import Account
 from castore.engines.mariadb.programs import Program, literal, quoted
+from castore.engines.state import DatabaseSwap, new_name
 from castore.errors import CastoreError, NotIntactError, ProgramError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from castore.engines.base import Memo
     from castore.engines.mariadb.client import Client
 
-MARKS: Final = ("new", "old", "code")
 _MADE: Final = re.compile("castore_(new|old|code)_[0-9a-f]{12}")
 _PIECE: Final = 1 << 18
 
@@ -47,18 +46,33 @@ def exists(client: Client, database: str) -> bool:
     return bool(client.ask(f"SELECT 1 FROM information_schema.SCHEMATA {where}"))
 
 
-class Swap:
-    """The databases of one rollback. memo: of the engine's `prepare`."""
+class MariaDBSwap(DatabaseSwap, kw_only=True):
+    """A database whose tables are replaced by those of a staged one."""
 
-    def __init__(self, client: Client, memo: Memo) -> None:
-        self.live, self.new, self.old, self.code = (memo[one] for one in ("live", *MARKS))
+    code: str
+    """The database that records the completed steps, and what is needed to revert them."""
+    accounts: tuple[Account, ...] = ()
+    """The users and roles that the rollback has created."""
+
+    @property
+    def created(self) -> list[str]:
+        """The names of the databases that the rollback creates."""
+        return [self.new, self.old, self.code]
+
+
+class Swap:
+    """The databases of one rollback."""
+
+    def __init__(self, client: Client, state: MariaDBSwap) -> None:
+        self.live, self.new, self.old, self.code = state.live, state.new, state.old, state.code
         self._client = client
-        self._memo = memo
+        self._state = state
 
     @staticmethod
-    def names() -> Memo:
-        """Return new names for the databases that the rollback creates."""
-        return {mark: new_name(mark) for mark in MARKS}
+    def prepare(live: str, *, existed: bool) -> MariaDBSwap:
+        """Return new names for the databases of a rollback of `live`."""
+        new, old, code = new_name("new"), new_name("old"), new_name("code")
+        return MariaDBSwap(live=live, existed=existed, new=new, old=old, code=code)
 
     def make(self, names: list[str]) -> None:
         """Create the databases. names: character set and collation of the staged one."""
@@ -70,7 +84,7 @@ class Swap:
                 PRIMARY KEY (which, number)) ENGINE=InnoDB;
             CREATE TABLE {quoted(self.code)}.staged (number INT PRIMARY KEY) ENGINE=InnoDB;
         """)
-        self.keep("owner", {"live": self.live, "new": self.new, "old": self.old, "code": self.code})
+        self.keep("owner", self._state)
         self._client.query(f"""
             CREATE DATABASE {quoted(self.new)}{charset_clause(names or present)};
             CREATE DATABASE {quoted(self.old)}{charset_clause(present)};
@@ -85,10 +99,11 @@ class Swap:
         for (code,) in self._client.ask(f"SELECT TABLE_SCHEMA FROM information_schema.TABLES {where}"):
             if not _MADE.fullmatch(code):
                 continue
-            left = Swap(self._client, {"live": self.live, "new": code, "old": code, "code": code})
+            names = MariaDBSwap(live=self.live, existed=True, new=code, old=code, code=code)
+            left = Swap(self._client, names)
             with contextlib.suppress(ProgramError, msgspec.MsgspecError):
-                owner = msgspec.json.decode(left.kept("owner") or b"{}", type=dict[str, str])
-                if owner.get("live") == self.live and left.live_programs() is None:
+                owner = msgspec.json.decode(left.kept("owner") or b"{}", type=MariaDBSwap)
+                if owner.live == self.live and left.live_programs() is None:
                     Swap(self._client, owner).remove()
 
     def remove(self) -> None:

@@ -9,8 +9,8 @@ import shutil
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.engines.base import read_setting
 from castore.engines.connecting import Chunks, when_free
+from castore.engines.password import read_setting
 from castore.engines.postgresql.script import guarded
 from castore.engines.postgresql.session import OPTIONS, PREAMBLE, prepared
 from castore.engines.postgresql.sql import dbname_argument, plain, quoted_text
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterable, Iterator, Mapping
 
-    from castore.engines.base import Bytes, Memo, Secret
+    from castore.engines.dump_stream import Bytes
+    from castore.engines.password import Secret
     from castore.process.program import Filter
 
 _NO_FILE: Final = "/nonexistent"
@@ -109,7 +110,12 @@ class Client:
         ]
 
     def query(
-        self, sql: str, names: Memo | None = None, database: str | None = None, *, detail: bool = False
+        self,
+        sql: str,
+        names: Mapping[str, str] | None = None,
+        database: str | None = None,
+        *,
+        detail: bool = False,
     ) -> list[str]:
         """Run SQL; return its records. names: the texts for :'name' in it.
 
@@ -127,7 +133,7 @@ class Client:
             when_free(lambda only: output_of(argv, **own, given=given, only=only), only, REFUSAL)
         )
 
-    def ask(self, sql: str, names: Memo | None = None) -> list[str]:
+    def ask(self, sql: str, names: Mapping[str, str] | None = None) -> list[str]:
         """Run read-only SQL, in the open session if there is one; return its records."""
         out = self.session.answer(_bound(sql, names)) if self.session is not None else None
         return self.query(sql, names) if out is None else _records(out)
@@ -185,7 +191,7 @@ class Client:
         when_free(lambda only: feed(argv, script, **own, only=only, shown=shown), plain, REFUSAL)
 
 
-def _bound(sql: str, names: Memo | None) -> str:
+def _bound(sql: str, names: Mapping[str, str] | None) -> str:
     """Return SQL with a quoted text for each :'name'."""
     if not names:
         return sql

@@ -8,8 +8,9 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from castore.engines.base import INVENTORY, DumpWithPreamble, Inventory, require_trailer
 from castore.engines.connecting import dump_when_free, open_when_free
+from castore.engines.dump_stream import DumpStream, DumpWithPreamble, require_trailer
+from castore.engines.inventory import INVENTORY, Inventory
 from castore.engines.postgresql import inventory as catalogue
 from castore.engines.postgresql.client import REFUSAL
 from castore.engines.postgresql.session import DEFERRABLE, PREAMBLE, reading
@@ -29,7 +30,6 @@ from castore.process.runners import output_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.engines.base import Readinto
     from castore.engines.postgresql.client import Client
 
 Compared = Literal["full", "objects", "off"]
@@ -98,8 +98,8 @@ class Database:
         return recorded
 
     @contextlib.contextmanager
-    def dump(self, secret: str) -> Iterator[Readinto]:
-        """Yield a function that reads pg_dump's output, protected by a word that depends on the secret."""
+    def dump(self, secret: str) -> Iterator[DumpStream]:
+        """Yield a stream of pg_dump's output, protected by a word that depends on the secret."""
         program = self.client.program("pg_dump")
         argv = [program, *self.client.where(), "--format=plain", *restrict_key(self.client, program, secret)]
         argv += self.options

@@ -10,7 +10,7 @@ import shutil
 import signal
 from typing import TYPE_CHECKING
 
-from castore.engines.base import read_preamble
+from castore.engines.dump_stream import read_preamble
 from castore.engines.postgresql.client import Client
 from castore.engines.postgresql.database import Database, valid_record
 from castore.engines.postgresql.sql import quoted_name, quoted_text

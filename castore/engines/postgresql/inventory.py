@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from castore.engines.base import Inventory
+    from castore.engines.inventory import Inventory
 
 _MOST_BYTES: Final = 4 << 20
 """The largest inventory in the first line of a dump; a larger one is condensed to a digest per kind."""

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from castore.engines.base import SWAPPING, Contents, Engine, Memo, require_trailer
 from castore.engines.connecting import dump_when_free
+from castore.engines.dump_stream import DumpStream, require_trailer
 from castore.engines.postgresql.client import REFUSAL
 from castore.engines.postgresql.database import restrict_key
-from castore.engines.postgresql.engine import PostgreSQL
+from castore.engines.postgresql.server import ServerEngine
 from castore.engines.postgresql.sql import quoted_name
+from castore.engines.state import NoState
 from castore.errors import CastoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
-    from castore.engines.base import Bytes, Readinto
+    from castore.engines.base import Contents
+    from castore.engines.dump_stream import Bytes
+
+
+_TRAILER: Final = b"-- PostgreSQL database cluster dump complete"
 
 
 def _created_role(line: bytes) -> str | None:
@@ -26,29 +32,25 @@ def _created_role(line: bytes) -> str | None:
     return (found[1].replace('""', '"') if found[1] else found[2]) if found else None
 
 
-class PostgreSQLRoles(PostgreSQL, frozen=True):
+class PostgreSQLRoles(ServerEngine[NoState], frozen=True):
     """The roles of a cluster, with the password hashes that the server stores, and tablespaces.
 
     A rollback creates missing roles, and sets all recorded ones to their recorded state. Roles that are newer
     than the generation stay.
     """
 
-    def __post_init__(self) -> None:
-        """Accept the settings: there is no database."""
-
-    def expand(self, name: str) -> dict[str, tuple[str, Engine]]:
-        """Return {}: this is one part."""
-        del name
-        return {}
+    def dump(self) -> AbstractContextManager[DumpStream]:
+        """Return a context with a stream of pg_dumpall's output of all but databases."""
+        return self.stable_dump("")
 
     @contextlib.contextmanager
-    def stable_dump(self, secret: str) -> Iterator[Readinto]:
-        """Yield a function that reads pg_dumpall's output of all but databases."""
+    def stable_dump(self, secret: str) -> Iterator[DumpStream]:
+        """Do as `dump`; a word that stays the same protects the restricted parts."""
         client = self._client
         program = client.program("pg_dumpall")
         argv = [program, *client.where(), "--globals-only", *restrict_key(client, program, secret)]
         with dump_when_free(argv, client.process(), REFUSAL) as readinto:
-            yield require_trailer(readinto, b"-- PostgreSQL database cluster dump complete", program)
+            yield DumpStream(require_trailer(readinto, _TRAILER, program))
 
     def check(self) -> None:
         """Raise CastoreError if the roles could not be dumped or set."""
@@ -63,9 +65,9 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
                 f"only a superuser reads and sets all roles: ALTER ROLE {quoted_name(name)} SUPERUSER;"
             )
 
-    def prepare(self) -> Memo:
-        """Return an empty memo: nothing is created next to the live state."""
-        return {}
+    def prepare(self) -> NoState:
+        """Return a state without fields: nothing is created next to the live state."""
+        return NoState()
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
         """Return the roles that a rollback would create."""
@@ -74,24 +76,24 @@ class PostgreSQLRoles(PostgreSQL, frozen=True):
         named = [role for line in lines if (role := _created_role(line)) is not None]
         return [f"the role {role}" for role in named if role not in there]
 
-    def stage(self, memo: Memo, contents: Contents) -> None:
+    def stage(self, state: NoState, contents: Contents) -> list[str]:
         """Create missing roles: they may own databases that are staged."""
-        del memo
+        del state
         lines = b"".join(map(bytes, contents.restore_dump())).splitlines(keepends=True)
         self._load([line for line in lines if _created_role(line) is not None])
+        return []
 
-    def swap(self, memo: Memo, contents: Contents) -> None:
+    def swap(self, state: NoState, contents: Contents) -> list[str]:
         """Set roles to their recorded state."""
-        del memo
+        del state
         self._load(contents.restore_dump())
+        return []
 
-    def revert(self, memo: Memo, contents: Contents) -> None:
+    def revert(self, state: NoState, contents: Contents, *, swapped: bool) -> None:
         """Set roles to their state before the rollback."""
-        if SWAPPING in memo:
+        del state
+        if swapped:
             self._load(contents.previous_dump())
-
-    def cleanup(self, memo: Memo) -> None:
-        """Do nothing: nothing was replaced."""
 
     def _load(self, chunks: Iterable[Bytes]) -> None:
         there = self._client.roles()

@@ -17,7 +17,7 @@ from castore.process.runners import output_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from castore.engines.base import Bytes
+    from castore.engines.dump_stream import Bytes
 
 _HEAD_BYTES: Final = 1 << 25
 """More bytes than the comments before the first statement of a dump."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from castore.engines.base import Bytes
+    from castore.engines.dump_stream import Bytes
     from castore.process.program import Filter
 
 _SETTINGS: Final = {

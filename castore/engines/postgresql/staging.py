@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.engines.base import INVENTORY, read_preamble, refuse_difference
+from castore.engines.dump_stream import read_preamble
+from castore.engines.inventory import INVENTORY, refuse_difference
 from castore.engines.postgresql import inventory as catalogue
 from castore.engines.postgresql.database import Database, valid_record
 from castore.engines.postgresql.sql import (
@@ -20,14 +20,15 @@ from castore.engines.postgresql.sql import (
     role_creation,
     search_path,
 )
-from castore.engines.postgresql.swap import SUBSCRIBED, Swap
+from castore.engines.postgresql.swap import SUBSCRIBED, PostgreSQLSwap, Swap
 from castore.errors import CastoreError, ProgramError
 from castore.model.counting import count as counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from castore.engines.base import Contents, Inventory, Memo
+    from castore.engines.base import Contents
+    from castore.engines.inventory import Inventory
     from castore.engines.postgresql.client import Client
 
 _OF_TEMPLATE: Final = {
@@ -37,21 +38,25 @@ _OF_TEMPLATE: Final = {
 _UNFOUND: Final = "(?:function|operator|relation|type|collation|text search [a-z]+) .* does not exist"
 
 
-def stage(live: Database, memo: Memo, contents: Contents) -> None:
-    """Create a database like the dumped one, and load the dump. Raises CastoreError."""
+def stage(live: Database, state: PostgreSQLSwap, contents: Contents) -> list[str]:
+    """Create a database like the dumped one, and load the dump. Raises CastoreError.
+
+    Return remarks for people, as `Engine.stage`.
+    """
     client = live.client
-    new = Database(client, memo["new"], live.options, live.compared)
+    new = Database(client, state.new, live.options, live.compared)
+    remarks = []
     # An older castore did not record the properties: then those of the live database are used.
     was = read_preamble(contents.restore_dump()) or live.properties()
     with valid_record():
         if was is not None:
             _refuse_lacking(live, was)
-            _make_roles(client, memo, was)
+            remarks += _make_roles(client, state, was)
         create = creation(new.name, was, client.version())
     client.query(create + ";")
 
     def again() -> None:
-        Swap(client, memo).drop(new.name)
+        Swap(client, state).drop(new.name)
         client.query(create + ";")
 
     # Not as one transaction: with large objects, pg_dump writes transactions of its own.
@@ -62,16 +67,17 @@ def stage(live: Database, memo: Memo, contents: Contents) -> None:
         f"the subscription {name} is disabled: ALTER SUBSCRIPTION {quoted_name(name)} ENABLE"
         for name in client.ask(SUBSCRIBED, {"name": new.name})
     ]
-    memo["made"] = "\n".join(filter(None, [memo.get("made", ""), *differing, *disabled]))
+    remarks += [*differing, *disabled]
     with contextlib.suppress(ProgramError):
         # The server analyzes later by itself, too.
         path = quoted_text(search_path(was or {}))
         client.query(f"SELECT set_config('search_path', {path}, false); ANALYZE;", database=new.name)
-    memo["oid"] = new.oid()
+    state.oid = new.oid()
     if was is not None:
         with valid_record():
             lines = list(adornments(new.name, was, client.roles()))
         client.query("".join(f"{line};\n" for line in lines))
+    return remarks
 
 
 def restore(
@@ -165,20 +171,20 @@ def _refuse_lacking(live: Database, was: dict[str, Any]) -> None:
         raise CastoreError(f"the server lacks what {live.name} had: {'; '.join(lacking)}")
 
 
-def _make_roles(client: Client, memo: Memo, was: dict[str, Any]) -> None:
-    """Create the recorded roles that do not exist, and note them in the memo."""
+def _make_roles(client: Client, state: PostgreSQLSwap, was: dict[str, Any]) -> list[str]:
+    """Create the recorded roles that do not exist, and note them in the state; return remarks."""
     lines, made = [], set()
     for role in missing_roles(was, client.roles()):
         # If the database exists, a role that does not was removed on purpose: it gets no password, so that
         # it cannot log in until a password is set.
-        sql, hashed = role_creation(was, role, password=not memo["existed"])
+        sql, hashed = role_creation(was, role, password=not state.existed)
         client.query(sql + ";")
         made.add(role)
-        memo["roles"] = json.dumps(sorted(made))
+        state.roles = tuple(sorted(made))
         lacking = "without a password: set one if it logs in with one"
         how = "with the recorded password hash" if hashed else lacking
         lines.append(f"created the role {role}, {how}")
     script, left = memberships(was, made)
     if script:
         client.query("".join(line + ";" for line in script))
-    memo["made"] = "\n".join([*lines, *left])
+    return [*lines, *left]

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from castore.engines.base import SWAPPING
 from castore.engines.postgresql import checks
 from castore.engines.postgresql.database import Database
 from castore.engines.postgresql.sql import quoted_name
+from castore.engines.state import DatabaseSwap
 from castore.errors import CastoreError, NotIntactError, ProgramError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from castore.engines.base import Memo
     from castore.engines.postgresql.client import Client
 
 SUBSCRIBED: Final = """SELECT subname FROM pg_subscription
 WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = :'name');"""
 
 
-class Swap:
-    """The steps of a rollback on the databases that its memo names."""
+class PostgreSQLSwap(DatabaseSwap, kw_only=True):
+    """A database that is replaced by renaming."""
 
-    def __init__(self, client: Client, memo: Memo) -> None:
+    oid: str = ""
+    """The number with which the server identifies the staged database, once it was loaded."""
+    roles: tuple[str, ...] = ()
+    """The roles that the rollback has created."""
+
+
+class Swap:
+    """The steps of a rollback on its databases."""
+
+    def __init__(self, client: Client, state: PostgreSQLSwap) -> None:
         self._query = client.query
         self._client = client
-        self._memo = memo
-        self.live, self.new, self.old = memo["live"], memo["new"], memo["old"]
+        self._state = state
+        self.live, self.new, self.old = state.live, state.new, state.old
 
     def existing(self) -> set[str]:
         """Return which of the rollback's databases exist."""
@@ -46,28 +53,26 @@ class Swap:
             pairs = ((self.live, self.old), (self.new, self.live))
             self._rename([(one, to) for one, to in pairs if one in there])
         self._let_in(self.live)
-        if Database(self._client, self.live).oid() != self._memo.get("oid"):
+        if Database(self._client, self.live).oid() != self._state.oid:
             raise CastoreError(
                 f"the database that was restored does not have the name {self.live}: another session has "
                 "renamed or replaced it"
             )
 
-    def revert(self) -> None:
-        """Swap the names again, and drop the new database and the roles that were created for it."""
+    def revert(self, *, swapped: bool) -> None:
+        """Swap the names again, and drop the new database and the roles that were created for it.
+
+        swapped: `swap` was called, however far it got.
+        """
         there = self.existing()
         if self.old in there:
             pairs = ((self.live, self.new), (self.old, self.live))
             self._rename([(one, to) for one, to in pairs if one in there])
-        elif (
-            self.live in there
-            and not self._memo["existed"]
-            and self.new not in there
-            and SWAPPING in self._memo
-        ):
+        elif swapped and not self._state.existed and self.live in there and self.new not in there:
             self._rename([(self.live, self.new)])
         self._let_in(self.live)
         self.drop(self.new)
-        for role in json.loads(self._memo.get("roles", "[]")):
+        for role in self._state.roles:
             # A role that is already in use stays.
             with contextlib.suppress(ProgramError):
                 self._query(f"DROP ROLE IF EXISTS {quoted_name(role)};")
@@ -109,27 +114,27 @@ class Swap:
 
     def _close(self, *names: str) -> None:
         """End all connections to databases, and prevent new ones. Raises CastoreError."""
-        memo, listed = _listed(names)
+        values, listed = _listed(names)
         connected = f"FROM pg_stat_activity WHERE datname IN ({listed});"
         script = [f"ALTER DATABASE {quoted_name(name)} ALLOW_CONNECTIONS false;" for name in names]
         script += [f"SELECT count(pg_terminate_backend(pid)) {connected}", f"SELECT datname {connected}"]
-        _, *left = self._query("\n".join(script), memo)
+        _, *left = self._query("\n".join(script), values)
         for _ in range(50):
             if not left:
                 return
-            _, *left = self._query(f"SELECT count(pg_sleep(0.1)); SELECT datname {connected}", memo)
+            _, *left = self._query(f"SELECT count(pg_sleep(0.1)); SELECT datname {connected}", values)
         raise CastoreError(f"a client stays connected to the database {left[0]}: stop what uses it")
 
     def _let_in(self, *names: str) -> None:
-        memo, listed = _listed(names)
+        values, listed = _listed(names)
         self._query(
             "SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS true;', datname) FROM pg_database "
             f"WHERE datname IN ({listed}) AND NOT datallowconn \\gexec\n",
-            memo,
+            values,
         )
 
 
-def _listed(names: Iterable[str]) -> tuple[Memo, str]:
-    """Return a memo of psql variables with these values, and the list of the variables in SQL."""
-    memo = {f"name{number}": name for number, name in enumerate(names)}
-    return memo, ", ".join(f":'{variable}'" for variable in memo)
+def _listed(names: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Return psql variables with these values, and the list of the variables in SQL."""
+    values = {f"name{number}": name for number, name in enumerate(names)}
+    return values, ", ".join(f":'{variable}'" for variable in values)

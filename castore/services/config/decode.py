@@ -252,10 +252,11 @@ class _Decoder:
             tree = self._problems.convert_partly(own, TreePart, keys)
             path = self._values.absolute(tree.path, (*keys, "path"))
             exclude = (*self._exclude, *tree.exclude)
-            source: TreePart | Engine = msgspec.structs.replace(tree, path=path, exclude=exclude)
+            source: TreePart | Engine[Any] = msgspec.structs.replace(tree, path=path, exclude=exclude)
         else:
             source = self._engine(engine, own, service, run_as, keys)
-        runs = bool(around.before or around.after) or getattr(source, "runs_programs", False)
+        runs = bool(around.before or around.after)
+        runs = runs or (not isinstance(source, TreePart) and source.runs_programs)
         if around.run_as is not None and not runs:
             reason = f"the engine {engine!r} runs no program and the part has no hooks: remove this key"
             raise self._problems.error((*keys, "run-as"), reason)
@@ -263,14 +264,14 @@ class _Decoder:
 
     def _engine(
         self, name: Any, table: dict[str, Any], service: ServiceTable, run_as: str | None, keys: Keys
-    ) -> Engine:
+    ) -> Engine[Any]:
         if not isinstance(name, str):
             raise self._problems.error((*keys, "engine"), f"expected text, got {name!r}")
         try:
             kind = engines.find(name)
         except UsageError as error:
             raise self._problems.error((*keys, "engine"), str(error)) from error
-        part: Engine = self._problems.convert_partly(table, kind, keys)
+        part: Engine[Any] = self._problems.convert_partly(table, kind, keys)
         changes: dict[str, Any] = {}
         with self._problems.collecting():
             self._values.check_seconds(part.timeout, (*keys, "timeout"))

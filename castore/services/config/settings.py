@@ -45,7 +45,7 @@ class PartSettings(_Table, frozen=True):
     """One part of a service."""
 
     engine: str
-    source: TreePart | Engine
+    source: TreePart | Engine[Any]
     """The keys of the engine."""
     before: tuple[str, ...] = ()
     """Program to run before the service's parts are taken."""

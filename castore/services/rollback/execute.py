@@ -24,7 +24,7 @@ from castore.content.restore.in_place import InPlace
 from castore.content.restore.plan import Comparison
 from castore.content.restore.planner import plan_removal
 from castore.content.streams import StreamReader
-from castore.engines.base import SWAPPING, Memo, settings_of
+from castore.engines.base import settings_of
 from castore.errors import CastoreError, NotIntactError, RevertInterruptedError, StorageError
 from castore.model.generation import Origin
 from castore.model.names import short_revision
@@ -38,8 +38,6 @@ from castore.services.hooks import Hooks, check_health
 from castore.services.hosts import take_over
 from castore.services.nested_parts import (
     below,
-    live_paths,
-    made_paths,
     refuse_same,
     with_endings,
 )
@@ -54,6 +52,7 @@ from castore.services.rollback.steps import (
     TreeRemoval,
     TreeStep,
     contents_of,
+    planned_move,
 )
 from castore.services.snapshot import (
     EngineSource,
@@ -70,6 +69,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
+    from castore.engines.state import EngineState
     from castore.model.generation import FileOwner, Generation, Part
     from castore.progress import Progress
     from castore.store import Store
@@ -157,7 +157,7 @@ def _roll_back(
         if dump.warning:
             say(f"{dump.part.name}: {dump.warning}")
 
-    def keep(memos: dict[str, Memo], made: Sequence[str]) -> Generation | None:
+    def keep(states: dict[str, EngineState], made: Sequence[str]) -> Generation | None:
         """Take the pre-rollback generation. The service is stopped, so no later change is missed.
 
         made: paths that the rollback created next to the live state, which trees leave out.
@@ -170,8 +170,8 @@ def _roll_back(
         for name, source in now.items():
             if isinstance(source, Tree):
                 now[name] = replace(source, own=below(source.path, made))
-            elif isinstance(source, EngineSource) and service.stop and name in memos:
-                now[name] = EngineSource(source.name, source.engine.when_stopped(memos[name]))
+            elif isinstance(source, EngineSource) and service.stop and name in states:
+                now[name] = EngineSource(source.name, source.engine.when_stopped(states[name]))
         if now or absent.kinds:
             # On a new machine, what exists at the paths of the service is the state of no revision. 'follow'
             # would restore it if it were filed under the configured one.
@@ -259,7 +259,7 @@ class _Transaction:
         plan: RollbackPlan,
         service: Service,
         origins: dict[str, Origin],
-        keep: Callable[[dict[str, Memo], Sequence[str]], Generation | None],
+        keep: Callable[[dict[str, EngineState], Sequence[str]], Generation | None],
         say: Callable[[str], None],
         revision: str,
         *,
@@ -304,16 +304,16 @@ class _Transaction:
             found = self._origins.get(part.name, Origin())
             if part.kind == "tree":
                 plan = partial(self._plan, part, found, ownership, leave_out)
-                service = self._target.service
-                tree = TreeStep(self._reader, service, found.path, plan, ownership, tally)
-                self._add(tree, PartJournal(part.name, path=found.path, memo=tree.memo))
-                self._live_paths[part.name] = self._apart[part.name] = [os.fsdecode(found.path)]
+                exists = os.path.lexists(found.path)
+                journal = PartJournal(part.name, path=found.path, existed=exists)
+                apply = partial(self._in_place, ownership=ownership, tally=tally)
+                self._add(TreeStep(journal, plan, apply))
                 continue
             source = self._sources[part.name]
             journal = self._journal_of(part.name, source)
             contents = contents_of(self._reader, part, lambda: self.pre_rollback, tally)
             own = partial(self._own, found.file, ownership)
-            self._add(DumpStep(source, journal.memo, contents, own), journal, source.engine.sidecar_suffixes)
+            self._add(DumpStep(source.engine, journal, contents, own), source.engine.sidecar_suffixes)
         # Parts that did not exist in the target.
         for removal in self._removals:
             if not removal.there:
@@ -321,17 +321,17 @@ class _Transaction:
             if removal.source is None:
                 path = os.fsencode(removal.path)
                 work = partial(self._removal, removal.name, removal.path, ownership, leave_out, tally)
-                removed = TreeRemoval(self._store.places.journals, path, work=work)
-                self._add(removed, PartJournal(removal.name, path=path, memo=removed.memo))
+                journal = PartJournal(removal.name, path=path, move=planned_move(removal.path))
+                self._add(TreeRemoval(journal, self._store.places.journals, work))
                 continue
             journal = self._journal_of(removal.name, removal.source)
             contents = contents_of(self._reader, None, lambda: self.pre_rollback)
             kept = partial(self._has_all_of, removal.name)
-            change = EngineRemoval(removal.source, journal.memo, contents, kept)
-            self._add(change, journal, removal.source.engine.sidecar_suffixes)
+            engine = removal.source.engine
+            self._add(EngineRemoval(engine, journal, contents, kept), engine.sidecar_suffixes)
         refuse_same(self._live_paths)
 
-    def _own(self, file: FileOwner | None, ownership: Ownership, path: str, inode: str) -> None:
+    def _own(self, file: FileOwner | None, ownership: Ownership, path: str, inode: tuple[int, int]) -> None:
         if file is not None:
             try:
                 folders.give(path, inode, file, ownership, self._say)
@@ -341,14 +341,19 @@ class _Transaction:
     @staticmethod
     def _journal_of(name: str, source: EngineSource) -> PartJournal:
         settings = settings_of(source.engine)
-        return PartJournal(name, engine=source.name, settings=settings, memo=source.engine.prepare())
+        return PartJournal(name, engine=source.name, settings=settings, state=source.engine.prepare())
 
-    def _add(self, change: RollbackStep, journal: PartJournal, endings: tuple[str, ...] = ()) -> None:
+    def _add(self, change: RollbackStep, endings: tuple[str, ...] = ()) -> None:
         self._changes.append(change)
+        journal = change.journal
         self._journal.parts.append(journal)
-        self._live_paths[journal.name] = live = live_paths(journal.memo)
+        live, made = journal.paths
+        self._live_paths[journal.name] = live
         self._apart[journal.name] = with_endings(live, endings)
-        self._made += made_paths(journal.memo, endings)
+        self._made += with_endings(made, endings)
+
+    def _in_place(self, plan: TreePlan, *, ownership: Ownership, tally: Progress) -> InPlace:
+        return InPlace(self._reader, plan, ownership, tally, self._target.service)
 
     def _plan(
         self, part: Part, found: Origin, ownership: Ownership, leave_out: Sequence[str]
@@ -390,11 +395,10 @@ class _Transaction:
         self._save()
         try:
             for part, change in zip(journal.parts, self._changes, strict=True):
-                change.stage()
-                self._report_made(part)
+                self._report(part, change.stage())
             self._stop()
-            memos = {part.name: part.memo for part in journal.parts if part.engine}
-            self.pre_rollback = self._keep(memos, self._made)
+            states = {part.name: part.state for part in journal.parts if part.state is not None}
+            self.pre_rollback = self._keep(states, self._made)
             journal.pre_rollback = self.pre_rollback.number if self.pre_rollback is not None else None
             self._save()
             changed = []
@@ -402,11 +406,10 @@ class _Transaction:
                 stored = self._target.part(part.name)
                 if stored is not None and _is_equal(stored, self.pre_rollback):
                     continue
-                part.memo[SWAPPING] = "yes"
+                part.swapped = True
                 changed.append(part.name)
                 self._save()
-                change.swap()
-                self._report_made(part)
+                self._report(part, change.swap())
             self.changed = tuple(changed)
             self._start()
             # From here on, an interrupt would leave a rollback that is done but looks interrupted.
@@ -430,8 +433,8 @@ class _Transaction:
         of = f" (revision {short_revision(self._journal.before)})" if self._journal.before else ""
         return f"the previous state of {self._target.service!r}{of} is restored"
 
-    def _report_made(self, part: PartJournal) -> None:
-        for line in filter(None, part.memo.pop("made", "").split("\n")):
+    def _report(self, part: PartJournal, remarks: list[str]) -> None:
+        for line in remarks:
             self._say(f"{part.name}: {line}")
 
     def _defer(self) -> None:

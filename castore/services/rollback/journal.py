@@ -6,28 +6,38 @@ After a kill, `recover` reads it: it undoes the rollback, or completes it if all
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from blake3 import blake3
 
-from castore.engines.base import SWAPPING, Memo
+from castore.engines import find
+from castore.engines.state import EngineState  # noqa: TC001 - msgspec evaluates it
 from castore.errors import NotIntactError, StorageError
 from castore.model.odd_text import lossless, texts
 
 if TYPE_CHECKING:
     from castore.store import Store
 
-_VERSION: Final = 3
-"""Version 2 added parts that are removed; version 3 added the checksum."""
+_VERSION: Final = 1
 _CHECKSUM: Final = 16
 """Bytes of the checksum after the encoded journal."""
-UNDONE: Final = "undone"
-"""Key of a memo: the part has its previous state again, and must not be touched any more."""
+
+
+class TreeMove(msgspec.Struct):
+    """A tree that is removed: it is moved to a name next to it."""
+
+    old: str
+    """Where the tree is moved."""
+    inode: tuple[int, int] | None = None
+    """Device and inode number of the directory; None: it could not be examined."""
+    boot: str = ""
+    """Boot id of the machine, without which the device number means nothing."""
 
 
 class PartJournal(msgspec.Struct):
-    """What the rollback does to one part."""
+    """What the rollback does to one part, and how far it is."""
 
     name: str
     path: bytes = b""
@@ -35,13 +45,37 @@ class PartJournal(msgspec.Struct):
     engine: str = ""
     """Engine of a dump; empty for a tree."""
     settings: dict[str, Any] = {}
-    memo: Memo = {}
-    """State of the engine. For a tree that is removed: its path, and `old`, the path that it is moved to."""
+    state: EngineState | None = None
+    """What the engine has to remember; None for a tree. Its class is the engine's `state_type`."""
+    move: TreeMove | None = None
+    """Set for a tree that is removed."""
+    existed: bool = True
+    """Whether a tree existed before the rollback."""
+    swapped: bool = False
+    """Whether the live state may have been changed: set just before the part is swapped."""
+    reverted: bool = False
+    """Whether the part has its previous state again, so that it must not be touched any more."""
+    keep_old: bool = False
+    """Whether what was moved aside is kept, because no generation has all of it."""
 
     @property
-    def switched(self) -> bool:
+    def is_changed(self) -> bool:
         """Whether the live state may have been changed, and has not been reverted."""
-        return SWAPPING in self.memo and UNDONE not in self.memo
+        return self.swapped and not self.reverted
+
+    @property
+    def paths(self) -> tuple[list[str], list[str]]:
+        """The paths that the part consists of, and those that the rollback creates for it."""
+        if self.state is not None:
+            return self.state.live_paths, self.state.created_paths
+        return [os.fsdecode(self.path)], [] if self.move is None else [self.move.old]
+
+    @property
+    def left(self) -> str:
+        """What the rollback may leave if it is forgotten, for people; empty: nothing."""
+        if not self.engine:
+            return f".castore-aside-... in {os.fsdecode(self.path)}"
+        return ", ".join(sorted(self.state.created)) if self.state is not None else ""
 
 
 class Journal(msgspec.Struct):
@@ -68,7 +102,7 @@ class Journal(msgspec.Struct):
     @property
     def changed(self) -> bool:
         """Whether any part differed from the target."""
-        return any(SWAPPING in part.memo for part in self.parts)
+        return any(part.swapped for part in self.parts)
 
 
 class _JournalVersion(msgspec.Struct):
@@ -97,12 +131,11 @@ def read_journal(store: Store, service: str) -> Journal | None:
         data = store.begun_rollback(service)
         if data is None:
             return None
-        intact = data[-_CHECKSUM:] == _checksum(data[:-_CHECKSUM])
-        data = data[:-_CHECKSUM] if intact else data
-        version = msgspec.msgpack.decode(data, type=_JournalVersion).version
-        if version == _VERSION and not intact:
+        data, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
+        if checksum != _checksum(data):
             raise _damaged(service, "its checksum is wrong")
-        if version in range(1, _VERSION + 1):
+        version = msgspec.msgpack.decode(data, type=_JournalVersion).version
+        if version == _VERSION:
             return _decoded(data)
     except (msgspec.DecodeError, msgspec.ValidationError, StorageError) as error:
         raise _damaged(service, str(error)) from None
@@ -116,10 +149,18 @@ def read_journal(store: Store, service: str) -> Journal | None:
 def _decoded(data: bytes) -> Journal:
     """Decode a journal. Raises DecodeError, ValidationError."""
     plain = msgspec.msgpack.decode(data, type=dict[str, Any])
-    parts = msgspec.convert(plain.get("parts"), list[dict[str, Any]])
-    for part in parts:
-        part |= {name: texts(part.get(name, {})) for name in ("settings", "memo")}
-    return msgspec.convert({**plain, "parts": parts}, Journal)
+    parts = msgspec.convert(plain.pop("parts"), list[dict[str, Any]])
+    return msgspec.convert({**plain, "parts": [_decoded_part(one) for one in parts]}, Journal)
+
+
+def _decoded_part(plain: dict[str, Any]) -> PartJournal:
+    texts_of = {name: texts(plain.pop(name, None)) for name in ("settings", "state", "move")}
+    part = msgspec.convert({**plain, "settings": texts_of["settings"] or {}}, PartJournal)
+    if part.engine:
+        part.state = msgspec.convert(texts_of["state"], find(part.engine).state_type)
+    elif texts_of["move"] is not None:
+        part.move = msgspec.convert(texts_of["move"], TreeMove)
+    return part
 
 
 def _damaged(service: str, reason: str) -> NotIntactError:

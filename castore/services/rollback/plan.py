@@ -65,8 +65,7 @@ class DumpPlan:
             return " ".join(settings.restore)
         if settings.path:
             return os.fsdecode(settings.path)
-        where = settings.settings.get("path") or settings.settings.get("database") or ""
-        return f"{settings.engine} {where}".strip()
+        return f"{settings.engine} {self.source.engine.label()}".strip()
 
 
 @dataclass(frozen=True)

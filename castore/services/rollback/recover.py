@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from castore.content.streams import StreamReader
-from castore.engines.base import SWAPPING
 from castore.errors import CastoreError, NotFoundError, NotIntactError
 from castore.process.runners import run
 from castore.process.users import account_of
 from castore.services.events import event
-from castore.services.rollback.journal import UNDONE, Journal, read_journal, write_journal
+from castore.services.rollback.journal import Journal, read_journal, write_journal
 from castore.services.rollback.steps import (
     DumpStep,
     RecoveredTreeStep,
@@ -27,9 +25,6 @@ from castore.services.snapshot import recorded_engine
 if TYPE_CHECKING:
     from castore.store import Store
 
-_MADE: Final = {"new", "old", "code"}
-"""Keys of memos that name what a rollback creates."""
-
 
 def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: bool = False) -> list[str]:
     """Restore the previous state; return what failed. The journal is deleted if nothing failed.
@@ -39,7 +34,7 @@ def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: 
     failed = []
     runs = journal.phase == "started"
     if later and journal.phase == "stopped":
-        runs = any(part.switched for part in journal.parts)
+        runs = any(part.is_changed for part in journal.parts)
     if runs and journal.stop:
         try:
             run(journal.stop, timeout=journal.timeout, account=account_of(journal.run_as))
@@ -47,12 +42,12 @@ def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: 
             failed.append(str(error))
     left = []
     for part, change in reversed(list(zip(journal.parts, changes, strict=True))):
-        if UNDONE in part.memo:
+        if part.reverted:
             continue
         try:
             change.revert()
             # Never twice: from now on the part belongs to the service, which may change it.
-            part.memo[UNDONE] = "yes"
+            part.reverted = True
             write_journal(store, journal)
         except (CastoreError, OSError) as error:
             left.append(f"the previous state of {part.name!r} could not be restored: {error}")
@@ -79,7 +74,7 @@ def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[
     left = False
     for part, change in zip(journal.parts, changes, strict=True):
         try:
-            if SWAPPING in part.memo:
+            if part.swapped:
                 change.cleanup()
             else:
                 change.revert()  # the part was equal to the target: delete what was staged
@@ -124,13 +119,7 @@ def forget(store: Store, service: str) -> str:
         )
     if journal is None:
         raise NotFoundError(f"no rollback of {service!r} was interrupted on this machine")
-    left = [
-        f"{part.name}: {', '.join(sorted(value for key, value in part.memo.items() if key in _MADE))}"
-        for part in journal.parts
-        if _MADE & part.memo.keys()
-    ]
-    trees = [part for part in journal.parts if part.path]
-    left += [f"{part.name}: .castore-aside-... in {os.fsdecode(part.path)}" for part in trees]
+    left = [f"{part.name}: {part.left}" for part in journal.parts if part.left]
     store.forget_rollback(service)
     return f"the rollback of {service} is forgotten; it may have left: {'; '.join(left) or 'nothing'}"
 
@@ -158,14 +147,13 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
         changes: list[RollbackStep] = []
         for part in journal.parts:
             if not part.engine:
-                removed = "old" in part.memo
-                kind = TreeRemoval if removed else RecoveredTreeStep
-                changes.append(kind(store.places.journals, part.path, part.memo))
+                kind = RecoveredTreeStep if part.move is None else TreeRemoval
+                changes.append(kind(part, store.places.journals))
                 continue
             source = recorded_engine(part.engine, part.settings)
             found = target.part(part.name) if target is not None else None
             contents = contents_of(reader, found, lambda: pre_rollback)
-            changes.append(DumpStep(source, part.memo, contents))
+            changes.append(DumpStep(source.engine, part, contents))
         if journal.phase == "done":
             remember(store, journal)
             problems = finish(store, journal, changes)

@@ -7,46 +7,51 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
-from castore.content.restore.in_place import InPlace
 from castore.content.restore.recover import recover as recover_tree
 from castore.content.restore.undo_area import UNMOVABLE
 from castore.content.restore.undo_journal import boot_id, same_file
-from castore.engines.base import SWAPPING, Contents, Memo
+from castore.engines.base import Contents
+from castore.engines.state import FileSwap, PathSwap
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import locate, make_directory
 from castore.fs.regular import temporary_names
 from castore.fs.removing import remove
 from castore.services.restore import counted
+from castore.services.rollback.journal import PartJournal, TreeMove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.in_place import InPlace
     from castore.content.restore.plan import TreePlan
     from castore.content.streams import StreamReader
+    from castore.engines.base import Engine
+    from castore.engines.state import EngineState
     from castore.model.generation import Generation, Part
     from castore.progress import Progress
-    from castore.services.snapshot import EngineSource
 
-_EXISTED: Final = "existed"
-"""Key of a memo: empty if the part did not exist before the rollback."""
-_LEFT: Final = "left"
-"""Key of a memo: what was moved aside is kept, because no generation has all of it."""
 
 
 class RollbackStep:
-    """The change of one part. Another process may call `revert` and `cleanup`."""
+    """The change of one part. Another process may call `revert` and `cleanup`.
 
-    problems: list[tuple[bytes, str]]
-    """(path, reason) of what could not be restored, or not be removed."""
+    journal: what is recorded of the part. The caller writes it durably between the steps.
+    """
 
-    def stage(self) -> None:
-        """Restore what can be restored next to the live state, without changing it."""
+    def __init__(self, journal: PartJournal) -> None:
+        self.journal = journal
+        self.problems: list[tuple[bytes, str]] = []
+        """(path, reason) of what could not be restored, or not be removed."""
 
-    def swap(self) -> None:
-        """Replace the live state by the target's."""
+    def stage(self) -> list[str]:
+        """Restore what can be restored next to the live state, without changing it; return remarks."""
+        return []
+
+    def swap(self) -> list[str]:
+        """Replace the live state by the target's; return remarks for people."""
+        return []
 
     def revert(self) -> None:
         """Restore the previous state."""
@@ -60,86 +65,83 @@ class DumpStep(RollbackStep):
 
     def __init__(
         self,
-        source: EngineSource,
-        memo: Memo,
+        engine: Engine[Any],
+        journal: PartJournal,
         contents: Contents,
-        own: Callable[[str, str], None] = lambda _path, _inode: None,
+        own: Callable[[str, tuple[int, int]], None] = lambda _path, _inode: None,
     ) -> None:
         """own: sets the recorded owner and mode of a staged file that replaces no other, given its inode."""
-        self.problems = []
+        super().__init__(journal)
         self._own = own
-        self._engine = source.engine
-        self._memo = memo
+        self._engine = engine
         self._contents = contents
 
-    def stage(self) -> None:
-        """Restore what can be restored next to the live state, without changing it."""
-        self._engine.stage(self._memo, self._contents)
-        new = self._memo.get("new", "")
-        if self._memo.get(_EXISTED) == "" and os.path.isfile(new):
-            self._own(new, self._memo.get("inode", ""))
+    @property
+    def _state(self) -> EngineState:
+        assert self.journal.state is not None
+        return self.journal.state
 
-    def swap(self) -> None:
-        """Replace the live state by the target's."""
-        self._engine.swap(self._memo, self._contents)
+    def stage(self) -> list[str]:
+        """Restore what can be restored next to the live state, without changing it; return remarks."""
+        remarks = self._engine.stage(self._state, self._contents)
+        state = self._state
+        if isinstance(state, FileSwap) and state.inode is not None and not state.existed:
+            self._own(state.new, state.inode)
+        return remarks
+
+    def swap(self) -> list[str]:
+        """Replace the live state by the target's; return remarks for people."""
+        return self._engine.swap(self._state, self._contents)
 
     def revert(self) -> None:
         """Restore the previous state."""
-        self._engine.revert(self._memo, self._contents)
+        self._engine.revert(self._state, self._contents, swapped=self.journal.swapped)
 
     def cleanup(self) -> None:
         """Delete what the target's state replaced."""
-        if self._memo.get(_LEFT):
-            old = self._memo.get("old", "")
+        if self.journal.keep_old:
+            old = self._state.old if isinstance(self._state, PathSwap) else "another name"
             reason = f"the pre-rollback snapshot could not read all of it: it was moved to {old}"
             self.problems = [(b".", reason)]
             return
-        self._engine.cleanup(self._memo)
+        self._engine.cleanup(self._state)
 
 
 class EngineRemoval(DumpStep):
     """A dump that did not exist in the target generation, and is removed."""
 
     def __init__(
-        self, source: EngineSource, memo: Memo, contents: Contents, is_kept: Callable[[], bool]
+        self, engine: Engine[Any], journal: PartJournal, contents: Contents, is_kept: Callable[[], bool]
     ) -> None:
         """is_kept: return whether the pre-rollback generation has all of the part."""
-        super().__init__(source, memo, contents)
+        super().__init__(engine, journal, contents)
         self._is_kept = is_kept
 
-    def stage(self) -> None:
+    def stage(self) -> list[str]:
         """Do nothing: there is nothing to restore."""
+        return []
 
-    def swap(self) -> None:
+    def swap(self) -> list[str]:
         """Remove the live state; keep it aside if no generation has all of it."""
-        if not self._is_kept():
-            self._memo[_LEFT] = "yes"
-        self._engine.remove(self._memo)
+        self.journal.keep_old = not self._is_kept()
+        self._engine.remove(self._state)
+        return []
 
 
 class TreeStep(RollbackStep):
     """A live tree that is changed in place until it equals the stored one."""
 
     def __init__(
-        self,
-        reader: StreamReader,
-        service: str,
-        path: bytes,
-        plan: Callable[[], TreePlan],
-        ownership: Ownership,
-        tally: Progress,
+        self, journal: PartJournal, plan: Callable[[], TreePlan], apply: Callable[[TreePlan], InPlace]
     ) -> None:
-        self.problems = []
-        self.memo: Memo = {_EXISTED: "yes" if os.path.lexists(path) else ""}
-        self._reader = reader
-        self._service = service
-        self._path = os.fsdecode(path)
+        """apply: return the change in place that carries out a plan."""
+        super().__init__(journal)
+        self._path = os.fsdecode(journal.path)
         self._plan = plan
-        self._ownership = ownership
-        self._tally = tally
+        self._apply = apply
         self._work: InPlace | None = None
 
-    def swap(self) -> None:
+    def swap(self) -> list[str]:
         """Replace the live state by the target's."""
         if not os.path.lexists(self._path):
             refuse_without_folder(self._path)
@@ -148,15 +150,16 @@ class TreeStep(RollbackStep):
                     os.close(make_directory(at.name, at.folder))
             except OSError as error:
                 raise CastoreError(f"cannot make the directory {self._path}: {error.strerror}") from error
-        self._work = InPlace(self._reader, self._plan(), self._ownership, self._tally, self._service)
+        self._work = self._apply(self._plan())
         self._work.apply()
+        return []
 
     def revert(self) -> None:
         """Restore the previous state."""
         if self._work is not None:
             work, self._work = self._work, None
             work.revert()
-        _unmake(self._path, self.memo)
+        _unmake(self.journal)
 
     def cleanup(self) -> None:
         """Delete what the target's state replaced."""
@@ -168,19 +171,21 @@ class TreeStep(RollbackStep):
 
 
 class RecoveredTreeStep(RollbackStep):
-    """A tree that another process was changing when it was killed."""
+    """A tree that another process was changing when it was killed.
 
-    def __init__(self, journals: str, path: bytes, memo: Memo) -> None:
-        self.problems = []
+    journals: the directory with the journals of restores in place.
+    """
+
+    def __init__(self, journal: PartJournal, journals: str) -> None:
+        super().__init__(journal)
         self._journals = journals
-        self._path = os.fsdecode(path)
-        self._memo = memo
+        self._path = os.fsdecode(journal.path)
 
     def revert(self) -> None:
         """Restore the previous state of the tree from its undo journal."""
         if os.path.isdir(self._path):
             recover_tree(self._journals, self._path, owned=True)
-        _unmake(self._path, self._memo)
+        _unmake(self.journal)
 
     def cleanup(self) -> None:
         """Keep the restored tree, and delete its undo journal."""
@@ -188,10 +193,10 @@ class RecoveredTreeStep(RollbackStep):
             recover_tree(self._journals, self._path, keep=True, owned=True)
 
 
-def _unmake(path: str, memo: Memo) -> None:
+def _unmake(journal: PartJournal) -> None:
     """Remove a tree that the rollback created, if it is empty: its files belong to the service."""
-    if memo.get(_EXISTED) == "" and SWAPPING in memo:
-        with contextlib.suppress(OSError), locate(path, follow=False) as at:
+    if journal.swapped and not journal.existed:
+        with contextlib.suppress(OSError), locate(journal.path, follow=False) as at:
             os.rmdir(at.name, dir_fd=at.folder)
 
 
@@ -213,29 +218,27 @@ class TreeRemoval(RollbackStep):
 
     def __init__(
         self,
+        journal: PartJournal,
         journals: str,
-        path: bytes,
-        memo: Memo | None = None,
         work: Callable[[], tuple[InPlace, bool]] | None = None,
     ) -> None:
-        """Plan to remove the tree at `path`.
+        """journal: of a tree with a `move`. journals: the directory with the journals of restores in place.
 
-        journals: the directory with the journals of restores in place. memo: of an earlier process. work:
-        return the in-place removal of the tree, and whether nothing in it has to stay.
+        work: return the in-place removal of the tree, and whether nothing in it has to stay; None: another
+        process has begun the removal.
         """
-        self.problems = []
+        super().__init__(journal)
+        assert journal.move is not None
+        self._move = journal.move
+        self._live = os.fsdecode(journal.path)
         self._journals = journals
-        live = os.fsdecode(path)
-        self.memo: Memo = {"path": live, "old": temporary_names(live)[1], **_identity(live)}
-        if memo is not None:
-            self.memo = memo
         self._prepare = work
         self._work: InPlace | None = None
         self._complete = False
 
-    def swap(self) -> None:
+    def swap(self) -> list[str]:
         """Move the tree aside, or remove in place what a snapshot has."""
-        live, old = self.memo["path"], self.memo["old"]
+        live, old = self._live, self._move.old
         work = None
         if self._prepare is not None and os.path.isdir(live) and not os.path.islink(live):
             work, self._complete = self._prepare()
@@ -251,18 +254,19 @@ class TreeRemoval(RollbackStep):
             else:
                 if work is not None:
                     work.close()
-                if not _is_same(old, self.memo):
+                if not _is_same(old, self._move):
                     _rename(old, live)
                     raise CastoreError(
                         f"{live} was replaced by another file or directory meanwhile, and is left as it is"
                     )
-                return
+                return []
         self._work = work
         work.apply()
+        return []
 
     def revert(self) -> None:
         """Move the tree back, or restore what was removed in place."""
-        live, old = self.memo["path"], self.memo["old"]
+        live, old = self._live, self._move.old
         work, self._work = self._work, None
         if work is not None:
             work.revert()
@@ -270,7 +274,7 @@ class TreeRemoval(RollbackStep):
             recover_tree(self._journals, live, owned=True)
         try:
             if os.path.lexists(old):
-                if not _is_same(old, self.memo):
+                if not _is_same(old, self._move):
                     raise CastoreError(
                         f"{live} cannot be restored: {old}, which it was moved to, was replaced by another "
                         "file or directory"
@@ -283,7 +287,7 @@ class TreeRemoval(RollbackStep):
 
     def cleanup(self) -> None:
         """Delete the tree that was moved aside."""
-        live = self.memo["path"]
+        live = self._live
         work, self._work = self._work, None
         if work is not None:
             work.commit()
@@ -293,28 +297,28 @@ class TreeRemoval(RollbackStep):
                     os.rmdir(at.name, dir_fd=at.folder)
         elif os.path.isdir(live) and not os.path.islink(live):
             recover_tree(self._journals, live, keep=True, owned=True)
-        old = self.memo["old"]
+        old = self._move.old
         if not os.path.lexists(old):
             return
-        if not _is_same(old, self.memo):
+        if not _is_same(old, self._move):
             raise CastoreError(f"{old} was replaced by another file or directory: look at it, and remove it")
         with locate(old, follow=False) as at, contextlib.suppress(FileNotFoundError):
             remove(at.name, at.folder)
 
 
-def _identity(path: str) -> Memo:
-    """Return the identity of the file or directory at a path, which `_is_same` compares."""
+def planned_move(path: str) -> TreeMove:
+    """Return how the tree at a path will be moved aside."""
+    old = temporary_names(path)[1]
     try:
         info = os.lstat(path)
     except OSError:
-        return {}
-    return {"device": str(info.st_dev), "inode": str(info.st_ino), "boot": boot_id()}
+        return TreeMove(old)
+    return TreeMove(old, (info.st_dev, info.st_ino), boot_id())
 
 
-def _is_same(path: str, memo: Memo) -> bool:
-    """Whether a path still names the file or directory that a memo identifies. Raises OSError."""
-    ids = (int(memo.get("device", "0")), int(memo.get("inode", "0")))
-    return "inode" not in memo or same_file(ids, os.lstat(path), memo.get("boot", ""))
+def _is_same(path: str, move: TreeMove) -> bool:
+    """Whether a path still names the file or directory that is moved. Raises OSError."""
+    return move.inode is None or same_file(move.inode, os.lstat(path), move.boot)
 
 
 def _rename(path: str, new: str) -> None:

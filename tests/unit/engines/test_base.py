@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from castore.engines.base import differences, refuse_difference
+from castore.engines.inventory import differences, refuse_difference
 from castore.errors import CastoreError
 
 

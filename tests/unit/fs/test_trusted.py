@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.engines.base import Secret
+from castore.engines.password import Secret
 from castore.errors import ConfigError, UntrustedPathError
 from castore.fs.trusted import UntrustedFileError, read_trusted
 from castore.services.config import load
