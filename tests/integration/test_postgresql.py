@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from castore.content.restore.metadata import Ownership
-from castore.engines import base
+from castore.engines import dump_stream
 from castore.engines.dump_stream import read_preamble
 from castore.engines.password import Secret
 from castore.engines.postgresql.engine import PostgreSQL
@@ -143,14 +143,14 @@ def test_what_a_database_is_comes_back_with_it(server: Postgres, sandbox: Sandbo
     server.psql("DROP ROLE boss")
 
 
-def without_introduction(reader, readinto, _introduction) -> None:
-    reader.warnings, reader._readinto, reader._first = [], readinto, b""
+def without_preamble(stream, readinto, _preamble) -> None:
+    stream.warnings, stream._readinto = [], readinto
 
 
 def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: Postgres, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
     with database(server, "plain"):
         with monkeypatch.context() as older:
-            older.setattr(base.DumpWithPreamble, "__init__", without_introduction)
+            older.setattr(dump_stream.DumpWithPreamble, "__init__", without_preamble)
             sandbox.snapshot("s", source(server, "plain"))
         server.psql("ALTER DATABASE plain CONNECTION LIMIT 5; ALTER DATABASE plain SET work_mem = '3MB'")
         server.psql("CREATE TABLE t (x int)", "plain")

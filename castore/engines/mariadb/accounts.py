@@ -153,12 +153,12 @@ def _grantee(text: str) -> tuple[str, str]:
     return user[1:], host[:-1]
 
 
-def decode(introduction: dict[str, Any]) -> Accounts | None:
+def decode(preamble: dict[str, Any]) -> Accounts | None:
     """Return the accounts that a dump's first line records; None if it records none. Raises CastoreError."""
-    if "accounts" not in introduction:
+    if "accounts" not in preamble:
         return None
     try:
-        return msgspec.convert(introduction["accounts"], Accounts)
+        return msgspec.convert(preamble["accounts"], Accounts)
     except msgspec.ValidationError as error:
         raise CastoreError(f"the recorded accounts of the dump are not valid: {error}") from None
 

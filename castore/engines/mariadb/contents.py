@@ -24,7 +24,7 @@ _HEADERS: Final = tuple(
 )
 
 
-class _Introduction(msgspec.Struct):
+class _Preamble(msgspec.Struct):
     """What the first line of a dump records, except for the users, which are read elsewhere."""
 
     mark: str
@@ -39,11 +39,11 @@ class StoredDump:
     Raises CastoreError if a dump is incomplete.
     """
 
-    def __init__(self, introduction: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
+    def __init__(self, preamble: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
         try:
-            begin = msgspec.convert(introduction, _Introduction)
+            begin = msgspec.convert(preamble, _Preamble)
         except msgspec.ValidationError:
-            begin = _Introduction("", "", [])
+            begin = _Preamble("", "", [])
         words = [begin.mark, *begin.charset]
         if len(words) != 3 or not all(re.fullmatch(r"\w+", word) for word in words):
             raise CastoreError(

@@ -61,11 +61,11 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
     rights = Rights(client)
     warnings, unseen = reports.unseen(rights, database, before)
     charset = swap.charset(client, database)
-    introduction: dict[str, Any] = {"charset": charset, "database": database, "mark": mark}
+    preamble: dict[str, Any] = {"charset": charset, "database": database, "mark": mark}
     # Without the right to read the schema mysql, the users are not recorded.
     with contextlib.suppress(ProgramError):
         recorded = accounts.read_accounts(partial(client.ask, quiet=True), database)
-        introduction["accounts"] = msgspec.to_builtins(recorded)
+        preamble["accounts"] = msgspec.to_builtins(recorded)
     most = int(client.ask("SELECT @@GLOBAL.max_allowed_packet")[0][0])
     with ExitStack() as stack:
         others = stack.enter_context(OtherTables(client, database, before.tables.values()))
@@ -90,7 +90,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
             reader.warnings += [(os.fsencode(name), reports.OTHER_MOMENT + why) for name, why in apart]
             return b"".join(_tail(client, database, mark, observed, before, charset[1], unseen))
 
-        reader = DumpWithPreamble(_continued(observed, tail), introduction)
+        reader = DumpWithPreamble(_continued(observed, tail), preamble)
         observed.warnings = reader.warnings
         reader.warnings += warnings
         reader.warnings += reports.lasting(client, database, before)

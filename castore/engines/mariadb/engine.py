@@ -154,8 +154,8 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
 
     def _stage(self, client: Client, state: MariaDBSwap, contents: Contents) -> list[str]:
         swap, new = Swap(client, state), state.new
-        introduction = read_preamble(contents.restore_dump())
-        dump = StoredDump(introduction, contents.restore_dump())
+        preamble = read_preamble(contents.restore_dump())
+        dump = StoredDump(preamble, contents.restore_dump())
         self._refuse_without_space(client, swap.live)
         swap.make(dump.charset)
         dump.load_into(client, new)
@@ -168,7 +168,7 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
         swap.keep("programs", dump.programs)
         swap.keep("tables", self._digests(client, new))
         swap.detach("new keys")
-        return [] if state.existed else self._make_accounts(client, state, introduction)
+        return [] if state.existed else self._make_accounts(client, state, preamble)
 
     @staticmethod
     def _refuse_differences(lines: list[str]) -> None:
@@ -214,9 +214,9 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
                     )
 
     @staticmethod
-    def _make_accounts(client: Client, state: MariaDBSwap, introduction: dict[str, Any]) -> list[str]:
+    def _make_accounts(client: Client, state: MariaDBSwap, preamble: dict[str, Any]) -> list[str]:
         """Create the recorded users that do not exist; return a line for each."""
-        recorded = accounts.decode(introduction)
+        recorded = accounts.decode(preamble)
         if recorded is None:
             line = (
                 f"the dump does not record the users of the database {state.live}: create those that it "
