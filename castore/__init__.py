@@ -22,18 +22,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from castore.api import (
-        Generation,
-        Identity,
-        Part,
-        PruneReport,
-        RestoreReport,
-        RollbackResult,
-        Service,
-        Store,
-        create,
-        open,  # noqa: A004
-    )
+    from castore.api.generation import Generation, Part
+    from castore.api.identity import Identity
+    from castore.api.opening import create, open  # noqa: A004
+    from castore.api.rollback import RollbackPlan, RollbackResult
+    from castore.api.selection import RestoreReport, Selection
+    from castore.api.service import Service
+    from castore.api.store import PruneReport, Store
     from castore.crypto import Recipient
     from castore.engines.command import Command
     from castore.engines.file import File
@@ -45,7 +40,6 @@ if TYPE_CHECKING:
     from castore.maintenance.verify import Verification
     from castore.progress import Progress
     from castore.services.config import Keep as Retention
-    from castore.services.rollback.plan import RollbackPlan
     from castore.services.snapshot import Stream, Tree
     from castore.state.paths import MachinePaths
 
@@ -69,6 +63,7 @@ __all__ = [
     "RollbackPlan",
     "RollbackResult",
     "SQLite",
+    "Selection",
     "Service",
     "Store",
     "Stream",
@@ -82,19 +77,30 @@ __all__ = [
 _WHERE = {
     "Command": "castore.engines.command",
     "File": "castore.engines.file",
+    "Generation": "castore.api.generation",
+    "Identity": "castore.api.identity",
     "LDAP": "castore.engines.ldap",
     "MachinePaths": "castore.state.paths",
     "MariaDB": "castore.engines.mariadb.engine",
     "MySQL": "castore.engines.mariadb.engine",
+    "Part": "castore.api.generation",
     "PostgreSQL": "castore.engines.postgresql.engine",
     "Progress": "castore.progress",
+    "PruneReport": "castore.api.store",
     "Recipient": "castore.crypto",
     "Redis": "castore.engines.redis",
-    "RollbackPlan": "castore.services.rollback.plan",
+    "RestoreReport": "castore.api.selection",
+    "RollbackPlan": "castore.api.rollback",
+    "RollbackResult": "castore.api.rollback",
     "SQLite": "castore.engines.sqlite",
+    "Selection": "castore.api.selection",
+    "Service": "castore.api.service",
+    "Store": "castore.api.store",
     "Stream": "castore.services.snapshot",
     "Tree": "castore.services.snapshot",
     "Verification": "castore.maintenance.verify",
+    "create": "castore.api.opening",
+    "open": "castore.api.opening",
 }
 
 
@@ -103,8 +109,11 @@ def __getattr__(name: str) -> Any:
 
     if name == "testing":
         return importlib.import_module("castore.testing")
-    if name not in __all__:
+    if name == "Retention":
+        found = importlib.import_module("castore.services.config").Keep
+    elif name in _WHERE:
+        found = getattr(importlib.import_module(_WHERE[name]), name)
+    else:
         raise AttributeError(f"module 'castore' has no attribute {name!r}")
-    found = getattr(importlib.import_module(_WHERE.get(name, "castore.api")), name)
     globals()[name] = found
     return found

@@ -7,12 +7,14 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from castore.api import Store, create
+from castore.api.opening import create
 from castore.crypto import Identity
 from castore.state.paths import MachinePaths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from castore.api.store import Store
 
 
 @contextlib.contextmanager

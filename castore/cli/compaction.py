@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
@@ -10,16 +10,15 @@ from castore.cli import formatting
 from castore.cli.document import times
 from castore.cli.options import Percent, Seconds, print_json
 from castore.cli.quiet import is_quiet, summarize
+from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from castore.maintenance.compact import Compacted, Limits, Plan
+    from castore.api.store import PruneReport
+    from castore.maintenance.compact import Compacted, Plan
     from castore.services.retention import RetentionDecision
     from castore.store import Store
-
-
-_DAY = 86400.0
 
 
 def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +32,7 @@ def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--grace",
             type=Seconds(),
-            default=_DAY,
+            default=float(GRACE_SECONDS),
             show_default=True,
             metavar="SECONDS",
             help="If not all users of the store see one lock: seconds between marking and deleting a pack.",
@@ -41,7 +40,7 @@ def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--max-unused",
             type=Percent(zero=True),
-            default="10%",
+            default=f"{MAX_UNUSED:.0%}",
             show_default=True,
             metavar="PERCENT",
             help="Rewrite a pack only if more than PERCENT of it is unused.",
@@ -52,50 +51,65 @@ def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def limits_of(max_unused: float, *, unfinished: bool) -> Limits:
-    """Return the limits of a compaction by the options of a command."""
-    from castore.maintenance.compact import UNFINISHED_SECONDS
+class SpaceLimits(TypedDict):
+    """The thresholds of `Store.prune` and `Store.compact`."""
 
-    return {"max_unused": max_unused, "unfinished": 0 if unfinished else UNFINISHED_SECONDS}
+    max_unused: float
+    grace_seconds: float
+    unfinished_seconds: float
 
 
-def print_plan(store: Store, verdicts: list[RetentionDecision], planned: Plan, *, as_json: bool) -> None:
+def limits_of(max_unused: float, grace: float, *, unfinished: bool) -> SpaceLimits:
+    """Return the thresholds by the options of a command."""
+    kept = 0 if unfinished else UNFINISHED_SECONDS
+    return {"max_unused": max_unused, "grace_seconds": grace, "unfinished_seconds": kept}
+
+
+def print_plan(store: Store, found: PruneReport, *, as_json: bool) -> None:
     """Print what a prune or compaction would do."""
-    from castore.model.names import short_revision
-
-    generations = [
-        {
-            "service": found.generation.service,
-            "number": found.generation.number,
-            **times("time", found.generation.time),
-            "revision": found.generation.revision,
-            "kept_by": list(found.rules),
-        }
-        for found in verdicts
-    ]
+    assert found.plan is not None
+    planned = found.plan
     if as_json:
+        generations = [_plain_decision(one) for one in found.decisions]
         print_json({"generations": generations, "space": _plan_json(planned)})
         return
-    if verdicts:
-        notes = {service: store.pins(service) for service in {str(row["service"]) for row in generations}}
-        cells = []
-        for found in verdicts:
-            one = found.generation
-            why = ", ".join(found.rules) or "no rule: it would be deleted"
-            note = notes[one.service].get(one.number, "")
-            cells.append([
-                *(one.service, str(one.number), formatting.local_time(one.time)),
-                short_revision(one.revision) or "-",
-                why + (f" ({formatting.one_line(note)})" if note else ""),
-            ])
-        header = ["service", "number", "time", "revision", "kept by"]
-        print(formatting.table(cells, header=header, right={1}))
+    if found.decisions:
+        print(_decisions_table(store, found.decisions))
     print(
         f"would free {formatting.size(planned.freed)} of {formatting.size(planned.stored)}: "
         f"{_packs(len(planned.dead))} to delete, {len(planned.rewrites)} to rewrite "
         f"({formatting.size(planned.written)})"
     )
     _print_kept(planned)
+
+
+def _plain_decision(decision: RetentionDecision) -> dict[str, Any]:
+    generation = decision.generation
+    return {
+        "service": generation.service,
+        "number": generation.number,
+        **times("time", generation.time),
+        "revision": generation.revision,
+        "kept_by": list(decision.rules),
+    }
+
+
+def _decisions_table(store: Store, decisions: list[RetentionDecision]) -> str:
+    from castore.model.names import short_revision
+
+    notes = {service: store.pins(service) for service in {one.generation.service for one in decisions}}
+    rows = []
+    for decision in decisions:
+        one = decision.generation
+        why = ", ".join(decision.rules) or "no rule: it would be deleted"
+        note = notes[one.service].get(one.number, "")
+        rows.append([
+            *(one.service, str(one.number), formatting.local_time(one.time)),
+            short_revision(one.revision) or "-",
+            why + (f" ({formatting.one_line(note)})" if note else ""),
+        ])
+    header = ["service", "number", "time", "revision", "kept by"]
+    return formatting.table(rows, header=header, right={1})
 
 
 def print_done(done: Compacted) -> None:
@@ -154,7 +168,7 @@ def plain_compaction(done: Compacted) -> dict[str, Any]:
     }
 
 
-def refuse_damaged(done: Compacted) -> None:
+def refuse_damaged(done: PruneReport) -> None:
     """Raise DamageError if the compaction found damaged packs."""
     from castore.errors import DamageError
 

@@ -6,8 +6,8 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from castore.cli import environment, formatting, identity_files, missing_store
 from castore.state import directories
@@ -15,18 +15,28 @@ from castore.state import directories
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from castore.crypto import Identity, Recipient
-    from castore.model.generation import Generation, Origin
+    from castore.api.store import Store
+    from castore.crypto import Identity
+    from castore.model.generation import Generation
     from castore.services.config import Service, Settings
-    from castore.services.snapshot import Source
-    from castore.store import Store
+    from castore.store import Store as OpenStore
     from castore.store.keys.trust import Agree
 
 _SHOWN = 20
 
 
+def report(line: str) -> None:
+    """Print a message for the user, not on the line that shows progress."""
+    import click
+
+    from castore.cli.progress import hushed
+
+    with hushed():
+        click.echo(f"castore: {formatting.one_line(line)}", err=True)
+
+
 def _note(line: str) -> None:
-    print(f"castore: note: {formatting.one_line(line)}", file=sys.stderr)
+    report(f"note: {line}")
 
 
 @dataclass(frozen=True)
@@ -73,41 +83,38 @@ class CliContext:
         process; these are the paths that it changes apart from the store and castore's own files, and it runs
         no program. agree: asks the user whether a configuration that no known admin has signed is right.
         """
-        from castore.crypto import Admin
+        from castore.api.opening import OpenRequest, open_store
         from castore.errors import NotFoundError
-        from castore.storage import LocalStorage
-        from castore.store import Store
 
         path = self.store_path()
         if make and path == environment.default_store() and not os.path.exists(path):
-            self._make_first(path)
+            from castore.cli.new_store import make_first
+
+            make_first(self, path)
         if confined is not None:
             self._confine(path, confined)
+        request = OpenRequest(
+            path=path,
+            identity=self.identity(),
+            settings=self.settings,
+            paths=directories.machine_paths(),
+            leave_out=self.own_paths,
+            host=self.host,
+            trust_admins=self.trusted,
+            accept_older=self.accept_older,
+            local_key=local_key,
+            agree=agree,
+            report=report,
+            note=_note,
+        )
         try:
-            store = Store.open(
-                *(LocalStorage(path), directories.machine_paths(), self.identity()),
-                local_key=local_key,
-                accept_older=self.accept_older,
-                trust=[Admin.parse(one).key for one in self.trusted],
-                agree=agree,
-            )
+            return open_store(request)
         except NotFoundError as error:
             raise NotFoundError(f"{error}: {missing_store.instead_of(path)}") from None
-        if self.settings is not None and self.settings.reference_cache is not None:
-            store.references.limit = self.settings.reference_cache
-        if self.settings is not None:
-            store.configured_host = self.settings.host or ""
-            store.isolate_writers = self.settings.isolate_writers
-            store.configured_recipients = self.settings.recipients
-            store.former_hosts = frozenset(self.settings.former_hosts)
-        store.chosen_host = self.host
-        store.say = lru_cache(None)(_note)
-        for name, reason in store.passed_over.items():
-            _note(
-                f"{name} is not accepted, and nothing depends on it: {reason} ('castore repair' with the "
-                "identity of an admin deletes it)"
-            )
-        return store
+
+    def open_internal(self, *, confined: Sequence[str] | None = None) -> OpenStore:
+        """Open the store for a command that the Python API does not offer."""
+        return self.open_store(confined=confined).internal
 
     def _confine(self, path: str, writable: Sequence[str]) -> None:
         """Confine this process to the store, castore's own files and the paths in `writable`."""
@@ -150,81 +157,6 @@ class CliContext:
         paths = [environment.identity_path(one) for one in Store.read_ids(LocalStorage(self.store_path()))]
         return next((path for path in paths if os.path.exists(path)), paths[0])
 
-    def make_store(
-        self,
-        argument: str | None,
-        recipients: Sequence[str],
-        *,
-        average: int | None = None,
-        passphrase: Callable[[], str] | None = None,
-        replace_lost: bool = False,
-        admins: Sequence[str] = (),
-    ) -> dict[str, Any]:
-        """Create a store, and an identity unless recipients are given; return what `--json` prints.
-
-        replace_lost: also if this machine has used a store there that is missing now. admins: keys of admins,
-        as text, in addition to that of the identity.
-        """
-        from castore.crypto import Admin, Identity, Recipient
-        from castore.errors import UsageError
-        from castore.state.identity_file import write_identity
-        from castore.storage import LocalStorage
-        from castore.store import Store
-        from castore.store.format.config import DEFAULT_AVERAGE
-
-        configured = self.settings.recipients if self.settings is not None else ()
-        to: list[tuple[Recipient, str]] = [(Recipient.parse(r), "") for r in recipients or configured]
-        if recipients and self.identity_file:
-            raise UsageError("give --recipient or --identity: with recipients no identity is created")
-        identity = admin = place = None
-        if not to:
-            admin, place = identity_files.identity_of_new_store(self.identity_file)
-            if admin is None:
-                admin = identity = Identity.generate()
-            to = [(admin.recipient, "")]
-        phrase = passphrase() if passphrase is not None and identity is not None else None
-        path = self.store_path(argument)
-        written = None
-
-        def keep_identity(store_id: bytes) -> None:
-            # Before the store is usable: nobody could ever read its content without the identity.
-            nonlocal written
-            if identity is not None:
-                written = place or environment.identity_path(store_id)
-                write_identity(written, identity, phrase)
-
-        missing_store.refuse_others(path)
-        if not replace_lost:
-            missing_store.refuse_replacement(path)
-        storage = LocalStorage(path, create=True)
-        average = average or DEFAULT_AVERAGE
-        Store.create(
-            *(storage, directories.machine_paths(), to),
-            average=average,
-            keep=keep_identity,
-            identity=None if admin is None else lambda: admin,
-            host=(self.settings.host or "") if self.settings is not None else "",
-            admins=[Admin.parse(one).key for one in admins],
-        ).close()
-        texts = [recipient.text for recipient, _ in to]
-        return {"store": path, "identity": written, "recipients": texts}
-
-    def _make_first(self, path: str) -> None:
-        missing_store.refuse_lost(path)
-        made = self.make_store(None, ())
-        print(f"castore: created a store in {path}", file=sys.stderr)
-        if made["identity"]:
-            print(f"castore: created an identity in {made['identity']}", file=sys.stderr)
-            print(f"castore: {self.keep_safe(made['identity'])}", file=sys.stderr)
-
-    @staticmethod
-    def keep_safe(path: str) -> str:
-        """Return the advice to copy an identity file to another machine."""
-        return (
-            f"Copy {path} somewhere safe, off this machine: without it nothing in the store can be read, "
-            "and everybody who has it can read everything."
-        )
-
     def required_settings(self) -> Settings:
         """Return the settings of castore.toml. Raises UsageError if there is none."""
         from castore.errors import UsageError
@@ -246,33 +178,8 @@ class CliContext:
         settings = self.service_settings(service)
         return current(settings.revision, settings.timeout) if settings is not None else None
 
-    def configured_sources(self, service: str) -> dict[str, Source]:
-        """Return the parts of a service as castore.toml describes them. Raises UsageError."""
-        from castore.errors import UsageError
-        from castore.services.config import load
-        from castore.services.snapshot import sources_of
-
-        settings = self.service_settings(service)
-        if settings is None or not settings.parts:
-            where = self.settings.path if self.settings is not None else "no castore.toml"
-            raise UsageError(
-                f"{service!r} has no parts to take: give --tree, --dump or --exec, or describe it in "
-                f"castore.toml ({where} was read)"
-            )
-        if self.settings is not None:
-            # Load again with its programs: the programs of other services may be missing.
-            load(self.settings.path, home=directories.home(), programs={service}, tolerant=True).of(service)
-        return sources_of(settings)
-
-    def configured_origins(self, service: str) -> dict[str, Origin]:
-        """Return the origins of the parts of a service as castore.toml describes them."""
-        from castore.services.snapshot import configured_origins
-
-        settings = self.service_settings(service)
-        return configured_origins(settings) if settings is not None else {}
-
     @staticmethod
-    def warn_damaged(store: Store) -> None:
+    def warn_damaged(store: OpenStore) -> None:
         """Print the objects that could not be read while the index was updated."""
         for name, reason in sorted(store.damaged.items()):
             print(f"castore: damaged: {name}: {formatting.one_line(reason)}", file=sys.stderr)

@@ -5,7 +5,6 @@ Names come from stored trees, so an attacker may have chosen them: terminal cont
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import sys
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from castore.model.counting import count as count  # noqa: PLC0414 - for commands
 from castore.model.odd_text import message as readable
+from castore.model.odd_text import printable as printable  # noqa: PLC0414 - for commands
+from castore.model.odd_text import printable_char
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -113,37 +114,10 @@ def duration(ns: int) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def printable(name: bytes | str) -> str:
-    r"""Return a name with everything escaped that a terminal would interpret.
-
-    Control characters, other unprintable ones and bytes that are not UTF-8 become `\n`, `\x1b`,
-    `\u202e`; a backslash becomes two, so that the result identifies one name only.
-    """
-    text = os.fsdecode(name) if isinstance(name, bytes) else name
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(map(_shown, text))
-
-
 def one_line(message: str) -> str:
     """Return a message on one line, with terminal control characters escaped."""
     joined = " ".join(line.strip() for line in readable(message).splitlines() if line.strip())
-    return "".join(char if char == "\\" else _shown(char) for char in joined)
-
-
-def _shown(char: str) -> str:
-    if char == "\\":
-        return "\\\\"
-    if char.isprintable():
-        return char
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        # How Python holds a byte that is not UTF-8.
-        return f"\\x{code - 0xDC00:02x}"
-    if 0x80 <= code < 0x100:
-        # Not as \x80, which is a byte.
-        return f"\\u{code:04x}"
-    return char.encode("unicode_escape").decode("ascii")
+    return "".join(char if char == "\\" else printable_char(char) for char in joined)
 
 
 def mode_text(st_mode: int) -> str:

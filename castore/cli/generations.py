@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from castore.cli import formatting
 from castore.cli.document import times
@@ -82,68 +82,78 @@ def describe(generation: Generation) -> str:
     )
 
 
-def table(
-    generations: list[Generation],
-    drilled: _Drills,
-    pinned: Mapping[str, Mapping[int, str]],
-    groups: HostGroups | None = None,
-    *,
-    width: int | None = None,
-) -> str:
+class Shown(NamedTuple):
+    """What `castore log` shows of generations, apart from their records."""
+
+    drilled: _Drills
+    """The last drills, by service and number."""
+    pinned: Mapping[str, Mapping[int, str]]
+    """Notes of pins, by service and number."""
+    groups: HostGroups | None = None
+    """The hosts, if the table shows them."""
+
+
+def table(generations: list[Generation], shown: Shown, *, width: int | None = None) -> str:
     """Return the table of `castore log`, with the last drill of each generation if there is any.
 
-    pinned: notes of pins, by service and number. groups: the hosts, if the table shows them.
     width: the columns of the terminal that shows it; sizes that do not fit are left out.
     """
-    rows = []
-    for generation in generations:
-        total = new = stored = missed = 0
-        for part in generation.parts:
-            total += part.size
-            new += part.new_bytes
-            stored += part.stored_bytes
-            missed += part.skipped_files
-        names = " ".join([part.name for part in generation.parts])
-        if generation.interrupted:
-            names += " (after an unfinished rollback)"
-        elif generation.pre_rollback:
-            names += " (safety)"
-        if generation.partial:
-            names += " (partial)"
-        if missed:
-            names += " (incomplete)"
-        if generation.number in pinned[generation.service]:
-            note = pinned[generation.service][generation.number]
-            names += f" (pinned: {formatting.printable(note)})" if note else " (pinned)"
-        rows.append([
-            generation.service,
-            str(generation.number),
-            formatting.local_time(generation.time),
-            short_revision(generation.revision) or "-",
-            *([formatting.printable(groups.label(generation))] if groups else []),
-            names,
-            formatting.size(total),
-            formatting.size(new),
-            formatting.size(stored),
-        ])
-        if drilled:
-            last = drilled.get((generation.service, generation.number))
-            failed = "" if last is None or last.ok else " FAILED"
-            rows[-1].append("-" if last is None else formatting.local_time(last.time) + failed)
-    header = ["service", "number", "time", "revision", *(["host"] if groups else [])]
+    header = ["service", "number", "time", "revision", *(["host"] if shown.groups else [])]
     header += ["parts", "total", "new", "stored"]
     right = {1, *range(len(header) - 3, len(header))}
-    header += ["drilled"] if drilled else []
-    shown = formatting.table(rows, header=header, right=right)
+    header += ["drilled"] if shown.drilled else []
+    rows = [_row(one, shown) for one in generations]
+    text = formatting.table(rows, header=header, right=right)
     for name in _OPTIONAL:
-        if width is None or max(map(len, shown.splitlines())) <= width:
+        if width is None or max(map(len, text.splitlines())) <= width:
             break
         at = header.index(name)
         for row in [header, *rows]:
             del row[at]
         right = {position - (position > at) for position in right if position != at}
-        shown = formatting.table(rows, header=header, right=right)
-    return shown
+        text = formatting.table(rows, header=header, right=right)
+    return text
+
+
+def _row(generation: Generation, shown: Shown) -> list[str]:
+    total = new = stored = 0
+    for part in generation.parts:
+        total += part.size
+        new += part.new_bytes
+        stored += part.stored_bytes
+    row = [
+        generation.service,
+        str(generation.number),
+        formatting.local_time(generation.time),
+        short_revision(generation.revision) or "-",
+        *([formatting.printable(shown.groups.label(generation))] if shown.groups else []),
+        _part_names(generation, shown.pinned[generation.service]),
+        formatting.size(total),
+        formatting.size(new),
+        formatting.size(stored),
+    ]
+    if shown.drilled:
+        last = shown.drilled.get((generation.service, generation.number))
+        failed = "" if last is None or last.ok else " FAILED"
+        row.append("-" if last is None else formatting.local_time(last.time) + failed)
+    return row
+
+
+def _part_names(generation: Generation, pinned: Mapping[int, str]) -> str:
+    """Return the names of the parts, and what is special about the generation."""
+    names = " ".join([part.name for part in generation.parts])
+    if generation.interrupted:
+        names += " (after an unfinished rollback)"
+    elif generation.pre_rollback:
+        names += " (safety)"
+    if generation.partial:
+        names += " (partial)"
+    if any(part.skipped_files for part in generation.parts):
+        names += " (incomplete)"
+    if generation.number in pinned:
+        note = pinned[generation.number]
+        names += f" (pinned: {formatting.printable(note)})" if note else " (pinned)"
+    return names
 
 
 def parts_table(parts: Sequence[Part]) -> str:

@@ -12,15 +12,6 @@ from castore.errors import UsageError
 from castore.state.directories import machine_paths
 
 
-def refuse_others(path: str) -> None:
-    """Refuse to create a store in a directory that has other files. Raises UsageError."""
-    own = {"config", "rotations", "generations", "packs", "pins", "sessions", "deletions", "removals"}
-    own |= {"flags", "tmp"}
-    with contextlib.suppress(OSError):
-        if others := sorted({*os.listdir(path)} - own - {"lost+found"}):
-            raise UsageError(f"{path} contains {others[0]!r} already: give the store a directory of its own")
-
-
 def has_been_used(path: str) -> bool:
     """Return whether this machine has used a store at a path, which may be missing now."""
     from castore.state.writer_key_file import has_kept_key_of

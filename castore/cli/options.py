@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shlex
 from math import isnan
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,6 @@ import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from castore.content.restore.metadata import Ownership
 
     _Floats = click.ParamType[float]
     _Texts = click.ParamType[str]
@@ -203,13 +200,6 @@ def print_json_list(elements: Iterable[Any]) -> None:
 numeric_ids_option = click.option(
     "--numeric-ids", is_flag=True, help="Restore owners by number, not by name."
 )
-
-
-def ownership_of(numeric_ids: bool) -> Ownership:
-    """Return how a restore sets owners: only root changes them."""
-    from castore.content.restore.metadata import Ownership
-
-    return Ownership(change=os.geteuid() == 0, numeric=numeric_ids)
 
 
 def split_named(option: str, text: str) -> tuple[str, str]:

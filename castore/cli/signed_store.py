@@ -47,7 +47,7 @@ def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> S
         asked.append(config)
         return (yes and not by_admin) or agreed("Are these all yours, and is the configuration right?")
 
-    store = context.open_store(local_key=local_key, agree=agree)
+    store = context.open_store(local_key=local_key, agree=agree).internal
     try:
         if not store.is_signed_by_admin:
             is_agreed = bool(asked) or agree(store.config, store.signer)

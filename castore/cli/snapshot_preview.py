@@ -57,7 +57,7 @@ def _revision(context: CliContext, service: str, revision: str | None) -> str:
 
     configured = context.present_revision(service)
     try:
-        with context.open_store() as store:
+        with context.open_internal() as store:
             return filed_under(store, service, revision, configured)[0]
     except NotFoundError:  # the first snapshot creates the store
         return revision or configured or ""

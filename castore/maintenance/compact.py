@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from blake3 import blake3
 
 from castore.errors import DamageError, FormatError, ObjectMissingError
 from castore.kernel.id_set import IdSet
+from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
 from castore.maintenance.repack import Mover, record_in, records_of
 from castore.model.counting import count as counted
 from castore.model.refs import PackId, SessionId
@@ -40,14 +41,6 @@ if TYPE_CHECKING:
     from castore.store import Store
     from castore.store.format.pack import PackEntry
 
-MAX_UNUSED: Final = 0.1
-"""A pack is rewritten if no generation needs more than this share of its records."""
-GRACE_SECONDS: Final = 86400
-"""Far longer than a commit takes from its check of the pending deletions to the end of its write."""
-
-UNFINISHED_SECONDS: Final = 7 * 86400
-"""Packs of a session that no generation names are kept this long: its snapshot may still be running."""
-
 _SMALL: Final = PACK_BYTES // 16
 _FEW: Final = 64
 """Up to this number of deleted packs, the index drops their entries one by one."""
@@ -57,13 +50,6 @@ _STEP_BYTES: Final = 1 << 30
 """Bytes written before old packs are deleted: compaction needs no more free space than this."""
 _SESSION_SECONDS: Final = 7 * 86400
 """A session without records keeps its key this long: it may be about to write its first pack."""
-
-
-class Limits(TypedDict, total=False):
-    """Thresholds of `plan` and `compact`."""
-
-    max_unused: float
-    unfinished: float
 
 
 class Rewrite(msgspec.Struct, frozen=True):

@@ -42,6 +42,34 @@ def message(text: str) -> str:
     return _REPR.sub(r"\\x\1", escaped(text))
 
 
+def printable(name: bytes | str) -> str:
+    r"""Return a name with everything escaped that a terminal would interpret.
+
+    Control characters, other unprintable ones and bytes that are not UTF-8 become `\n`, `\x1b`,
+    `\u202e`; a backslash becomes two, so that the result identifies one name only.
+    """
+    text = os.fsdecode(name) if isinstance(name, bytes) else name
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(printable_char, text))
+
+
+def printable_char(char: str) -> str:
+    """Return a character, escaped if a terminal would interpret it."""
+    if char == "\\":
+        return "\\\\"
+    if char.isprintable():
+        return char
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        # How Python holds a byte that is not UTF-8.
+        return f"\\x{code - 0xDC00:02x}"
+    if 0x80 <= code < 0x100:
+        # Not as \x80, which is a byte.
+        return f"\\u{code:04x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
 def lossless(value: Any) -> Any:
     """Return plain values with every text that is not valid replaced by bytes."""
     return _mapped(value, str, lambda text: text if is_valid(text) else os.fsencode(text))

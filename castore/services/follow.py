@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from castore.errors import UsageError
+from castore.errors import ProgramError, UsageError
 from castore.model.names import short_revision
 from castore.services.events import event
 from castore.services.revision import current
@@ -56,6 +56,24 @@ class Followed:
             f"{self.service}: revision {short} was here before; its newest generation {where} "
             + (f"is {what}" if self.restored else f"{what} {self.service} --to {self._selector}")
         )
+
+
+def after_rollback_note(work: ServiceOperations, target: Generation) -> str:
+    """Return why the next `follow` would replace the state that was rolled back to; empty: it would not."""
+    settings = work.described(target.service)
+    if settings is None or settings.follow != "restore":
+        return ""
+    try:
+        now = current(settings.revision, settings.timeout)
+    except (ProgramError, UsageError):
+        return ""
+    if not now or now == target.revision:
+        return ""
+    short = short_revision(now)
+    return (
+        f"the configured revision is {short}, and the state is of another now: the next 'castore follow "
+        f"{target.service}' restores the newest generation of {short}, if any exists"
+    )
 
 
 def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = False) -> list[Followed]:

@@ -30,6 +30,14 @@ def chosen(store: Store, service: str) -> Predicate:
     return _of_named_host(store, service, store.chosen_host)
 
 
+def listed(store: Store, service: str) -> Predicate:
+    """Return a predicate for the generations that a list shows: all, unless a host is chosen.
+
+    Raises NotFoundError if the chosen host has none.
+    """
+    return chosen(store, service) if store.chosen_host is not None else lambda _one: True
+
+
 def removable(store: Store, service: str) -> Predicate:
     """Return a predicate for the generations that a removal may select: this host's, or the named host's.
 

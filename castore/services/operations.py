@@ -10,14 +10,26 @@ import msgspec
 
 from castore.errors import ProgramError, StorageError, UsageError
 from castore.model.counting import count as counted
+from castore.model.generation import Origin
 from castore.progress import Progress
+from castore.services.config import Service
+from castore.services.doubts import doubts
+from castore.services.drill import drill
 from castore.services.hooks import Hooks
+from castore.services.ownership import stored_ownership
 from castore.services.recorded import trusted_origins
 from castore.services.revision import current
-from castore.services.rollback.execute import rollback
+from castore.services.rollback.execute import check_plan, rollback
 from castore.services.rollback.journal import refuse_interrupted, unfinished
-from castore.services.rollback.plan import read_details
-from castore.services.snapshot import configured_origins, lacking, snapshot, sources_of
+from castore.services.rollback.plan import plan_rollback, read_details
+from castore.services.selectors import part_of
+from castore.services.snapshot import (
+    configured_origins,
+    lacking,
+    snapshot,
+    sources_of,
+    unrestorable,
+)
 from castore.services.state_revision import filed_under, newest_of, state_revision
 
 if TYPE_CHECKING:
@@ -25,9 +37,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from castore.content.restore.metadata import Ownership
-    from castore.model.generation import Generation, Origin
-    from castore.services.config import Service
+    from castore.model.generation import Generation
+    from castore.services.config import Settings
+    from castore.services.drill import Drilled
     from castore.services.rollback.execute import RolledBack
+    from castore.services.rollback.plan import RollbackPlan
     from castore.services.snapshot import Source
     from castore.store import Store
 
@@ -45,17 +59,32 @@ class Snapshot:
     """Parts that castore.toml describes, but the generation does not have."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RollbackRequest:
+    """A rollback of a service, with the answers to all questions that it has."""
+
+    target: Generation
+    origins: dict[str, Origin]
+    """Where the parts of the target belong on this machine."""
+    ownership: Ownership = field(default_factory=stored_ownership)
+    take_pre_rollback: bool = True
+    """Whether a pre-rollback generation is taken first."""
+    trust_times: bool = False
+    """Whether, without a pre-rollback generation, files are compared by size and time only."""
+    health: bool = True
+    """Whether the health of the service is checked at the end."""
+
+
 @dataclass
 class ServiceOperations:
-    """Snapshots and rollbacks of services, for the command line, guard, follow and the Python API.
+    """Snapshots, rollbacks and drills of services, for the command line, guard, follow and the Python API.
 
     Each operation locks its service, and records which revision the live state belongs to.
     """
 
     store: Store
-    settings: Mapping[str, Service]
-    """The services in castore.toml, by name; a service may be missing."""
-    ownership: Ownership
+    settings: Settings | None
+    """castore.toml; None: there is none."""
     leave_out: Sequence[str] = ()
     """Directories that trees store empty: castore's own, and those of identities."""
     progress: Callable[[str, Progress], None] = lambda _name, _progress: None
@@ -66,9 +95,13 @@ class ServiceOperations:
     hushed: Callable[[], AbstractContextManager[None]] = nullcontext
     """Suspend the progress display while a program writes to the terminal."""
 
+    def described(self, service: str) -> Service | None:
+        """Return a service's settings, or None. Raises ConfigError if their description has mistakes."""
+        return self.settings.of(service) if self.settings is not None else None
+
     def of(self, service: str) -> Service:
         """Return a service's settings. Raises UsageError if castore.toml does not describe it."""
-        found = self.settings.get(service)
+        found = self.described(service)
         if found is None:
             raise UsageError(f"castore.toml does not describe the service {service!r}")
         return found
@@ -89,7 +122,7 @@ class ServiceOperations:
         even if a rollback is unfinished, and mark it so; otherwise that raises NotIntactError. Raises
         CastoreError; then nothing was committed.
         """
-        settings = self.settings.get(service)
+        settings = self.described(service)
         if hooks is None:
             hooks = Hooks.of(settings if sources is None else None)
         parts = dict(sources) if sources is not None else sources_of(self.of(service))
@@ -131,61 +164,105 @@ class ServiceOperations:
                 except StorageError as error:
                     failures.append(f"that its revision is the live one was not recorded: {error}")
         missed = [(part, path, reason) for part, one in seen.items() for path, reason in one.warnings]
+        for note in _notes(generation, parts, missing_parts):
+            self.say(note)
         return Snapshot(generation, failures, missed, missing_parts)
 
     def origins_of(
-        self, target: Generation, configured: Mapping[str, Origin] | None = None, *, consent: bool = False
+        self,
+        target: Generation,
+        given: Mapping[str, Origin] | None = None,
+        *,
+        restore_with: Mapping[str, Sequence[str]] | None = None,
+        consent: bool = False,
     ) -> dict[str, Origin]:
         """Return where the parts of a generation belong on this machine, without untrusted origins.
 
-        configured: the parts in castore.toml; None: look them up. consent: trust what the generation records.
+        given: where parts belong, instead of what castore.toml says of them. restore_with: the programs that
+        read dumps on their standard input, by part. consent: trust what the generation records. Raises
+        NotFoundError for a part in `restore_with` that the generation does not have.
         """
-        if configured is None:
-            settings = self.settings.get(target.service)
-            configured = configured_origins(settings) if settings is not None else {}
+        settings = self.described(target.service)
+        configured = configured_origins(settings) if settings is not None else {}
+        configured |= given or {}
         recorded = read_details(self.store, target).origins
-        return trusted_origins(self.store, target, recorded, dict(configured), self.say, consent=consent)
+        found = trusted_origins(self.store, target, recorded, configured, self.say, consent=consent)
+        for name, program in (restore_with or {}).items():
+            part_of(target, name)
+            known = found.get(name, Origin())
+            found[name] = msgspec.structs.replace(known, restore=tuple(program))
+        return found
 
-    def rollback(
-        self,
-        target: Generation,
-        origins: dict[str, Origin] | None = None,
-        *,
-        take_pre_rollback: bool = True,
-        trust_times: bool = False,
-        health: bool = True,
-        progress: Progress | None = None,
-    ) -> RolledBack:
+    def doubts(self, request: RollbackRequest) -> list[str]:
+        """Return why a rollback may replace other state than the target's own: the user should be asked."""
+        recorded = read_details(self.store, request.target).origins
+        return doubts(self.store, request.target, recorded, request.origins)
+
+    def plan(self, request: RollbackRequest) -> RollbackPlan:
+        """Compare the live state with a target, and return what a rollback would do; nothing is changed.
+
+        Raises CastoreError if the rollback would be refused.
+        """
+        found = plan_rollback(
+            self.store,
+            request.target,
+            request.origins,
+            request.ownership,
+            leave_out=self.leave_out,
+            settings=self.described(request.target.service),
+            trust_times=request.trust_times,
+        )
+        check_plan(found, request.origins, take_pre_rollback=request.take_pre_rollback)
+        return found
+
+    def rollback(self, request: RollbackRequest, progress: Progress | None = None) -> RolledBack:
         """Restore a generation of a service in one transaction.
 
-        origins: where its parts belong; None: as `origins_of` returns. take_pre_rollback: take a pre-rollback
-        generation first. trust_times: as for `rollback`. health: check the service's health at the end.
         progress: counts the bytes written. Raises CastoreError; the state is then as before, or the message
         says what differs.
         """
-        service = target.service
-        settings = self.settings.get(service)
-        if origins is None:
-            origins = self.origins_of(target)
+        service = request.target.service
+        settings = self.described(service)
         configured = self._configured(service)
-        if settings is not None and not health:
+        if settings is not None and not request.health:
             settings = msgspec.structs.replace(settings, health=())
         with self.store.lock(service):
             live = state_revision(self.store, service, configured).revision
             return rollback(
                 self.store,
-                target,
-                origins,
-                self.ownership,
+                request.target,
+                request.origins,
+                request.ownership,
                 settings=settings,
-                take_pre_rollback=take_pre_rollback,
-                trust_times=trust_times,
+                take_pre_rollback=request.take_pre_rollback,
+                trust_times=request.trust_times,
                 revision=live,
                 leave_out=self.leave_out,
                 progress=self.progress,
                 say=self.say,
                 tally=progress if progress is not None else Progress(),
             )
+
+    def drill(self, target: Generation, *, scratch: str | None = None, consent: bool = False) -> Drilled:
+        """Restore a generation into a scratch directory and check it there; the live state is not touched.
+
+        scratch: where that directory is created; None: the system's temporary directory. consent: use the
+        recorded origins of parts that castore.toml does not describe. `note` is called with each finding.
+        Raises CastoreError if anything is not sound.
+        """
+        settings = self.described(target.service)
+        return drill(
+            self.store,
+            target,
+            configured_origins(settings) if settings is not None else {},
+            settings or Service(),
+            stored_ownership(),
+            scratch=scratch,
+            consent=consent,
+            say=self.note,
+            warn=self.say,
+            progress=self.progress,
+        )
 
     def take(self, service: str) -> Generation:
         """Take a generation of the parts in castore.toml, and report what went wrong. Raises CastoreError."""
@@ -202,14 +279,18 @@ class ServiceOperations:
         service = target.service
         self.of(service)
         named = replace(self, say=lambda text: self.say(f"{service}: {text}"))
-        done = named.rollback(target, take_pre_rollback=take_pre_rollback, health=health)
+        origins = named.origins_of(target)
+        request = RollbackRequest(
+            target=target, origins=origins, take_pre_rollback=take_pre_rollback, health=health
+        )
+        done = named.rollback(request)
         if done.problems:
             problems = counted(len(done.problems), "file or attribute", "files or attributes")
             named.say(f"not restored as before: {problems}")
 
     def _configured(self, service: str) -> str | None:
         """Return the configured revision, or None if its source fails, which must not stop a rollback."""
-        settings = self.settings.get(service)
+        settings = self.described(service)
         if settings is None:
             return None
         try:
@@ -221,3 +302,18 @@ class ServiceOperations:
     def newest_of(self, service: str, revision: str) -> Generation | None:
         """Return the newest generation of exactly this revision, or None."""
         return newest_of(self.store, service, revision)
+
+
+def _notes(generation: Generation, parts: dict[str, Source], missing_parts: Sequence[str]) -> list[str]:
+    """Return why a generation is not restored, or not selected, as others are."""
+    notes = [
+        f"no program is known that restores the part {name!r}; a rollback needs --restore {name}='PROGRAM "
+        "...', or 'restore' of the part in castore.toml"
+        for name in unrestorable(parts)
+    ]
+    if missing_parts:
+        notes.append(
+            f"{generation.service}@{generation.number} is partial, since castore.toml also describes "
+            f"{', '.join(missing_parts)}: only its number selects it"
+        )
+    return notes

@@ -5,23 +5,32 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from castore.errors import BusyError, CastoreError, NotIntactError, UsageError
-from castore.maintenance.compact import Compacted, Plan, compact
+from castore.errors import (
+    BusyError,
+    CastoreError,
+    ConfigError,
+    NotFoundError,
+    NotIntactError,
+    UsageError,
+)
+from castore.maintenance.compact import Compacted, Plan, compact, plan
 from castore.maintenance.trim import trim_base_cache
 from castore.model.counting import count as counted
+from castore.services.config import Service
 from castore.services.events import event
 from castore.services.hosts import removable
 from castore.services.retention import apply_policy
 from castore.services.rollback.journal import refuse_interrupted
+from castore.services.selectors import unknown_service
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Unpack
 
-    from castore.maintenance.compact import Limits
+    from castore.maintenance.limits import Limits
     from castore.model.generation import Generation
     from castore.progress import Progress
-    from castore.services.config import Service
+    from castore.services.config import Keep
     from castore.services.retention import RetentionDecision
     from castore.store import Store
 
@@ -41,6 +50,55 @@ def judged(store: Store, service: str, settings: Service | None, now: int) -> li
         pinned=frozenset(store.pins(service)),
         key=store.host_key,
     )
+
+
+def services_to_prune(
+    store: Store, named: Sequence[str], described: Callable[[str], Service | None], keep: Keep | None
+) -> tuple[dict[str, Service | None], list[ConfigError]]:
+    """Return the settings of the services to prune, and why others are left out.
+
+    named: the services; empty: all of which the chosen host has generations. described: returns the settings
+    of a service in castore.toml. keep: the rules of every service, instead of those of castore.toml. Raises
+    NotFoundError for a named service that has no generations, ConfigError if its description has mistakes.
+    """
+    known = store.services()
+    if unknown := [service for service in named if service not in known]:
+        raise unknown_service(store, unknown[0])
+    chosen: dict[str, Service | None] = {}
+    left_out: list[ConfigError] = []
+    for service in named or known:
+        if not named and not _has_removable(store, service):
+            continue
+        try:
+            chosen[service] = Service(keep=keep) if keep is not None else described(service)
+        except ConfigError as error:
+            if named:
+                raise
+            left_out.append(ConfigError(f"{service}: nothing was deleted: {error}"))
+    return chosen, left_out
+
+
+def _has_removable(store: Store, service: str) -> bool:
+    """Return whether the chosen host has generations to prune; if not, report why."""
+    try:
+        removable(store, service)
+    except NotFoundError as error:
+        store.say(f"{service} is left out: {error}")
+        return False
+    return True
+
+
+def plan_prune(
+    store: Store, services: Mapping[str, Service | None], **limits: Unpack[Limits]
+) -> tuple[list[RetentionDecision], Plan]:
+    """Return what `prune` would decide and reclaim. The arguments are those of `prune`."""
+    now = time.time_ns()
+    decided = [
+        one for service, settings in services.items() for one in judged(store, service, settings, now)
+    ]
+    expired = {(one.generation.service, one.generation.number) for one in decided if not one.rules}
+    planned = plan(store, **limits, without=lambda one: (one.service, one.number) in expired)
+    return decided, planned
 
 
 def prune(

@@ -12,7 +12,9 @@ from castore.content.restore.plan import Comparison
 from castore.content.restore.planner import plan_entry, plan_tree
 from castore.content.streams import StreamReader
 from castore.errors import RevertInterruptedError, UsageError
+from castore.model.counting import count as counted
 from castore.model.generation import MAX_DETAILS, Origin, decode_details
+from castore.model.odd_text import printable
 from castore.process.signal_shield import DeferInterrupts
 from castore.services.recorded import trusted_origins
 from castore.services.restore import child_of
@@ -113,6 +115,32 @@ def origin_of(
     origins = trusted_origins(store, generation, details.origins, configured, consent=consent)
     found = origins.get(part.name, Origin())
     return os.path.join(os.fsdecode(found.path), selection.path.strip("/")) if found.path else ""
+
+
+def doubt_of(store: Store, selection: Selection, plan: TreePlan, place: str, origin: str) -> str:
+    """Return why a plan may change other files than those of the selected tree; empty: it does not.
+
+    place: the directory, or the file, that is changed. origin: where what is selected belongs, as `origin_of`
+    returns it; empty: not known.
+    """
+    added, changed, removed = plan.summary
+    is_own = store.is_own(selection.generation)
+    is_same = bool(origin) and os.path.realpath(origin) == os.path.realpath(place)
+    is_emptied = plan.empties and removed
+    if not (changed or removed) or (is_own and is_same and not is_emptied):
+        return ""
+    known = f"it came from {printable(os.fsencode(origin))}"
+    source = known if origin else "this machine does not know its directory"
+    source += "" if is_own else ", on another host"
+    reason = (
+        "would become empty, because the stored tree is empty"
+        if is_own and is_same
+        else f"is not the directory that was taken: {source}"
+    )
+    return (
+        f"{printable(os.fsencode(place))} {reason}; {counted(added, 'entry', 'entries')} would be added, "
+        f"{changed} changed, {removed} removed"
+    )
 
 
 def restore_in_place(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -10,13 +11,20 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 import castore
 from castore import testing
-from castore.errors import CastoreError, IdentityError, NotFoundError, ProgramError, UsageError
+from castore.cli.commands.init import init
+from castore.cli.commands.prune import prune
+from castore.content.streams import StreamReader
+from castore.crypto import identity as crypto_identity
+from castore.errors import CastoreError, ConfigError, IdentityError, NotFoundError, ProgramError, UsageError
+from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
 
 
 @pytest.fixture
@@ -151,7 +159,7 @@ def test_services_of_a_castore_toml_need_no_parts(tmp_path: Path, wiki: Path):
         assert store.service("wiki").snapshot().revision == "r7"
         store.service("wiki").snapshot()
         assert [one.number for one in store.prune().deleted] == [1]
-        with pytest.raises(UsageError, match="does not describe"):
+        with pytest.raises(UsageError, match="has no parts to take"):
             store.service("other").snapshot()
 
 
@@ -199,3 +207,177 @@ def test_the_examples_of_the_documentation_run(wiki: Path, monkeypatch: pytest.M
     assert "1 r1 ['pages', 'db']" in printed
     assert "mode = 1" in printed
     assert "True" in printed
+
+
+def test_defaults_are_those_of_the_command_line(tmp_path: Path):
+    def default(function: Callable, name: str) -> object:
+        return inspect.signature(function).parameters[name].default
+
+    def option(command: click.Command, name: str) -> object:
+        found = next(one for one in command.params if one.name == name)
+        return found.type_cast_value(click.Context(command), found.default)
+
+    assert default(castore.Store.prune, "grace_seconds") == option(prune, "grace") == GRACE_SECONDS
+    assert default(castore.Store.prune, "max_unused") == option(prune, "max_unused") == MAX_UNUSED
+    assert default(castore.Store.prune, "unfinished_seconds") == UNFINISHED_SECONDS
+    assert default(castore.create, "average_chunk_size") == option(init, "average")
+
+
+def test_prune_refuses_a_service_that_does_not_exist(store: castore.Store, wiki: Path):
+    store.service("wiki").snapshot(parts(wiki))
+    for dry_run in (True, False):
+        with pytest.raises(NotFoundError, match="wiky"):
+            store.prune(castore.Retention(last=1), services=["wiki", "wiky"], dry_run=dry_run)
+
+
+def test_a_dry_run_of_prune_says_how_much_it_would_reclaim(store: castore.Store, wiki: Path):
+    service = store.service("wiki")
+    for _ in range(2):
+        (wiki / "wiki" / "pages" / "start").write_bytes(os.urandom(500_000))
+        service.snapshot(parts(wiki))
+    rules = castore.Retention(last=1, per_revision=0)
+    assert store.prune(rules, dry_run=True).reclaimed > 400_000
+    assert len(list(service.generations())) == 2
+    assert store.prune(rules).reclaimed > 400_000
+
+
+def test_a_plan_of_a_rollback_holds_the_parts_that_it_was_made_for(store: castore.Store, wiki: Path, tmp_path: Path):
+    service = store.service("wiki")
+    service.snapshot(parts(wiki), revision="r1")
+    (wiki / "wiki" / "settings.conf").write_text("mode = 2\n")
+    (tmp_path / "other").mkdir()
+    execute(tmp_path, "DELETE FROM t")
+    shutil.copy(tmp_path / "wiki.db", tmp_path / "other" / "wiki.db")
+    elsewhere = {"pages": castore.Tree(str(tmp_path / "other" / "wiki")), "db": castore.SQLite(path=str(tmp_path / "other" / "wiki.db"))}
+    plan = service.plan_rollback(to="r1", parts=elsewhere, pre_rollback=False)
+    assert [one.partition(" ")[0] for one in plan.doubts] == ["db"]
+    with pytest.raises(UsageError, match="nothing was touched.*accept_doubts"):
+        service.rollback(plan)
+    done = service.rollback(plan, accept_doubts=True)
+    assert done.pre_rollback is None
+    assert (tmp_path / "other" / "wiki" / "settings.conf").read_text() == "mode = 1\n"
+    assert (wiki / "wiki" / "settings.conf").read_text() == "mode = 2\n"
+    assert rows(tmp_path / "other") == [1]
+    assert rows(wiki) == []
+
+
+def test_what_a_plan_fixes_cannot_be_given_again(store: castore.Store, wiki: Path):
+    service = store.service("wiki")
+    service.snapshot(parts(wiki), revision="r1")
+    plan = service.plan_rollback(to="r1")
+    with pytest.raises(UsageError, match="the plan"):
+        service.rollback(plan, parts=parts(wiki))
+    with pytest.raises(UsageError, match="the plan"):
+        service.rollback(plan, pre_rollback=False)
+    with pytest.raises(UsageError, match="wiki"):
+        store.service("other").rollback(plan)
+
+
+def test_a_part_that_cannot_be_opened_leaves_no_reader(store: castore.Store, wiki: Path, monkeypatch: pytest.MonkeyPatch):
+    opened, closed = [], []
+    made = StreamReader.__init__
+    monkeypatch.setattr(StreamReader, "__init__", lambda self, store: opened.append(self) or made(self, store))
+    monkeypatch.setattr(StreamReader, "__exit__", lambda self, *_: closed.append(self) or self._pool.shutdown())
+    taken = store.service("wiki").snapshot(parts(wiki))
+    opened.clear()
+    closed.clear()
+    for path, error in (("none", NotFoundError), ("pages", UsageError)):
+        with pytest.raises(error):
+            taken.part("pages").open(path)
+    assert opened == closed
+    assert len(opened) == 2
+    with pytest.raises(UsageError):
+        taken.part("db").open("path")
+    file = taken.part("pages").open("settings.conf")
+    assert len(opened) == len(closed) + 1
+    file.close()
+    assert opened == closed
+
+
+def test_a_passphrase_is_stretched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    castore.Identity.generate().save(tmp_path / "key", passphrase="open")
+    stretched = []
+    stretch = crypto_identity._stretch
+    monkeypatch.setattr(crypto_identity, "_stretch", lambda *given: stretched.append(1) or stretch(*given))
+    written = []
+    monkeypatch.setattr(castore.Identity, "text", lambda _self: written.append(1))
+    assert isinstance(castore.Identity.load(tmp_path / "key", passphrase="open"), castore.Identity)
+    assert (len(stretched), written) == (1, [])
+    paths = castore.MachinePaths(str(tmp_path / "state"), str(tmp_path / "cache"))
+    stretched.clear()
+    with castore.create(tmp_path / "store", identity=tmp_path / "key", passphrase="open", paths=paths) as store:
+        taken = store.service("a").snapshot({"key": castore.File(path=str(tmp_path / "key"))})
+        taken.part("key").open().read()
+    assert len(stretched) == 1
+
+
+def test_parts_are_restored_under_their_names_alone_or_all(store: castore.Store, wiki: Path, tmp_path: Path):
+    taken = store.service("wiki").snapshot(parts(wiki))
+    for name, chosen in (("all", None), ("each", ["pages", "db"])):
+        report = taken.restore(tmp_path / name, parts=chosen)
+        assert sorted(report.placed) == [str(tmp_path / name / "db"), str(tmp_path / name / "pages")]
+        assert (tmp_path / name / "db").is_file()
+        assert (tmp_path / name / "pages" / "settings.conf").exists()
+    with pytest.raises(UsageError, match="not empty"):
+        taken.restore(tmp_path / "each", parts=["db"])
+
+
+def test_a_closed_store_says_so(store: castore.Store, wiki: Path, tmp_path: Path):
+    service = store.service("wiki")
+    taken = service.snapshot(parts(wiki))
+    file = taken.part("pages").open("settings.conf")
+    left = service.generations()
+    store.close()
+    store.close()
+    for use in (
+        store.services, store.verify, store.stats, store.prune, lambda: next(service.generations()), lambda: next(left), service.recover,
+        lambda: service.snapshot(parts(wiki)), lambda: service.generation("latest"), lambda: taken.restore(tmp_path / "out"),
+        lambda: taken.part("db").open(), lambda: service.live_revision, lambda: store.warnings, file.read,
+    ):
+        with pytest.raises(UsageError, match="is closed"):
+            use()
+
+
+def test_a_store_is_created_only_in_a_new_or_empty_directory(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"cat\.jpg"):
+        castore.create(tmp_path / "photos", identity=castore.Identity.generate())
+    assert os.listdir(tmp_path / "photos") == ["cat.jpg"]
+
+
+def test_the_settings_of_castore_toml_hold_for_the_api(tmp_path: Path, wiki: Path):
+    config = tmp_path / "castore.toml"
+    paths = castore.MachinePaths(str(tmp_path / "state"), str(tmp_path / "cache"))
+    identity = castore.Identity.generate()
+    castore.create(tmp_path / "store", identity=identity, paths=paths).close()
+    other = castore.Identity.generate().recipient.text
+    config.write_text(f'recipients = ["{other}"]\n[service.wiki.parts.pages]\nengine = "tree"\npath = "{wiki}/wiki"\n')
+    with castore.open(tmp_path / "store", identity=identity, paths=paths, config=config) as store, pytest.raises(ConfigError, match="recipients"):
+        store.service("wiki").snapshot()
+    config.write_text(
+        f'[service.wiki.parts.pages]\nengine = "tree"\npath = "{wiki}/wiki"\n'
+        '[service.bad.parts.db]\nengine = "none"\n[service.gone.parts.db]\nengine = "command"\ndump = ["/no/such/program"]\n'
+    )
+    with castore.open(tmp_path / "store", identity=identity, paths=paths, config=config) as store:
+        store.service("wiki").snapshot()  # mistakes in other services do not matter
+        with pytest.raises(ConfigError, match="none"):
+            store.service("bad").snapshot()
+        with pytest.raises(ConfigError, match="/no/such/program"):
+            store.service("gone").snapshot()
+
+
+def test_a_snapshot_is_taken_and_marked_after_an_interrupted_rollback(store: castore.Store, wiki: Path, tmp_path: Path):
+    service = store.service("wiki")
+    service.snapshot(parts(wiki), revision="r1")
+    store.internal.remember_rollback("wiki", b"not a journal")
+    assert service.has_interrupted_rollback
+    taken = service.snapshot(parts(wiki), revision="r1")
+    assert taken.is_interrupted
+    assert any("only its number selects it" in one for one in taken.warnings)
+
+
+def test_a_home_directory_is_expanded_in_every_path(store: castore.Store, wiki: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(wiki))
+    taken = store.service("wiki").snapshot({"pages": castore.Tree("~/wiki"), "db": castore.SQLite(path="~/wiki.db")})
+    assert [part.size > 0 for part in taken.parts] == [True, True]

@@ -19,13 +19,9 @@ if TYPE_CHECKING:
 @host_option
 def cat(context: CliContext, what: str) -> None:
     """Write a dump, or a file of a tree, to standard output."""
-    from castore.content.streams import StreamReader
-    from castore.services.restore import read
-    from castore.services.selectors import select
-
-    with context.open_store(confined=()) as store, StreamReader(store) as reader:
-        store.sync_generations()
+    with context.open_store(confined=()) as store, store.select(what).open() as file:
         out = sys.stdout.buffer
-        for data in read(reader, select(store, what)):
+        # Each piece is written as it comes: before damaged content, all of the intact content is.
+        while data := file.read1(1 << 20):
             out.write(data)
         out.flush()

@@ -29,21 +29,16 @@ def compact(
 ) -> None:
     """Reclaim the space that no generation references: of forgotten generations, and of failed snapshots."""
     from castore.cli.progress import watching
-    from castore.maintenance.compact import plan
-    from castore.progress import Progress
-    from castore.services.prune import compact_and_record
 
-    limits = limits_of(max_unused, unfinished=unfinished)
+    limits = limits_of(max_unused, grace, unfinished=unfinished)
     with context.open_store() as store:
-        if dry_run:
-            print_plan(store, [], plan(store, **limits), as_json=as_json)
-            return
-        tally = Progress()
         with watching() as progress:
-            progress("compacting", tally)
-            done = compact_and_record(store, tally, grace=grace, **limits)
+            done = store.compact(dry_run=dry_run, progress=progress, **limits)
+        if done.compacted is None:
+            print_plan(store.internal, done, as_json=as_json)
+            return
     if as_json:
-        print_json(plain_compaction(done))
+        print_json(plain_compaction(done.compacted))
     else:
-        print_done(done)
+        print_done(done.compacted)
     refuse_damaged(done)

@@ -134,7 +134,7 @@ def _check_store(context: CliContext, checks: _Checks) -> None:
     from castore.cli import identity_files
     from castore.errors import CastoreError
 
-    with context.open_store() as store:
+    with context.open_internal() as store:
         try:
             with identity_files.unasked():
                 store.identity()

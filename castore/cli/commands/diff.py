@@ -30,7 +30,7 @@ def diff(context: CliContext, old: str, new: str, as_json: bool) -> None:
     from castore.content.streams import StreamReader
     from castore.services.selectors import select
 
-    with context.open_store(confined=()) as store, StreamReader(store) as reader:
+    with context.open_internal(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         rows = _diff_rows(reader, select(store, old), select(store, new))
         if as_json:

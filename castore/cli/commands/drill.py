@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
 
-from castore.cli import formatting
 from castore.cli.options import LocalPath, common, host_option, json_option, print_json, trust_option
 from castore.cli.quiet import summarize
 
@@ -36,37 +34,19 @@ def drill(
     runs. The result is stored, and `castore log` shows it.
     """
     from castore.cli.progress import watching
-    from castore.content.restore.metadata import Ownership
-    from castore.services.config import Service
-    from castore.services.drill import drill as run_drill
-    from castore.services.selectors import find
 
     service, _, selector = what.partition("@")
-    settings = context.service_settings(service) or Service()
-    with context.open_store() as store:
-        store.sync_generations()
-        generation = find(store, service, selector or "latest")
-
-        def say(line: str) -> None:
-            if not as_json:
-                summarize(line)
-
-        with watching() as progress:
-            done = run_drill(
-                store,
-                generation,
-                context.configured_origins(service),
-                settings,
-                Ownership(change=os.geteuid() == 0),
-                scratch=scratch,
-                consent=trust_recorded,
-                say=say,
-                warn=lambda line: click.echo(f"castore: {formatting.one_line(line)}", err=True),
-                progress=progress,
-            )
+    context.service_settings(service)  # mistakes in its description are reported first
+    with context.open_store() as store, watching() as progress:
+        generation = store.service(service).generation(selector or "latest")
+        done = generation.drill(
+            scratch=scratch,
+            trust_recorded=trust_recorded,
+            note=None if as_json else summarize,
+            progress=progress,
+        )
     if as_json:
-        print_json({
-            "service": service, "number": generation.number, "seconds": done.seconds, "parts": done.parts
-        })
+        found = {"seconds": done.seconds, "parts": done.parts}
+        print_json({"service": service, "number": generation.number, **found})
     else:
         summarize(f"{service}@{generation.number} is sound, {done.seconds:.1f} s")

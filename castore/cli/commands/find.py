@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -11,7 +11,10 @@ from castore.cli.options import common, host_option, json_option, print_json
 from castore.cli.path_versions import is_directory, number_range, plain_hit, report_damaged, undamaged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from castore.cli.context import CliContext
+    from castore.content.streams import StreamReader
     from castore.model.generation import Generation
     from castore.services.find import Hit
 
@@ -40,40 +43,23 @@ def find(
     of the file system where a tree is from there. '**' matches any number of directories; a '/' at the end,
     directories only. A path's versions are those of different size, time, mode or owner.
     """
+    from itertools import islice
+
     from castore.content.streams import StreamReader
     from castore.errors import NotFoundError
-    from castore.services.find import find_paths
-    from castore.services.hosts import groups_of, shown
-    from castore.services.selectors import unknown_service
 
     rows: list[dict[str, Any]] = []
     count = 0
     damaged: list[str] = []
-    with context.open_store(confined=()) as store, StreamReader(store) as reader:
+    with context.open_internal(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
-        services = [service] if service is not None else store.services()
-        if service is not None and store.newest(service) is None:
-            raise unknown_service(store, service)
-        store.identity()
-        for name in services:
-            try:
-                generations = list(filter(shown(store, name), store.generations(name)))
-            except NotFoundError:
-                if service is not None:
-                    raise
-                continue  # this service has no generation of the chosen host
-            hosts = len(groups_of(store, name).names()) > 1
-            found = find_paths(reader, generations, pattern, part=part, ignore_case=ignore_case)
-            for hit in undamaged(name, found, damaged):
-                count += 1
-                if as_json:
-                    rows.append({"service": name, **plain_hit(hit)})
-                else:
-                    print(_find_line(name, hit, hosts=hosts))
-                if count == limit:
-                    break
-            if count == limit:
-                break
+        query = _Query(pattern, part, ignore_case)
+        for name, hit, hosts in islice(_hits(reader, service, query, damaged), limit):
+            count += 1
+            if as_json:
+                rows.append({"service": name, **plain_hit(hit)})
+            else:
+                print(_find_line(name, hit, hosts=hosts))
         context.warn_damaged(store)
     if as_json:
         print_json(rows)
@@ -81,6 +67,45 @@ def find(
     if not count and not as_json:
         where = f"a generation of {service!r}" if service is not None else "any generation"
         raise NotFoundError(f"no path matches {pattern!r} in {where}")
+
+
+class _Query(NamedTuple):
+    """What is searched for."""
+
+    pattern: str
+    part: str
+    ignore_case: bool
+
+
+def _hits(
+    reader: StreamReader, service: str | None, query: _Query, damaged: list[str]
+) -> Iterator[tuple[str, Hit, bool]]:
+    """Yield (service, match, whether the service has several hosts); list damaged directories in `damaged`.
+
+    service: None for all. Raises NotFoundError for a service that does not exist, IdentityError.
+    """
+    from castore.errors import NotFoundError
+    from castore.services.find import find_paths
+    from castore.services.hosts import groups_of, shown
+    from castore.services.selectors import unknown_service
+
+    store = reader.store
+    if service is not None and store.newest(service) is None:
+        raise unknown_service(store, service)
+    store.identity()
+    for name in [service] if service is not None else store.services():
+        try:
+            generations = list(filter(shown(store, name), store.generations(name)))
+        except NotFoundError:
+            if service is not None:
+                raise
+            continue  # this service has no generation of the chosen host
+        hosts = len(groups_of(store, name).names()) > 1
+        found = find_paths(
+            reader, generations, query.pattern, part=query.part, ignore_case=query.ignore_case
+        )
+        for hit in undamaged(name, found, damaged):
+            yield name, hit, hosts
 
 
 def _path(service: str, hit: Hit) -> str:

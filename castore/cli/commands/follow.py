@@ -33,11 +33,11 @@ def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_jso
 
     several = ServiceResults(services, apart=len(services) > 1)
     with context.open_store() as store, watching() as progress:
-        store.sync_generations()
+        store.internal.sync_generations()
         for service in services:
             with several.service(service):
                 context.required_settings()
-                work = operations_of(context, store, progress, (service,))
+                work = operations_of(store, progress)
                 (one,) = run_follow(work, (service,), dry_run=dry_run)
                 several.results.append({
                     "service": one.service,

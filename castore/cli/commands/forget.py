@@ -28,11 +28,10 @@ def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bo
     SERVICE@3-7 selects the generations 3 to 7.
     """
     from castore.errors import UsageError
-    from castore.services.prune import forget as remove
     from castore.services.prune import spans
-    from castore.services.rollback.journal import refuse_interrupted
 
-    with context.open_store() as store:
+    with context.open_store() as opened:
+        store = opened.internal
         store.sync_generations()
         chosen: dict[str, dict[int, Any]] = {}
         for one in what:
@@ -48,9 +47,7 @@ def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bo
             print_json({"forgotten": []}) if as_json else summarize("nothing was deleted")
             return
         for service, generations in chosen.items():
-            with store.lock(service):
-                refuse_interrupted(store, service)
-                remove(store, service, list(generations.values()))
+            opened.service(service).forget(generations)
     if as_json:
         numbers = [(service, number) for service, found in chosen.items() for number in found]
         print_json({"forgotten": [{"service": service, "number": number} for service, number in numbers]})

@@ -40,9 +40,9 @@ def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json:
 
     services, command = _split_command(words)
     with context.open_store() as store, watching() as progress:
-        store.sync_generations()
+        store.internal.sync_generations()
         context.required_settings()
-        work = operations_of(context, store, progress, services)
+        work = operations_of(store, progress)
 
         def wanted(service: str, generation: Generation) -> bool:
             short = short_revision(generation.revision)

@@ -40,7 +40,7 @@ def history(context: CliContext, what: str, limit: int | None, as_json: bool) ->
             f"{what!r} names no part: write SERVICE:PART or SERVICE:PART/PATH, without a generation"
         )
     damaged: list[str] = []
-    with context.open_store(confined=()) as store, StreamReader(store) as reader:
+    with context.open_internal(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         generations = store.generations(service)
         if not generations:

@@ -63,13 +63,17 @@ def init(
     instead. Its admin key signs for whom the store is encrypted, and which machines add to it. With
     --recipient an admin signs that later: 'castore key sign'.
     """
-    made = context.make_store(
-        *(path, recipients),
+    from castore.cli.new_store import NewStore, keep_safe, make_store
+
+    wanted = NewStore(
+        path=path,
+        recipients=recipients,
+        admins=admins,
         average=average,
         passphrase=new_passphrase if passphrase else None,
         replace_lost=replace_lost,
-        admins=admins,
     )
+    made = make_store(context, wanted)
     if as_json:
         print_json(made)
         return
@@ -78,4 +82,4 @@ def init(
         summarize(f"recipient: {recipient}")
     if made["identity"]:
         summarize(f"identity:  {made['identity']}")
-        click.echo(context.keep_safe(made["identity"]), err=is_quiet())
+        click.echo(keep_safe(made["identity"]), err=is_quiet())

@@ -11,8 +11,9 @@ from castore.cli.options import Count, common, host_option, json_option, print_j
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
+    from castore.api.store import Store as Opened
     from castore.cli.context import CliContext
     from castore.model.generation import Generation
     from castore.model.hosts import HostGroups
@@ -33,45 +34,53 @@ def log(
     from functools import cache
     from itertools import islice
 
-    from castore.cli.generations import plain, table
+    from castore.cli.generations import Shown, plain, table
     from castore.model.hosts import ALL_HOSTS
-    from castore.model.names import revision_begins
     from castore.services.events import drills
-    from castore.services.selectors import unknown_service
 
-    with context.open_store(confined=()) as store:
-        store.sync_generations()
-        if service is not None and store.newest(service) is None:
-            raise unknown_service(store, service)
-        if service is not None:
-            found = store.newest_first(service)
-        elif as_json or limit is not None:
-            found = store.newest_of_all()
-        else:
-            # The columns of a table are as wide as the longest of all values.
-            found = iter(store.generations())
-        if context.host is not None:
-            found = filter(_of_hosts(store, service), found)
-        if revision is not None:
-            found = (g for g in found if revision_begins(g.revision, revision))
+    with context.open_store(confined=()) as opened:
+        store = opened.internal
+        found = islice(_found(opened, service, revision or "", at_once=not (as_json or limit)), limit)
         drilled = drills(store)
         if as_json:
             context.warn_damaged(store)
             pins = cache(store.pins)
-            print_json_list(plain(one, drilled, pins(one.service)) for one in islice(found, limit))
+            print_json_list(plain(one, drilled, pins(one.service)) for one in found)
             return
-        generations = list(islice(found, limit))
+        generations = list(found)
         groups = None
         if context.host in {None, ALL_HOSTS}:
             groups = _several_hosts(store, generations, complete=limit is None and revision is None)
         context.warn_damaged(store)
         pinned = {name: store.pins(name) for name in {one.service for one in generations}}
     if generations:
-        print(table(generations, drilled, pinned, groups, width=formatting.terminal_width()))
+        print(table(generations, Shown(drilled, pinned, groups), width=formatting.terminal_width()))
     else:
         which = f" of a revision that begins with {revision!r}" if revision is not None else ""
         way = "" if which else "; take one with: castore snapshot SERVICE"
         summarize(f"castore: there is no generation{which}{way}", err=True)
+
+
+def _found(opened: Opened, service: str | None, begun: str, *, at_once: bool) -> Iterator[Generation]:
+    """Return the generations of a service, or of all, of revisions that begin with `begun`.
+
+    at_once: all of them are wanted. Raises NotFoundError for a service that does not exist.
+    """
+    from itertools import chain
+
+    from castore.services.selectors import unknown_service
+
+    if service is None:
+        found = opened.generations(revision_prefix=begun, at_once=at_once)
+    else:
+        found = opened.service(service).generations(revision_prefix=begun)
+    records = (one.record for one in found)
+    first = next(records, None)
+    if first is None:
+        if service is not None and opened.internal.newest(service) is None:
+            raise unknown_service(opened.internal, service)
+        return iter(())
+    return chain([first], records)
 
 
 def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> HostGroups | None:
@@ -85,18 +94,3 @@ def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> 
         return groups
     several = not complete and any(len(groups_of(store, one).names()) > 1 for one in services)
     return groups if several else None
-
-
-def _of_hosts(store: Store, service: str | None) -> Callable[[Generation], bool]:
-    """Return a filter for generations of the chosen host. Raises NotFoundError if `service` has none."""
-    from castore.errors import NotFoundError
-    from castore.services.hosts import chosen
-
-    wanted = {}
-    for one in [service] if service is not None else store.services():
-        try:
-            wanted[one] = chosen(store, one)
-        except NotFoundError:
-            if service is not None:
-                raise
-    return lambda generation: generation.service in wanted and wanted[generation.service](generation)

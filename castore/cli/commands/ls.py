@@ -26,7 +26,7 @@ def ls(context: CliContext, what: str, recursive: bool, as_json: bool) -> None:
     from castore.content.streams import StreamReader
     from castore.services.selectors import select
 
-    with context.open_store(confined=()) as store, StreamReader(store) as reader:
+    with context.open_internal(confined=()) as store, StreamReader(store) as reader:
         store.sync_generations()
         selection = select(store, what)
         listed = _listed(reader, selection, recursive)

@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 @host_option
 def pin(context: CliContext, what: str, note: str, as_json: bool) -> None:
     """Keep a generation, whatever the retention rules say, until it is unpinned."""
-    from castore.services.selectors import find
-
     service, _, selector = what.partition("@")
     with context.open_store() as store:
-        store.sync_generations()
-        number = find(store, service, selector or "latest").number
-        fresh = store.pin(service, number, note)
+        chosen = store.service(service).generation(selector or "latest")
+        number, fresh = chosen.number, chosen.pin(note)
     if as_json:
         print_json({"service": service, "number": number, "pinned": True, "changed": bool(fresh)})
     else:
@@ -42,14 +39,13 @@ def pin(context: CliContext, what: str, note: str, as_json: bool) -> None:
 def unpin(context: CliContext, what: str, as_json: bool) -> None:
     """Remove the pin of a generation: the retention rules apply to it again."""
     from castore.errors import NotFoundError
-    from castore.services.selectors import find
 
     service, _, selector = what.partition("@")
     with context.open_store() as store:
-        store.sync_generations()
-        number = find(store, service, selector or "latest").number
-        if not store.unpin(service, number):
-            pinned = ", ".join(map(str, sorted(store.pins(service)))) or "none"
+        chosen = store.service(service).generation(selector or "latest")
+        number = chosen.number
+        if not chosen.unpin():
+            pinned = ", ".join(map(str, sorted(store.internal.pins(service)))) or "none"
             raise NotFoundError(f"{service}@{number} is not pinned; pins of {service!r}: {pinned}")
     if as_json:
         print_json({"service": service, "number": number, "pinned": False, "changed": True})

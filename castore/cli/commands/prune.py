@@ -17,13 +17,13 @@ from castore.cli.compaction import (
 )
 from castore.cli.options import Count, common, host_option, json_option, print_json
 from castore.cli.quiet import summarize
+from castore.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from castore.cli.context import CliContext
-    from castore.services.config import Keep, Service
-    from castore.store import Store
+    from castore.services.config import Keep
 
 
 _KEPT = {
@@ -69,31 +69,6 @@ def _rules_given(rules: dict[str, int], within: str | None) -> Keep | None:
     return Keep(within=within, **rules)
 
 
-def _rules_of(
-    context: CliContext, services: Sequence[str], known: Sequence[str], keep: Keep | None
-) -> tuple[dict[str, Service | None], list[str]]:
-    """Return the settings of the services to prune, and why others are left out.
-
-    keep: the rules of every service, instead of those of castore.toml. Raises ConfigError if the description
-    of a service that the user named has mistakes.
-    """
-    from castore.errors import ConfigError
-    from castore.services.config import Service
-
-    if keep is not None:
-        return {service: Service(keep=keep) for service in services or known}, []
-    chosen: dict[str, Service | None] = {}
-    refused = []
-    for service in services or known:
-        try:
-            chosen[service] = context.service_settings(service)
-        except ConfigError as error:
-            if services:
-                raise
-            refused.append(f"{service}: nothing was deleted: {error}")
-    return chosen, refused
-
-
 @click.command(epilog="Example: castore prune --dry-run drupal")
 @click.argument("services", metavar="[SERVICE]...", nargs=-1)
 @_keeping
@@ -116,72 +91,27 @@ def prune(
     The rules are those of castore.toml, or, if --keep-* options are given, theirs for every SERVICE. Services
     without rules keep all generations. Needs no identity. The next run continues an interrupted one.
     """
-    import time
-
     from castore.cli.progress import watching
-    from castore.errors import ConfigError
-    from castore.maintenance.compact import plan
-    from castore.progress import Progress
-    from castore.services.prune import judged
-    from castore.services.prune import prune as remove
-    from castore.services.selectors import unknown_service
 
+    limits = limits_of(max_unused, grace, unfinished=unfinished)
     with context.open_store() as store:
-        store.sync_generations()
-        known = store.services()
-        if unknown := [service for service in services if service not in known]:
-            raise unknown_service(store, unknown[0])
-        chosen, refused = _rules_of(context, services, known, keep)
-        if not services:
-            chosen = {service: one for service, one in chosen.items() if _is_clear(store, service)}
-        if dry_run:
-            verdicts = [
-                verdict
-                for service, settings in chosen.items()
-                for verdict in judged(store, service, settings, time.time_ns())
-            ]
-            gone = {(v.generation.service, v.generation.number) for v in verdicts if not v.rules}
-            planned = plan(
-                store,
-                **limits_of(max_unused, unfinished=unfinished),
-                without=lambda one: (one.service, one.number) in gone,
-            )
-            print_plan(store, verdicts, planned, as_json=as_json)
-            if refused:
-                raise ConfigError("; ".join(refused))
-            return
-        tally = Progress()
         with watching() as progress:
-            progress("pruning", tally)
-            gone_now, left_out, done = remove(
-                store, chosen, tally, grace=grace, **limits_of(max_unused, unfinished=unfinished)
-            )
-    busy = [str(error) for error in left_out]
-    if as_json:
-        forgotten = [{"service": one.service, "number": one.number} for one in gone_now]
-        print_json({"forgotten": forgotten, "busy": busy, **plain_compaction(done)})
-    else:
-        _print_forgotten([(one.service, one.number) for one in gone_now])
-        print_done(done)
+            done = store.prune(keep, services=services, dry_run=dry_run, progress=progress, **limits)
+        if done.compacted is None:
+            print_plan(store.internal, done, as_json=as_json)
+    if done.compacted is not None:
+        numbers = [(one.service, one.number) for one in done.deleted]
+        if as_json:
+            forgotten = [{"service": service, "number": number} for service, number in numbers]
+            busy = [str(error) for error in done.left_out if not isinstance(error, ConfigError)]
+            print_json({"forgotten": forgotten, "busy": busy, **plain_compaction(done.compacted)})
+        else:
+            _print_forgotten(numbers)
+            print_done(done.compacted)
     refuse_damaged(done)
-    if refused:
-        raise ConfigError("; ".join([*refused, *busy]))
-    if left_out:
-        worst = max(left_out, key=lambda error: error.exit_code)
-        raise type(worst)("; ".join(busy))
-
-
-def _is_clear(store: Store, service: str) -> bool:
-    """Return whether the chosen host has generations to prune; if not, print why."""
-    from castore.errors import NotFoundError
-    from castore.services.hosts import removable
-
-    try:
-        removable(store, service)
-    except NotFoundError as error:
-        store.say(f"{service} is left out: {error}")
-        return False
-    return True
+    if done.left_out:
+        worst = max(done.left_out, key=lambda error: (isinstance(error, ConfigError), error.exit_code))
+        raise type(worst)("; ".join(map(str, done.left_out)))
 
 
 def _print_forgotten(gone: list[tuple[str, int]]) -> None:

@@ -31,45 +31,52 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
     is completed. Without arguments: everything that was interrupted on this machine. A DIR has a / in it;
     for it neither the store nor an identity is needed.
     """
-    from castore.content.restore.recover import recover as recover_directory
     from castore.content.restore.undo_journal import interrupted
-    from castore.services.rollback.recover import forget as forget_rollback
-    from castore.services.rollback.recover import recover as recover_service
     from castore.state.directories import machine_paths
 
     if forget and not what:
         raise click.UsageError("--forget needs the SERVICE of the interrupted rollback, or the DIR")
-    recovered: list[dict[str, str | None]] = []
+    run = _Recovery(forget, as_json)
     if as_json:
-        print_json({"recovered": recovered})  # also printed if a later one fails
-
-    def report(kind: str, name: str, line: str) -> None:
-        recovered.append({"service": None, "path": None, kind: name, "text": line})
-        if not as_json:
-            summarize(line)
-
-    def end_directory(path: str) -> None:
-        top = os.path.abspath(path)
-        done = recover_directory(machine_paths().journals, top, owned=forget, forget=forget)
-        report("path", top, "\n".join(done) or f"{top}: there is nothing to recover")
-
+        print_json({"recovered": run.recovered})  # also printed if a later one fails
     folders = [one for one in what if "/" in one or one in {".", ".."}]
-    for path in what:
-        if path in folders:
-            end_directory(path)
     services = [one for one in what if one not in folders]
+    for path in folders:
+        run.directory(path)
     if what and not services:
         return
     with context.open_store() as store:
-        store.sync_generations()
         if not services:
-            services = [one for one in store.services() if store.has_begun_rollback(one)]
+            services = [one for one in store.services() if store.service(one).has_interrupted_rollback]
         for service in services:
-            with store.lock(service):
-                end = forget_rollback if forget else recover_service
-                report("service", service, end(store, service))
+            run.report("service", service, store.service(service).recover(forget=forget))
     if not what:
         for path in interrupted(machine_paths().journals):
-            end_directory(path)
-    if not recovered and not as_json:
+            run.directory(path)
+    if not run.recovered and not as_json:
         summarize("no rollback or restore in place was interrupted")
+
+
+class _Recovery:
+    """One run of the command."""
+
+    def __init__(self, forget: bool, as_json: bool) -> None:
+        self.recovered: list[dict[str, str | None]] = []
+        self._forget = forget
+        self._as_json = as_json
+
+    def report(self, kind: str, name: str, line: str) -> None:
+        """Print what was done about a service or a directory."""
+        self.recovered.append({"service": None, "path": None, kind: name, "text": line})
+        if not self._as_json:
+            summarize(line)
+
+    def directory(self, path: str) -> None:
+        """Revert or complete a restore in place."""
+        from castore.content.restore.recover import recover as recover_directory
+        from castore.state.directories import machine_paths
+
+        top = os.path.abspath(path)
+        own = machine_paths().journals
+        done = recover_directory(own, top, owned=self._forget, forget=self._forget)
+        self.report("path", top, "\n".join(done) or f"{top}: there is nothing to recover")

@@ -22,7 +22,7 @@ def reindex(context: CliContext, as_json: bool) -> None:
     from castore.cli.progress import watching
     from castore.progress import Progress
 
-    with context.open_store() as store:
+    with context.open_internal() as store:
         tally = Progress()
         with watching() as progress:
             progress("reading packs", tally)

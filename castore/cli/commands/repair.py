@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,44 +28,21 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
     The next snapshot that still finds lost content stores it again. Configurations that are
     not accepted are dropped with the identity of an admin. Exit code 5 if anything is lost.
     """
-    from castore.cli.progress import hushed, watching
+    from castore.cli.progress import watching
     from castore.errors import DamageError
     from castore.maintenance.repair import repair as run_repair
     from castore.progress import Progress
 
     def agree(found: Verification, planned: Repair) -> bool:
-        with hushed():
-            if not as_json:
-                print_findings(found)
-                for name in planned.repaired:
-                    print(f"to be rewritten from its copy: {name}")
-                for name in planned.drop:
-                    more = " (a machine whose index lists its content keeps more of it)"
-                    print(f"to be dropped: {name}{more if name.startswith('packs/') else ''}")
-                for pack in planned.rewrite:
-                    print(f"to be rewritten: packs/{pack.hex()}")
-            if dry_run or not (planned.repaired or planned.drop or planned.rewrite):
-                return False
-            if not (planned.drop or planned.rewrite):
-                return True
-            return yes or agreed("Drop what cannot be read, permanently?")
+        return _is_wanted(found, planned, dry_run=dry_run, yes=yes, as_json=as_json)
 
-    with context.open_store() as store:
+    with context.open_internal() as store:
         tally = Progress()
         with watching() as progress:
             progress("checking", tally)
             done, after = run_repair(store, tally, agree=agree)
     if as_json:
-        rewritten = [pack.hex() for pack in done.rewrite]
-        print_json({
-            "done": done.done,
-            "repaired": done.repaired,
-            "dropped": done.drop,
-            "rewritten": rewritten,
-            "kept_records": done.kept_records,
-            "lost_records": done.lost_records,
-            "left": plain_findings(after),
-        })
+        print_json(_plain(done, after))
     elif done.done:
         summarize(
             f"{formatting.count(len(done.repaired), 'object')} repaired, {len(done.drop)} dropped, "
@@ -77,3 +54,42 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
         summarize("nothing to repair")
     if not after.sound:
         raise DamageError(damage_summary(after))
+
+
+def _is_wanted(
+    found: Verification, planned: Repair, *, dry_run: bool, yes: bool, as_json: bool
+) -> bool:
+    """Show what a repair would do, and return whether the user wants it."""
+    from castore.cli.progress import hushed
+
+    with hushed():
+        if not as_json:
+            print_findings(found)
+            _print_planned(planned)
+        if dry_run or not (planned.repaired or planned.drop or planned.rewrite):
+            return False
+        if not (planned.drop or planned.rewrite):
+            return True
+        return yes or agreed("Drop what cannot be read, permanently?")
+
+
+def _print_planned(planned: Repair) -> None:
+    for name in planned.repaired:
+        print(f"to be rewritten from its copy: {name}")
+    for name in planned.drop:
+        more = " (a machine whose index lists its content keeps more of it)"
+        print(f"to be dropped: {name}{more if name.startswith('packs/') else ''}")
+    for pack in planned.rewrite:
+        print(f"to be rewritten: packs/{pack.hex()}")
+
+
+def _plain(done: Repair, after: Verification) -> dict[str, Any]:
+    return {
+        "done": done.done,
+        "repaired": done.repaired,
+        "dropped": done.drop,
+        "rewritten": [pack.hex() for pack in done.rewrite],
+        "kept_records": done.kept_records,
+        "lost_records": done.lost_records,
+        "left": plain_findings(after),
+    }

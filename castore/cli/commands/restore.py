@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -14,19 +17,17 @@ from castore.cli.options import (
     host_option,
     json_option,
     numeric_ids_option,
-    ownership_of,
     print_json,
     trust_option,
 )
 from castore.cli.quiet import summarize
 from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tree_steps
+from castore.errors import UsageError
 
 if TYPE_CHECKING:
+    from castore.api.in_place import InPlaceOptions
+    from castore.api.selection import Selection
     from castore.cli.context import CliContext
-    from castore.content.restore.metadata import Ownership
-    from castore.content.restore.plan import TreePlan
-    from castore.services.selectors import Selection
-    from castore.store import Store
 
 
 @click.command(epilog="Example: castore restore drupal@12:sites /tmp/look")
@@ -84,13 +85,6 @@ def restore(
     removed, but not what snapshots leave out. If anything fails, DEST is restored to its previous
     state. If DEST is not the directory that the tree came from, castore shows what would change and asks.
     """
-    import time
-
-    from castore.cli.progress import watching
-    from castore.progress import Progress
-    from castore.services.restore import restore as put
-    from castore.services.selectors import select
-
     if not in_place and (dry_run or checksum or trust_times or yes or trust_recorded):
         alone = "--dry-run, --checksum, --trust-times, --yes and --trust-recorded"
         raise click.UsageError(f"{alone} are for --in-place only")
@@ -98,132 +92,103 @@ def restore(
         raise click.UsageError("give --checksum or --trust-times, not both")
     if in_place and resume:
         raise click.UsageError("--resume is not for --in-place: an interrupted restore in place is reverted")
+    if not in_place:
+        _restore(context, what, destination, numeric_ids=numeric_ids, resume=resume, as_json=as_json)
+        return
+    chosen = _InPlace(
+        dry_run=dry_run,
+        yes=yes,
+        as_json=as_json,
+        options={
+            "checksum": checksum,
+            "trust_times": trust_times,
+            "trust_recorded": trust_recorded,
+            "numeric_ids": numeric_ids,
+        },
+    )
+    with context.open_store() as store:
+        _restore_in_place(context, store.select(what), destination, chosen)
+
+
+def _restore(
+    context: CliContext, what: str, destination: str, *, numeric_ids: bool, resume: bool, as_json: bool
+) -> None:
+    from castore.cli.progress import watching
+
     began = time.monotonic()
-    # The destination may be a symbolic link. A restore in place is not confined: its undo area may be
-    # elsewhere on the file system.
+    # The destination may be a symbolic link.
     writable = os.path.dirname(os.path.abspath(destination)), destination
-    with context.open_store(confined=None if in_place else writable) as store:
-        store.sync_generations()
-        selection = select(store, what)
-        tally = Progress()
-        if in_place:
-            ownership = ownership_of(numeric_ids)
-            options = (dry_run, checksum, trust_times, yes, as_json, trust_recorded)
-            _in_place(context, store, selection, destination, ownership, *options)
-            return
+    with context.open_store(confined=writable) as store:
+        selection = store.select(what)
         with watching() as progress:
-            progress("restoring", tally)
-            done = put(store, selection, destination, ownership_of(numeric_ids), tally, resume=resume)
+            done = selection.restore(destination, numeric_ids=numeric_ids, resume=resume, progress=progress)
     seconds = time.monotonic() - began
-    problems = len(done.report.warnings) + len(done.report.damaged)
     if as_json:
         print_json({
             "placed": done.placed,
-            **plain_amounts(tally, seconds),
-            "warnings": [[formatting.printable(path), reason] for path, reason in done.report.warnings],
-            "damaged": [[formatting.printable(path), reason] for path, reason in done.report.damaged],
+            **plain_amounts(done.progress, seconds),
+            "warnings": [[formatting.printable(path), reason] for path, reason in done.warnings],
+            "damaged": [[formatting.printable(path), reason] for path, reason in done.damaged],
         })
     else:
         for path in done.placed:
             summarize(path)
+        problems = len(done.warnings) + len(done.damaged)
         shown = f"; {formatting.count(problems, 'problem')}" if problems else ""
-        summarize(f"restored {amounts_text(tally, seconds)}{shown}")
-    context.report_restored(done.report.warnings, done.report.damaged)
+        summarize(f"restored {amounts_text(done.progress, seconds)}{shown}")
+    context.report_restored(done.warnings, done.damaged)
 
 
-def _in_place(
-    context: CliContext,
-    store: Store,
-    selection: Selection,
-    top: str,
-    ownership: Ownership,
-    dry_run: bool,
-    checksum: bool,
-    trust_times: bool,
-    yes: bool,
-    as_json: bool,
-    trust_recorded: bool,
+@dataclass(frozen=True, kw_only=True)
+class _InPlace:
+    """The options of a restore in place."""
+
+    dry_run: bool
+    yes: bool
+    as_json: bool
+    options: InPlaceOptions
+
+
+def _restore_in_place(
+    context: CliContext, selection: Selection, directory: str, chosen: _InPlace
 ) -> None:
-    import time
-
+    """Restore in place. The process is not confined: the undo area may be elsewhere on the file system."""
     from castore.cli.progress import hushed, watching
     from castore.progress import Progress
-    from castore.services.restore import plan_size
-    from castore.services.restore_in_place import origin_of, plan_in_place, restore_in_place
 
     began = time.monotonic()
-    tally = Progress()
-    configured = context.configured_origins(selection.generation.service)
+    done = None
     with watching() as progress:
         progress("comparing", Progress())
-        plan = plan_in_place(
-            store,
-            selection,
-            os.path.abspath(top),
-            ownership,
-            checksum=checksum,
-            trust_times=trust_times,
-            leave_out=context.own_paths(),
-            configured=configured,
-        )
-        wanted = not dry_run
-        if wanted and not yes:
+        plan = selection.plan_in_place(directory, **chosen.options)
+        wanted = not chosen.dry_run
+        if wanted and plan.doubt and not chosen.yes:
             with hushed():
-                place = os.path.abspath(top)
-                own = store.is_own(selection.generation)
-                origin = origin_of(store, selection, configured, consent=trust_recorded)
-                wanted = _is_wanted(plan, place, origin, own=own)
-        if selection.part is not None:
-            tally.total = plan_size(selection.part, plan)
-            tally.most_files = selection.part.files
-        progress("restoring", tally)
-        problems = restore_in_place(store, plan, ownership, tally) if wanted else []
-    shown = tree_steps(plan)
-    if as_json:
-        amounts = plain_amounts(tally, time.monotonic() - began) if wanted else {}
-        print_json({**shown, **amounts, "done": wanted})
-    elif dry_run:
+                wanted = _is_wanted(plan.doubt)
+        if wanted:
+            done = selection.restore_in_place(plan, accept_doubts=True, progress=progress)
+    seconds = time.monotonic() - began
+    shown = tree_steps(plan.tree)
+    if chosen.as_json:
+        amounts = plain_amounts(done.progress, seconds) if done is not None else {}
+        print_json({**shown, **amounts, "done": done is not None})
+    elif chosen.dry_run:
         print_steps(shown)
-    elif not wanted:
+    elif done is None:
         summarize("nothing was changed")
     else:
-        where = formatting.printable(os.fsencode(os.path.abspath(top)))
-        steps = formatting.count(len(plan.steps), "step")
-        summarize(f"{where}: {steps}; restored {amounts_text(tally, time.monotonic() - began)}")
-    context.report_restored(problems, [])
+        where = formatting.printable(os.fsencode(plan.directory))
+        steps = formatting.count(len(plan.tree.steps), "step")
+        summarize(f"{where}: {steps}; restored {amounts_text(done.progress, seconds)}")
+    context.report_restored(done.warnings if done is not None else [], [])
 
 
-def _is_wanted(plan: TreePlan, place: str, origin: str, *, own: bool) -> bool:
-    """Ask before live files change in a directory that the tree did not come from. Raises UsageError.
-
-    own: whether the tree came from this host.
-    """
-    import sys
-
-    from castore.errors import UsageError
-
-    added, changed, removed = plan.summary
-    same = bool(origin) and os.path.realpath(origin) == os.path.realpath(place)
-    emptied = plan.empties and removed
-    if not (changed or removed) or (own and same and not emptied):
-        return True
-    shown = formatting.printable(os.fsencode(place))
-    known = f"it came from {formatting.printable(os.fsencode(origin))}"
-    source = known if origin else "this machine does not know its directory"
-    source += "" if own else ", on another host"
-    reason = (
-        "would become empty, because the stored tree is empty"
-        if own and same
-        else f"is not the directory that was taken: {source}"
-    )
-    summary = (
-        f"{shown} {reason}; "
-        f"{formatting.count(added, 'entry', 'entries')} would be added, {changed} changed, {removed} removed"
-    )
+def _is_wanted(doubt: str) -> bool:
+    """Ask before live files change in a directory that the tree did not come from. Raises UsageError."""
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{summary}; nothing was touched: --dry-run lists the steps, --yes carries them out"
+            f"{doubt}; nothing was touched: --dry-run lists the steps, --yes carries them out"
         )
-    click.echo(f"castore: {summary}", err=True)
+    click.echo(f"castore: {doubt}", err=True)
     going_on: bool = click.confirm("Go on?", err=True)
     return going_on

@@ -30,7 +30,7 @@ def revision(context: CliContext, service: str, as_json: bool) -> None:
     now = current(settings.revision, settings.timeout) or ""
     source = source_of(settings.revision)
     with context.open_store() as store:
-        live = store.live_revision(service)
+        live = store.service(service).live_revision
     if as_json:
         print_json({"service": service, "revision": now, "source": source, "state": live})
         return

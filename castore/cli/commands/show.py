@@ -30,7 +30,7 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
     from castore.model.names import short_revision
     from castore.services.selectors import select
 
-    with context.open_store(confined=()) as store:
+    with context.open_internal(confined=()) as store:
         store.sync_generations()
         selection = select(store, what)
         generation = selection.generation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -12,11 +13,10 @@ from castore.cli.options import LocalPath, common, json_option, print_json, spli
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
+    from castore.api.store import Store
     from castore.cli.context import CliContext
     from castore.cli.service_results import ServiceResults
-    from castore.services.hooks import Hooks
     from castore.services.snapshot import Source
-    from castore.store import Store
 
 
 @click.command(
@@ -88,28 +88,23 @@ def snapshot(
 
     patterns = (*(one for file in exclude_files for one in _read_patterns(file)), *exclude)
     limits = TreeLimits(patterns, one_file_system, exclude_caches)
-    given = _given_sources(trees, dumps, programs, limits, allow_empty=allow_empty)
+    given = _given_sources(_Given(trees, dumps, programs, limits, allow_empty))
     names = _chosen_services(context, services, everything=everything, given=bool(given))
     several = ServiceResults(names, apart=everything or len(names) > 1)
-    wanted: dict[str, tuple[dict[str, Source], Hooks]] = {}
+    wanted: dict[str, dict[str, Source]] = {}
     for name in names:
         with several.service(name):
-            wanted[name] = _wanted(context, name, given, limits)
+            wanted[name] = given or _configured_sources(context, name, limits)
+            _note_useless(wanted[name])
     if dry_run:
         from castore.cli.snapshot_preview import show_preview
 
-        for name, (sources, _) in wanted.items():
+        for name, sources in wanted.items():
             with several.service(name):
                 show_preview(context, name, sources, revision, several, as_json=as_json)
     elif wanted:
-        with context.open_store(make=True) as store:
-            try:
-                for name, (sources, around) in wanted.items():
-                    with several.service(name):
-                        _take(context, store, name, sources, around, revision, several, as_json=as_json)
-            finally:
-                if store.older:
-                    print(f"castore: warning: {store.older}", file=sys.stderr)
+        run = _Run(context, several, revision, run_hooks=not given, as_json=as_json)
+        run.take_all(wanted)
     if as_json and several.apart:
         print_json(several.results)
     several.finish()
@@ -136,14 +131,17 @@ def _read_patterns(path: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def _given_sources(
-    trees: tuple[str, ...],
-    dumps: tuple[str, ...],
-    programs: tuple[str, ...],
-    limits: TreeLimits,
-    *,
-    allow_empty: bool,
-) -> dict[str, Source]:
+class _Given(NamedTuple):
+    """The options that describe parts."""
+
+    trees: tuple[str, ...]
+    dumps: tuple[str, ...]
+    programs: tuple[str, ...]
+    limits: TreeLimits
+    allow_empty: bool
+
+
+def _given_sources(given: _Given) -> dict[str, Source]:
     """Return the parts that options describe. Raises UsageError."""
     from castore.errors import UsageError
     from castore.fs.regular import descriptor_of, open_stream
@@ -158,10 +156,10 @@ def _given_sources(
             raise UsageError(f"two parts are named {name!r}: give each part another NAME")
         sources[name] = source
 
-    for text in trees:
+    for text in given.trees:
         name, path = split_named("--tree", text)
-        add(name, Tree(expanded(path), *limits))
-    for text in dumps:
+        add(name, Tree(expanded(path), *given.limits))
+    for text in given.dumps:
         name, path = split_named("--dump", text)
         number = 0 if path == "-" else descriptor_of(expanded(path))
         if number in read:
@@ -169,8 +167,9 @@ def _given_sources(
         if number is not None:
             read.add(number)
         descriptor = sys.stdin.fileno() if path == "-" else open_stream(expanded(path))
-        add(name, file_source(expanded(path)) if descriptor is None else Stream(descriptor, allow_empty))
-    for text in programs:
+        stream = None if descriptor is None else Stream(descriptor, given.allow_empty)
+        add(name, stream or file_source(expanded(path)))
+    for text in given.programs:
         name, argv = split_named("--exec", text)
         add(name, program_source(split_program("--exec", argv)))
     return sources
@@ -202,19 +201,14 @@ def _chosen_services(
     return names
 
 
-def _wanted(
-    context: CliContext, service: str, given: dict[str, Source], limits: TreeLimits
-) -> tuple[dict[str, Source], Hooks]:
-    """Return the parts to take of a service, and its hooks. Raises UsageError."""
+def _configured_sources(context: CliContext, service: str, limits: TreeLimits) -> dict[str, Source]:
+    """Return the parts that castore.toml describes, with the limits of the options. Raises UsageError."""
     import dataclasses
 
-    from castore.services.hooks import Hooks
     from castore.services.snapshot import Tree
+    from castore.services.sources import described_sources
 
-    if given:
-        _note_useless(given)
-        return given, Hooks(())
-    sources = context.configured_sources(service)
+    sources = described_sources(context.settings, service)
     for name, source in sources.items():
         if isinstance(source, Tree):
             sources[name] = dataclasses.replace(
@@ -223,8 +217,7 @@ def _wanted(
                 one_file_system=source.one_file_system or limits.one_file_system,
                 exclude_caches=source.exclude_caches or limits.exclude_caches,
             )
-    _note_useless(sources)
-    return sources, Hooks.of(context.service_settings(service))
+    return sources
 
 
 def _note_useless(sources: dict[str, Source]) -> None:
@@ -245,49 +238,43 @@ def _note_useless(sources: dict[str, Source]) -> None:
             print(f"castore: note: the exclude pattern {shown} matches nothing: {found[0]}", file=sys.stderr)
 
 
-def _take(
-    context: CliContext,
-    store: Store,
-    service: str,
-    sources: dict[str, Source],
-    around: Hooks,
-    revision: str | None,
-    several: ServiceResults,
-    *,
-    as_json: bool,
-) -> None:
-    """Take a generation of one service, and print it; the JSON of several services is printed at the end."""
-    from castore.cli.generations import describe, plain
-    from castore.cli.operations import operations_of
-    from castore.cli.progress import watching
-    from castore.errors import IncompleteError
-    from castore.services.snapshot import unrestorable
+@dataclass(frozen=True)
+class _Run:
+    """One run of the command."""
 
-    with watching() as progress:
-        operations = operations_of(context, store, progress, (service,))
-        done = operations.snapshot(
-            service, sources, hooks=around, revision=revision, after_interruption=True
-        )
-    taken = done.generation
-    for name in unrestorable(sources):
-        print(
-            f"castore: note: no program is known that restores the part {name!r}; a rollback needs "
-            f"--restore {name}='PROGRAM ...', or 'restore' of the part in castore.toml",
-            file=sys.stderr,
-        )
-    if done.missing_parts:
-        print(
-            f"castore: note: {service}@{taken.number} is partial, since castore.toml also describes "
-            f"{', '.join(done.missing_parts)}: only its number selects it",
-            file=sys.stderr,
-        )
-    entry = plain(taken)
-    several.results.append(entry)
-    if not as_json:
-        summarize(describe(taken))
-    elif not several.apart:
-        print_json(entry)
-    if done.failures:
-        raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(done.failures)}")
-    if taken.skipped_files:
-        context.report_missed(done.skipped_files, taken)
+    context: CliContext
+    several: ServiceResults
+    revision: str | None
+    run_hooks: bool
+    as_json: bool
+
+    def take_all(self, wanted: dict[str, dict[str, Source]]) -> None:
+        """Take a generation of each service. The JSON of several services is printed at the end."""
+        with self.context.open_store(make=True) as store:
+            try:
+                for name, sources in wanted.items():
+                    with self.several.service(name):
+                        self._take(store, name, sources)
+            finally:
+                if older := store.internal.older:
+                    print(f"castore: warning: {older}", file=sys.stderr)
+
+    def _take(self, store: Store, service: str, sources: dict[str, Source]) -> None:
+        from castore.cli.generations import describe, plain
+        from castore.cli.progress import watching
+        from castore.errors import IncompleteError
+
+        with watching() as progress:
+            taken = store.service(service).snapshot(
+                sources, revision=self.revision, run_hooks=self.run_hooks, progress=progress
+            )
+        entry = plain(taken.record)
+        self.several.results.append(entry)
+        if not self.as_json:
+            summarize(describe(taken.record))
+        elif not self.several.apart:
+            print_json(entry)
+        if taken.warnings:
+            raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(taken.warnings)}")
+        if taken.skipped_files:
+            self.context.report_missed(list(taken.skipped_files), taken.record)

@@ -11,6 +11,7 @@ from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
+    from castore.maintenance.stats import Stats
 
 
 @click.command(epilog="Example: castore stats --json")
@@ -18,21 +19,22 @@ if TYPE_CHECKING:
 @common
 def stats(context: CliContext, as_json: bool) -> None:
     """Show how much the store holds, and what each step saved."""
-    from castore.maintenance.stats import stats as count
-
     with context.open_store(confined=()) as store:
-        found = count(store)
-        context.warn_damaged(store)
+        found = store.stats()
+        context.warn_damaged(store.internal)
     if as_json:
         import msgspec
 
-        print_json(
-            {**msgspec.to_builtins(found), "chunks": found.chunks, "overhead": found.overhead}
-        )
+        print_json({**msgspec.to_builtins(found), "chunks": found.chunks, "overhead": found.overhead})
         return
-    rows = []
-    for name, totals in [*found.services.items(), ("all", found.total)]:
-        rows.append([
+    print(_services_table(found))
+    print()
+    _print_store(found)
+
+
+def _services_table(found: Stats) -> str:
+    rows = [
+        [
             name,
             str(totals.generations),
             formatting.size(totals.plain),
@@ -41,11 +43,15 @@ def stats(context: CliContext, as_json: bool) -> None:
             formatting.size(totals.after_compression),
             formatting.size(totals.stored),
             f"{totals.ratio:.1f}x",
-        ])
+        ]
+        for name, totals in [*found.services.items(), ("all", found.total)]
+    ]
     header = ["service", "generations", "plain", "dedup", "delta", "compressed", "stored", "ratio"]
-    print(formatting.table(rows, header=header, right=set(range(1, 8))))
+    return formatting.table(rows, header=header, right=set(range(1, 8)))
+
+
+def _print_store(found: Stats) -> None:
     records = found.records
-    print()
     if found.pack_bytes:
         # The table has what each generation added when it was taken, although others were deleted later.
         print(

@@ -13,6 +13,7 @@ from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
+    from castore.maintenance.verify import Verification
 
 
 @click.command(epilog="Example: castore verify --read-data --sample 5%")
@@ -48,39 +49,32 @@ def verify(
     """
     from castore.cli.progress import watching
     from castore.errors import DamageError, UsageError
-    from castore.maintenance.verify import verify as check
-    from castore.progress import Progress
 
     if index and (packs or read_data or sample is not None):
         raise UsageError("--index is always done: leave it out, or the other options")
-    with context.open_store(confined=()) as store:
-        if read_data or context.identity_file:
-            store.identity()  # the sealed keys for it are opened, too
-        tally = Progress()
-        with watching() as progress:
-            progress("verifying", tally)
-            found = check(
-                store,
-                tally,
-                packs=packs or sample is not None,
-                read_data=read_data,
-                sample=sample,
-                restart=restart,
-            )
+    with context.open_store(confined=()) as store, watching() as progress:
+        if context.identity_file:
+            store.internal.identity()  # the sealed keys for it are opened, too
+        found = store.verify(
+            packs=packs, read_data=read_data, sample=sample, restart=restart, progress=progress
+        )
     if as_json:
         print_json(plain_findings(found))
     else:
         print_findings(found)
-        depth = "chunks opened" if read_data else "bytes compared"
-        looked = ""
-        if packs or read_data or sample is not None:
-            looked = f"; {formatting.count(found.read, 'pack')} read, {depth}"
-        resumed = f"; continued the run of {formatting.local_time(found.resumed)}" if found.resumed else ""
-        summarize(
-            f"{formatting.count(found.generations, 'generation')}, {formatting.count(found.packs, 'pack')}, "
-            f"{formatting.count(found.nodes, 'node')}, "
-            f"{formatting.count(found.chunks, 'reference')} to chunks"
-            f"{looked}{resumed}{'; no damage found' if found.sound else ''}"
-        )
+        looked = packs or read_data or sample is not None
+        summarize(_summary(found, ("chunks opened" if read_data else "bytes compared") if looked else ""))
     if not found.sound:
         raise DamageError(damage_summary(found))
+
+
+def _summary(found: Verification, depth: str) -> str:
+    """Return the line that reports what was verified. depth: what was done with packs; empty: nothing."""
+    looked = f"; {formatting.count(found.read, 'pack')} read, {depth}" if depth else ""
+    resumed = f"; continued the run of {formatting.local_time(found.resumed)}" if found.resumed else ""
+    return (
+        f"{formatting.count(found.generations, 'generation')}, {formatting.count(found.packs, 'pack')}, "
+        f"{formatting.count(found.nodes, 'node')}, "
+        f"{formatting.count(found.chunks, 'reference')} to chunks"
+        f"{looked}{resumed}{'; no damage found' if found.sound else ''}"
+    )

@@ -21,7 +21,7 @@ def list_(context: CliContext, as_json: bool) -> None:
     """List the recipients of the store, the admin keys that sign, and the machines that add."""
     from castore.cli import formatting
 
-    with context.open_store() as store:
+    with context.open_internal() as store:
         admins = {one.recipient: one.text for one in store.config.admins}
         found = [
             {"recipient": r.text, "label": label, "admin": admins.get(r.key)} for r, label in store.recipients
@@ -89,7 +89,7 @@ def remove(context: CliContext, recipient: str, as_json: bool) -> None:
         _remove_admin(context, recipient, as_json=as_json)
         return
     removed = Recipient.parse(recipient)
-    with context.open_store() as store:
+    with context.open_internal() as store:
         rest = [(one, label) for one, label in store.recipients if one != removed]
         if not rest:
             raise UsageError("a store needs a recipient: add another before removing the last")
@@ -109,7 +109,7 @@ def _remove_admin(context: CliContext, text: str, *, as_json: bool) -> None:
     from castore.errors import NotFoundError
 
     key = Admin.parse(text).key
-    with context.open_store() as store:
+    with context.open_internal() as store:
         rest = [one for one in store.config.admins if one.key != key]
         if len(rest) == len(store.config.admins):
             raise NotFoundError(f"{text} is not an admin of this store; see 'castore key list'")

@@ -57,7 +57,7 @@ def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
     themselves. A holder of the former key still knows the names of earlier services and generations, and,
     unless --new-ids is given, can test whether the store holds a chunk that they know.
     """
-    with context.open_store() as store:
+    with context.open_internal() as store:
         store.rotate_writer(new_ids=new_ids)
         context.warn_damaged(store)
         location = store.location
@@ -78,7 +78,7 @@ def revoke_writer(context: CliContext, host: str, as_json: bool) -> None:
     What the machine added before stays, and restores; 'castore key list' names the machines. It also draws
     a new writer key, as 'castore key rotate-writer' does, which the revoked machine does not get.
     """
-    with context.open_store() as store:
+    with context.open_internal() as store:
         store.revoke_writer(host)
         context.warn_damaged(store)
         location = store.location
@@ -100,7 +100,7 @@ def audit(context: CliContext, as_json: bool) -> None:
     from castore.cli import formatting
     from castore.maintenance.audit import audit as look
 
-    with context.open_store() as store:
+    with context.open_internal() as store:
         found = look(store)
     if as_json:
         import msgspec

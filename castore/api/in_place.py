@@ -1,0 +1,91 @@
+"""Restores in place: a live directory is made equal to a stored tree."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypedDict
+
+from castore.api.progress import counters
+from castore.api.selection import RestoreReport
+from castore.errors import UsageError
+from castore.services.ownership import stored_ownership
+from castore.services.restore import plan_size
+from castore.services.restore_in_place import (
+    doubt_of,
+    origin_of,
+    plan_in_place,
+    restore_in_place,
+)
+from castore.services.snapshot import configured_origins
+from castore.state.directories import absolute
+
+if TYPE_CHECKING:
+    from castore.api.progress import Watch
+    from castore.api.store import Store
+    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import TreePlan
+    from castore.services.selectors import Selection
+
+
+@dataclass(frozen=True)
+class InPlacePlan:
+    """What a restore in place would do, with all that it needs to do exactly that."""
+
+    directory: str
+    """The directory, or the file, that is changed."""
+    tree: TreePlan
+    doubt: str
+    """Why it may change other files than those of the stored tree; empty: it does not."""
+    selection: Selection = field(repr=False)
+    ownership: Ownership = field(repr=False)
+
+
+class InPlaceOptions(TypedDict, total=False):
+    """The options of `Selection.plan_in_place`, which describes them."""
+
+    checksum: bool
+    trust_times: bool
+    trust_recorded: bool
+    change_owner: bool | None
+    numeric_ids: bool
+
+
+def make_plan(
+    store: Store,
+    selection: Selection,
+    directory: str | os.PathLike[str],
+    options: InPlaceOptions,
+) -> InPlacePlan:
+    """Compare a directory with a selected tree, and return what has to be done; nothing is changed."""
+    internal, place = store.internal, absolute(os.fspath(directory))
+    settings = store.settings.of(selection.generation.service) if store.settings is not None else None
+    configured = configured_origins(settings) if settings is not None else {}
+    ownership = stored_ownership(options.get("change_owner"), numeric=options.get("numeric_ids", False))
+    plan = plan_in_place(
+        internal,
+        selection,
+        place,
+        ownership,
+        checksum=options.get("checksum", False),
+        trust_times=options.get("trust_times", False),
+        leave_out=store.leave_out,
+        configured=configured,
+    )
+    origin = origin_of(internal, selection, configured, consent=options.get("trust_recorded", False))
+    doubt = doubt_of(internal, selection, plan, place, origin)
+    return InPlacePlan(place, plan, doubt, selection, ownership)
+
+
+def carry_out(
+    store: Store, plan: InPlacePlan, progress: Watch | None, *, accept_doubts: bool
+) -> RestoreReport:
+    """Do what a plan says, or revert it and raise. Raises UsageError for a doubt that is not accepted."""
+    if plan.doubt and not accept_doubts:
+        raise UsageError(f"nothing was touched: {plan.doubt}; to go on nevertheless: accept_doubts=True")
+    tally = counters("restoring", progress)
+    part = plan.selection.part
+    if part is not None:
+        tally.total, tally.most_files = plan_size(part, plan.tree), part.files
+    problems = restore_in_place(store.internal, plan.tree, plan.ownership, tally, store.say)
+    return RestoreReport([plan.directory], problems, [], tally)

@@ -1,0 +1,197 @@
+"""Open and create stores."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from castore.api.identity import files_of, provider_of
+from castore.api.store import Messages, Store
+from castore.crypto import Admin, Recipient
+from castore.errors import UsageError
+from castore.services.new_store import refuse_others
+from castore.state.directories import absolute, home, machine_paths
+from castore.storage import LocalStorage
+from castore.store import Store as OpenStore
+from castore.store.format.config import DEFAULT_AVERAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from castore.api.identity import AnyIdentity
+    from castore.crypto import Identity
+    from castore.services.config import Settings
+    from castore.state.paths import MachinePaths
+    from castore.store.keys.trust import Agree
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRequest:
+    """How to open a store: the arguments of `open`, and what only the command line needs."""
+
+    path: str
+    identity: Callable[[], Identity] | None = None
+    settings: Settings | None = None
+    """castore.toml."""
+    paths: MachinePaths
+    leave_out: Callable[[], Sequence[str]] = tuple
+    """Returns paths that trees store empty, and that a restore never removes."""
+    host: str | None = None
+    trust_admins: Collection[str] = ()
+    accept_older: bool = False
+    local_key: bool = True
+    """Whether to use the writer key of this machine, if it has one; else the identity."""
+    agree: Agree | None = None
+    """Asks the user whether a configuration that no known admin has signed is right."""
+    report: Callable[[str], None] | None = None
+    """Receives the messages of operations."""
+    note: Callable[[str], None] | None = None
+    """Receives messages about the store and the selection of generations, each once."""
+
+
+def open(  # noqa: A001 - castore.open is what a caller looks for
+    path: str | os.PathLike[str],
+    *,
+    identity: AnyIdentity | None = None,
+    passphrase: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    host: str | None = None,
+    trust_admins: Collection[str] = (),
+    accept_older: bool = False,
+    paths: MachinePaths | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Store:
+    """Open the store in the directory `path`.
+
+    identity: the file of an identity, an identity, or a function that returns one and is called when content
+    is first read. Snapshots, pruning and verifying need none on a machine that has a writer key. passphrase:
+    of the file. config: a castore.toml that describes services. host: select generations of this host, "*":
+    of every host; None: of this machine. trust_admins: admin keys as text, which are accepted from now on.
+    accept_older: accept a store that is older than this machine has seen it. paths: where this machine keeps
+    its keys, index and caches; None: as the command line does. report: called with each message for the
+    user when it arises; results and `Store.warnings` have the messages, too.
+    Raises NotFoundError, StaleStoreError, UntrustedError, IdentityError, ConfigError.
+    """
+    settings = None
+    if config is not None:
+        from castore.services.config import load
+
+        settings = load(absolute(os.fspath(config)), home=home(), programs=False, tolerant=True)
+    request = OpenRequest(
+        path=absolute(os.fspath(path)),
+        identity=provider_of(identity, passphrase),
+        settings=settings,
+        paths=paths or machine_paths(),
+        leave_out=lambda: files_of(identity),
+        host=host,
+        trust_admins=trust_admins,
+        accept_older=accept_older,
+        report=report,
+        note=report,
+    )
+    return open_store(request)
+
+
+def open_store(request: OpenRequest) -> Store:
+    """Open a store as the request says. Raises as `open` does."""
+    opened = OpenStore.open(
+        LocalStorage(request.path),
+        request.paths,
+        request.identity,
+        local_key=request.local_key,
+        accept_older=request.accept_older,
+        trust=[Admin.parse(one).key for one in request.trust_admins],
+        agree=request.agree,
+    )
+    settings = request.settings
+    if settings is not None:
+        if settings.reference_cache is not None:
+            opened.references.limit = settings.reference_cache
+        opened.configured_host = settings.host or ""
+        opened.isolate_writers = settings.isolate_writers
+        opened.configured_recipients = settings.recipients
+        opened.former_hosts = frozenset(settings.former_hosts)
+    opened.chosen_host = request.host
+    opened.say = messages = Messages(request.note)
+    for name, reason in opened.passed_over.items():
+        messages(
+            f"{name} is not accepted, and nothing depends on it: {reason} ('castore repair' with the "
+            "identity of an admin deletes it)"
+        )
+    return Store(opened, messages, settings, request.leave_out, request.report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateRequest:
+    """How to create a store: the arguments of `create`, and what only the command line needs."""
+
+    path: str
+    paths: MachinePaths
+    recipients: Sequence[Recipient]
+    owner: Identity | None = None
+    """The identity whose admin key signs the configuration; None: an admin signs it later."""
+    admins: Collection[str] = ()
+    """Admin keys, as text, that may sign it, too."""
+    average_chunk_size: int = DEFAULT_AVERAGE
+    host: str = ""
+    """The name of this machine in the store; empty: that in the system."""
+    keep: Callable[[bytes], None] = lambda _store_id: None
+    """Is called with the id of the store before it exists: keeps what must exist by then, an identity."""
+
+
+def create(
+    path: str | os.PathLike[str],
+    *,
+    identity: AnyIdentity | None = None,
+    passphrase: str | None = None,
+    recipients: Iterable[Recipient | str] = (),
+    admins: Collection[str] = (),
+    average_chunk_size: int = DEFAULT_AVERAGE,
+    host: str = "",
+    paths: MachinePaths | None = None,
+) -> Store:
+    """Create a store in the directory `path`, which must be new or empty, and open it.
+
+    identity: as of `open`; its holder can read the store and administer it. recipients: who else can read
+    it. admins: admin keys, as text, that may change recipients and machines, too. average_chunk_size: in
+    bytes. host: the name of this machine in the store; empty: that in the system. Raises UsageError if there
+    is no recipient at all; StorageError.
+    """
+    provider = provider_of(identity, passphrase)
+    known = [Recipient.parse(one) if isinstance(one, str) else one for one in recipients]
+    # Asked for once: its passphrase may have to be typed, and takes a second to stretch.
+    owner = provider() if provider is not None else None
+    if owner is not None:
+        known.insert(0, owner.recipient)
+    request = CreateRequest(
+        path=absolute(os.fspath(path)),
+        paths=paths or machine_paths(),
+        recipients=list(dict.fromkeys(known)),
+        owner=owner,
+        admins=admins,
+        average_chunk_size=average_chunk_size,
+        host=host,
+    )
+    return create_store(request, leave_out=lambda: files_of(identity))
+
+
+def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str]] = tuple) -> Store:
+    """Create a store as the request says, and open it. Raises as `create` does. leave_out: as of `open`."""
+    if not request.recipients:
+        raise UsageError("nobody could read the store: give an identity, or recipients")
+    admins = [Admin.parse(one).key for one in request.admins]
+    refuse_others(request.path)
+    owner = request.owner
+    opened = OpenStore.create(
+        LocalStorage(request.path, create=True),
+        request.paths,
+        [(recipient, "") for recipient in request.recipients],
+        average=request.average_chunk_size,
+        identity=None if owner is None else lambda: owner,
+        keep=request.keep,
+        host=request.host,
+        admins=admins,
+    )
+    opened.say = messages = Messages(None)
+    return Store(opened, messages, None, leave_out, None)

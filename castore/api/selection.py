@@ -1,0 +1,167 @@
+"""What is read and restored: a generation, a part of it, or a path in a part."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from castore.api.generation import Generation, Part
+from castore.api.progress import counters
+from castore.content.streams import StreamReader
+from castore.progress import Progress
+from castore.services.ownership import stored_ownership
+from castore.services.restore import read, restore
+from castore.state.directories import expanded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Unpack
+
+    from castore.api.in_place import InPlaceOptions, InPlacePlan
+    from castore.api.progress import Watch
+    from castore.api.store import Store
+    from castore.services.selectors import Selection as Selected
+
+
+class RestoreOptions(TypedDict, total=False):
+    """The options of restores; `Generation.restore` describes them."""
+
+    change_owner: bool | None
+    numeric_ids: bool
+    resume: bool
+    progress: Watch | None
+
+
+@dataclass
+class RestoreReport:
+    """What a restore wrote, and what it could not restore."""
+
+    placed: list[str] = field(default_factory=list)
+    """The files and directories that were restored."""
+    warnings: list[tuple[bytes, str]] = field(default_factory=list)
+    """(path, reason) of what could not be restored as it was, such as an owner."""
+    damaged: list[tuple[bytes, str]] = field(default_factory=list)
+    """(path, reason) of files that are missing since they are damaged in the store."""
+    progress: Progress = field(default_factory=Progress)
+    """The files and bytes that were restored."""
+
+    @property
+    def files(self) -> int:
+        """Number of entries of trees, and of dumps."""
+        return self.progress.files
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.progress.read
+
+
+class Selection:
+    """A generation, optionally one of its parts, and optionally a path in that part."""
+
+    def __init__(self, store: Store, record: Selected) -> None:
+        self._owner = store
+        self.record = record
+        """The selection, for castore's own functions."""
+
+    @property
+    def generation(self) -> Generation:
+        """The generation."""
+        return Generation(self._owner, self.record.generation)
+
+    @property
+    def part(self) -> Part | None:
+        """The part; None: the whole generation is selected."""
+        return None if self.record.part is None else Part(self.generation, self.record.part)
+
+    @property
+    def path(self) -> str:
+        """The path in the part; empty: all of it."""
+        return self.record.path
+
+    def open(self) -> io.BufferedReader:
+        """Open the dump or the file for reading, as `Part.open` does."""
+        reader = StreamReader(self._owner.internal)
+        try:
+            pieces = read(reader, self.record)
+        except BaseException:
+            reader.__exit__(None, None, None)
+            raise
+        return io.BufferedReader(_Raw(self._owner, reader, pieces), 1 << 20)
+
+    def restore(
+        self,
+        destination: str | os.PathLike[str],
+        *,
+        change_owner: bool | None = None,
+        numeric_ids: bool = False,
+        resume: bool = False,
+        progress: Watch | None = None,
+    ) -> RestoreReport:
+        """Restore into a directory that is new or empty, as `Generation.restore` and `Part.restore` do."""
+        tally = counters("restoring", progress)
+        owned = stored_ownership(change_owner, numeric=numeric_ids)
+        done = restore(
+            self._owner.internal, self.record, expanded(os.fspath(destination)), owned, tally, resume=resume
+        )
+        return RestoreReport(done.placed, done.report.warnings, done.report.damaged, tally)
+
+
+    def plan_in_place(
+        self, directory: str | os.PathLike[str], **options: Unpack[InPlaceOptions]
+    ) -> InPlacePlan:
+        """Return what would make a directory equal to the selected tree, for `restore_in_place`.
+
+        A selected file is compared with the file `directory`. options: `checksum`: also read files that have
+        not changed since the last snapshot read them. `trust_times`: do not compare the content of files of
+        the same size and time. `trust_recorded`: believe the directory that the generation records.
+        `change_owner`, `numeric_ids`: as of `Generation.restore`. Raises UsageError, IdentityError,
+        DamageError.
+        """
+        from castore.api.in_place import make_plan
+
+        return make_plan(self._owner, self.record, directory, options)
+
+    def restore_in_place(
+        self, plan: InPlacePlan, *, accept_doubts: bool = False, progress: Watch | None = None
+    ) -> RestoreReport:
+        """Do what a plan says: everything else in the directory is removed, but not what snapshots leave out.
+
+        accept_doubts: go ahead although the plan has a `doubt`, which is refused otherwise. Raises
+        CastoreError; then the directory is as before, or the message says what completes or reverts it.
+        """
+        from castore.api.in_place import carry_out
+
+        return carry_out(self._owner, plan, progress, accept_doubts=accept_doubts)
+
+
+class _Raw(io.RawIOBase):
+    """A file that reads what an iterator yields."""
+
+    def __init__(self, store: Store, reader: StreamReader, pieces: Iterator[bytes]) -> None:
+        self._owner = store
+        self._reader = reader
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._owner.internal  # noqa: B018 - refuses to read from a closed store
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        memoryview(buffer)[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._reader.__exit__(None, None, None)
+        super().close()

@@ -1,0 +1,261 @@
+"""A service of a store: snapshots and rollbacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+from castore.api.generation import Generation
+from castore.errors import NotFoundError, UsageError
+from castore.model.names import revision_begins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Unpack
+
+    from castore.api.progress import Watch
+    from castore.api.rollback import RollbackPlan, RollbackResult
+    from castore.api.sources import AnyParts, AnySource
+    from castore.api.store import Store
+    from castore.model.generation import Generation as Record
+    from castore.services.preview import PartPreview
+
+
+class RollbackOptions(TypedDict, total=False):
+    """The options of `Service.plan_rollback`."""
+
+    parts: AnyParts | None
+    restore_with: Mapping[str, Sequence[str]] | None
+    trust_recorded: bool
+    pre_rollback: bool
+    trust_times: bool
+    change_owner: bool | None
+    numeric_ids: bool
+
+
+class Service:
+    """A service of a store."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._owner = store
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<castore.Service {self.name!r} of {self._owner.location}>"
+
+    @property
+    def live_revision(self) -> str | None:
+        """The revision that the live state belongs to, as this machine has recorded it; None: unknown."""
+        return self._owner.internal.live_revision(self.name)
+
+    # Generations
+
+    def generations(self, *, revision: str | None = None, revision_prefix: str = "") -> Iterator[Generation]:
+        """Yield the generations, newest first.
+
+        revision: only those of exactly this one. revision_prefix: only those of revisions that begin with
+        this. Raises NotFoundError if a host was chosen that has none.
+        """
+        from castore.services.hosts import listed
+
+        store = self._owner.internal
+        store.sync_generations()
+        if store.newest(self.name) is None:
+            return
+        shown = listed(store, self.name)
+        for one in store.newest_first(self.name):
+            if revision is not None and one.revision != revision:
+                continue
+            if shown(one) and (not revision_prefix or revision_begins(one.revision, revision_prefix)):
+                yield Generation(self._owner, one)
+                self._owner.internal  # noqa: B018 - refuses to go on with a closed store
+
+    def generation(self, selector: str | int) -> Generation:
+        """Return the generation that a selector means: a number, a revision, a date, "latest".
+
+        Raises NotFoundError, UsageError, DamageError.
+        """
+        from castore.services.selectors import find
+
+        store = self._owner.internal
+        store.sync_generations()
+        return Generation(self._owner, find(store, self.name, str(selector)))
+
+    def replaced_generation(self) -> Generation:
+        """Return the pre-rollback generation of the last rollback on this machine. Raises NotFoundError.
+
+        After an interrupted rollback it may be incomplete: then NotIntactError is raised.
+        """
+        from castore.services.rollback.journal import refuse_interrupted
+        from castore.services.selectors import undo_of
+
+        store = self._owner.internal
+        store.sync_generations()
+        refuse_interrupted(store, self.name)
+        return Generation(self._owner, undo_of(store, self.name))
+
+    # Snapshots
+
+    def configured_parts(self) -> dict[str, AnySource]:
+        """Return the parts that castore.toml describes, for `snapshot`. Raises UsageError, ConfigError."""
+        from castore.services.sources import described_sources
+
+        return dict(described_sources(self._owner.settings, self.name))
+
+    def snapshot(
+        self,
+        parts: AnyParts | None = None,
+        *,
+        revision: str | None = None,
+        run_hooks: bool | None = None,
+        progress: Watch | None = None,
+    ) -> Generation:
+        """Take a generation, and return it.
+
+        parts: by name: a `castore.Tree`, an engine such as `castore.PostgreSQL`, `castore.File` or
+        `castore.Command`, or a `castore.Stream`; None: those of castore.toml. revision: the name of the
+        configuration that the state belongs to; None: as castore.toml says. run_hooks: run the hooks of
+        castore.toml; None: if the parts are from there. progress: is called with the name of each part and
+        the progress of its work. After an interrupted rollback, the generation is marked: `is_interrupted`.
+        Raises ProgramError, StorageError, BusyError, ConfigError; then nothing was committed.
+        """
+        from castore.api.sources import sources_of
+        from castore.services.hooks import Hooks
+
+        hooked = parts is None if run_hooks is None else run_hooks
+        sources = sources_of(self.configured_parts() if parts is None else parts)
+        operations, said = self._owner.collecting(progress)
+        done = operations.snapshot(
+            self.name,
+            sources,
+            hooks=Hooks.of(operations.described(self.name) if hooked else None),
+            revision=revision,
+            after_interruption=True,
+        )
+        return Generation(self._owner, done.generation, taken=done, notes=said)
+
+    def preview_snapshot(self, parts: AnyParts | None = None) -> list[PartPreview]:
+        """Return what a snapshot would take of each part; no program is run, nothing is stored.
+
+        A part with an `error` would make the snapshot fail.
+        """
+        from castore.api.sources import sources_of
+        from castore.services.preview import preview
+
+        store = self._owner.internal
+        sources = sources_of(self.configured_parts() if parts is None else parts)
+        leave_out = [store.location, *self._owner.leave_out]
+        return list(preview(sources, leave_out, store.places.journals))
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Delete generations permanently; `Store.compact` reclaims the space that only they referenced.
+
+        Raises NotFoundError, or UsageError if one of them is pinned; then none is deleted.
+        """
+        from castore.services.prune import forget
+        from castore.services.rollback.journal import refuse_interrupted
+
+        store = self._owner.internal
+        with store.lock(self.name):
+            refuse_interrupted(store, self.name)
+            store.sync_generations()
+            found = {number: store.generation(self.name, number) for number in numbers}
+            if missing := [number for number, one in found.items() if one is None]:
+                raise NotFoundError(f"there is no generation {missing[0]} of {self.name!r}")
+            forget(store, self.name, [one for one in found.values() if one is not None])
+
+    # Rollbacks
+
+    def plan_rollback(
+        self,
+        to: str | int | Generation,
+        *,
+        parts: AnyParts | None = None,
+        restore_with: Mapping[str, Sequence[str]] | None = None,
+        trust_recorded: bool = False,
+        pre_rollback: bool = True,
+        trust_times: bool = False,
+        change_owner: bool | None = None,
+        numeric_ids: bool = False,
+        compare: bool = True,
+    ) -> RollbackPlan:
+        """Return what a rollback to a generation would do, for `rollback`; nothing is changed.
+
+        to: a generation, or a selector. parts: where parts belong on this machine, instead of what
+        castore.toml says of them; other parts: as castore.toml says, or where this machine took them from.
+        restore_with: programs that read dumps on their standard input, by part. trust_recorded: use the
+        programs, servers and paths that the generation records, even if this machine does not know them.
+        pre_rollback: take a generation of the present state first. trust_times: without a pre-rollback
+        generation, do not compare the content of files of the same size and time. change_owner: restore
+        owners and groups; None: if this process is root. numeric_ids: restore them by number, not by name.
+        compare: compare the live state; if false, the plan has no steps.
+        Raises UsageError for a part that belongs nowhere; NotFoundError, IdentityError.
+        """
+        from castore.api.rollback import make_plan
+        from castore.api.sources import origins_of
+        from castore.services.operations import RollbackRequest
+        from castore.services.ownership import stored_ownership
+
+        target = self._record(to)
+        operations, said = self._owner.collecting(None)
+        origins = operations.origins_of(
+            target, origins_of(parts), restore_with=restore_with, consent=trust_recorded
+        )
+        request = RollbackRequest(
+            target=target,
+            origins=origins,
+            ownership=stored_ownership(change_owner, numeric=numeric_ids),
+            take_pre_rollback=pre_rollback,
+            trust_times=trust_times,
+        )
+        return make_plan(self._owner, operations, request, said, compare=compare)
+
+    def rollback(
+        self,
+        to: str | int | Generation | RollbackPlan,
+        *,
+        accept_doubts: bool = False,
+        progress: Watch | None = None,
+        **options: Unpack[RollbackOptions],
+    ) -> RollbackResult:
+        """Restore a generation in one transaction: all parts, or none.
+
+        to: the plan of a rollback, whose steps are determined again when the service has stopped; or a
+        generation, or a selector. accept_doubts: go ahead although the plan has `doubts`, which is refused
+        otherwise. progress: as of `snapshot`. options: those of `plan_rollback`, unless `to` is a plan.
+        Raises CastoreError; then the present state is restored, or the message says what is not.
+        """
+        from castore.api.rollback import RollbackPlan, carry_out
+
+        if isinstance(to, RollbackPlan):
+            if options:
+                raise UsageError(f"the plan says that already: give {', '.join(options)} to plan_rollback")
+            plan = to
+        else:
+            plan = self.plan_rollback(to, compare=False, **options)
+        if plan.target.service != self.name:
+            raise UsageError(f"the plan is of a rollback of {plan.target.service!r}, not of {self.name!r}")
+        return carry_out(self._owner, plan, progress, accept_doubts=accept_doubts)
+
+    @property
+    def has_interrupted_rollback(self) -> bool:
+        """Whether a rollback on this machine has not ended: `recover` completes or undoes it."""
+        return self._owner.internal.has_begun_rollback(self.name)
+
+    def recover(self, *, forget: bool = False) -> str:
+        """Complete or undo a rollback that was interrupted; return what was done.
+
+        forget: change nothing, since the caller has repaired the state. Raises NotFoundError if there is
+        none; NotIntactError if the state is still not intact.
+        """
+        from castore.services.rollback import recover as recovery
+
+        store = self._owner.internal
+        store.sync_generations()
+        with store.lock(self.name):
+            return (recovery.forget if forget else recovery.recover)(store, self.name)
+
+    def _record(self, to: str | int | Generation) -> Record:
+        found = to if isinstance(to, Generation) else self.generation(to)
+        if found.service != self.name:
+            raise UsageError(f"{found.service}@{found.number} is not a generation of {self.name!r}")
+        return found.record

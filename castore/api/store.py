@@ -1,0 +1,333 @@
+"""An open store, and what is done with all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+from castore.api.generation import Generation
+from castore.api.progress import counters
+from castore.api.service import Service
+from castore.errors import NotFoundError, UsageError
+from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
+from castore.model.names import revision_begins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from castore.api.progress import Watch
+    from castore.api.selection import Selection
+    from castore.errors import CastoreError
+    from castore.maintenance.compact import Compacted, Plan
+    from castore.maintenance.stats import Stats
+    from castore.maintenance.verify import Verification
+    from castore.model.generation import Generation as Record
+    from castore.services.config import Keep, Settings
+    from castore.services.operations import ServiceOperations
+    from castore.services.retention import RetentionDecision
+    from castore.store.store import Store as OpenStore
+
+
+class Messages:
+    """Collects messages for the user, each once, and passes each on when it arises."""
+
+    def __init__(self, report: Callable[[str], None] | None) -> None:
+        self._report = report
+        self._said: dict[str, None] = {}
+
+    def __call__(self, text: str) -> None:
+        """Take a message."""
+        if text not in self._said:
+            self._said[text] = None
+            if self._report is not None:
+                self._report(text)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._said))
+
+
+class Store:
+    """An open store. It is a context manager: leaving it closes the store and wipes its keys.
+
+    The methods of a store, and of what it returns, may be called from one thread at a time. After `close`
+    they raise UsageError.
+    """
+
+    def __init__(
+        self,
+        opened: OpenStore,
+        messages: Messages,
+        settings: Settings | None,
+        leave_out: Callable[[], Sequence[str]],
+        report: Callable[[str], None] | None,
+    ) -> None:
+        self._opened: OpenStore | None = opened
+        self._messages = messages
+        self._report = report
+        self._location = opened.location
+        self.settings = settings
+        """castore.toml; None: none was given."""
+        self._leave_out = leave_out
+
+    def __repr__(self) -> str:
+        return f"<castore.Store {self._location}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store, and wipe the keys that it holds."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+
+    @property
+    def internal(self) -> OpenStore:
+        """The store as castore itself uses it, for what this class does not offer. Its methods may change.
+
+        Raises UsageError after `close`.
+        """
+        if self._opened is None:
+            raise UsageError(f"the store {self._location} is closed: open it again")
+        return self._opened
+
+    @property
+    def location(self) -> str:
+        """The directory of the store."""
+        return self._location
+
+    @cached_property
+    def leave_out(self) -> tuple[str, ...]:
+        """Paths that trees store empty, and that a restore never removes: castore's own, and identities."""
+        own = self.internal.places
+        return tuple(dict.fromkeys([own.state, own.cache, *self._leave_out()]))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the caller should know: an older store than expected, damaged objects, chosen hosts."""
+        store = self.internal
+        older = (store.older,) if store.older else ()
+        damaged = (f"{name}: {reason}" for name, reason in sorted(store.damaged.items()))
+        return (*older, *damaged, *self._messages)
+
+    # What is stored
+
+    def service(self, name: str) -> Service:
+        """Return a service by its name. It need not have generations yet."""
+        return Service(self, name)
+
+    def services(self) -> list[str]:
+        """Return the names of the services that have generations."""
+        store = self.internal
+        store.sync_generations()
+        return store.services()
+
+    def generations(self, *, revision_prefix: str = "", at_once: bool = False) -> Iterator[Generation]:
+        """Yield the generations of all services, newest first.
+
+        revision_prefix: only those of revisions that begin with this. at_once: read all first, which is
+        faster if all are wanted; otherwise each is read when the caller asks for it.
+        """
+        from castore.services.hosts import listed
+
+        store = self.internal
+        store.sync_generations()
+        shown = {}
+        for service in store.services():
+            try:
+                shown[service] = listed(store, service)
+            except NotFoundError:
+                continue  # this service has no generation of the chosen host
+        for one in store.generations() if at_once else store.newest_of_all():
+            if one.service not in shown or not shown[one.service](one):
+                continue
+            if not revision_prefix or revision_begins(one.revision, revision_prefix):
+                yield Generation(self, one)
+
+    def select(self, what: str) -> Selection:
+        """Return what a name of the command line means: `SERVICE@SELECTOR`, with `:PART` or `:PART/PATH`.
+
+        Raises NotFoundError, UsageError, DamageError.
+        """
+        from castore.api.selection import Selection
+        from castore.services.selectors import select
+
+        store = self.internal
+        store.sync_generations()
+        found = select(store, what)
+        return Selection(self, found)
+
+    # Space and damage
+
+    def prune(
+        self,
+        keep: Keep | None = None,
+        *,
+        services: Iterable[str] = (),
+        dry_run: bool = False,
+        max_unused: float = MAX_UNUSED,
+        grace_seconds: float = GRACE_SECONDS,
+        unfinished_seconds: float = UNFINISHED_SECONDS,
+        progress: Watch | None = None,
+    ) -> PruneReport:
+        """Delete the generations that no rule keeps, and reclaim the space that only they needed.
+
+        keep: the rules; None: those of castore.toml, and services without rules keep all. services: names;
+        empty: all of which this host has generations. max_unused: rewrite a pack only if more than this share
+        of it is unused. grace_seconds: where not all users of the store see one lock, time between marking
+        a pack and deleting it, in which another machine can commit a snapshot that uses it.
+        unfinished_seconds: how long space is kept that unfinished snapshots wrote. Raises NotFoundError for
+        a service without generations; ConfigError, StorageError.
+        """
+        from castore.services import prune as pruning
+
+        store = self.internal
+        store.sync_generations()
+        described = self.settings.of if self.settings is not None else lambda _name: None
+        chosen, mistaken = pruning.services_to_prune(store, list(services), described, keep)
+        if dry_run:
+            decisions, planned = pruning.plan_prune(
+                store, chosen, max_unused=max_unused, unfinished=unfinished_seconds
+            )
+            expired = [one.generation for one in decisions if not one.rules]
+            return PruneReport(self._all(expired), [*mistaken], planned.freed, decisions, planned)
+        removed, left_out, done = pruning.prune(
+            store,
+            chosen,
+            counters("pruning", progress),
+            grace=grace_seconds,
+            max_unused=max_unused,
+            unfinished=unfinished_seconds,
+        )
+        freed = max(done.removed_bytes - done.written_bytes, 0)
+        return PruneReport(
+            self._all(removed), [*mistaken, *left_out], freed, plan=done.plan, compacted=done
+        )
+
+    def compact(
+        self,
+        *,
+        dry_run: bool = False,
+        max_unused: float = MAX_UNUSED,
+        grace_seconds: float = GRACE_SECONDS,
+        unfinished_seconds: float = UNFINISHED_SECONDS,
+        progress: Watch | None = None,
+    ) -> PruneReport:
+        """Reclaim the space that no generation references. The arguments are those of `prune`."""
+        from castore.maintenance.compact import plan
+        from castore.services.prune import compact_and_record
+
+        store = self.internal
+        if dry_run:
+            planned = plan(store, max_unused=max_unused, unfinished=unfinished_seconds)
+            return PruneReport(reclaimed=planned.freed, plan=planned)
+        done = compact_and_record(
+            store,
+            counters("compacting", progress),
+            grace=grace_seconds,
+            max_unused=max_unused,
+            unfinished=unfinished_seconds,
+        )
+        freed = max(done.removed_bytes - done.written_bytes, 0)
+        return PruneReport(reclaimed=freed, plan=done.plan, compacted=done)
+
+    def verify(
+        self,
+        *,
+        packs: bool = False,
+        read_data: bool = False,
+        sample: float | None = None,
+        restart: bool = False,
+        progress: Watch | None = None,
+    ) -> Verification:
+        """Verify that what the generations need exists and is what was stored.
+
+        packs: compare the bytes of every pack with its name. read_data: decrypt and decode all content;
+        needs an identity. sample: read this share of the packs, such as 0.05, those first that were not read
+        for longest. restart: do not continue an interrupted run of the same depth. Raises StorageError,
+        IdentityError, BusyError.
+        """
+        from castore.maintenance.verify import verify
+
+        store = self.internal
+        if read_data:
+            store.identity()
+        return verify(
+            store,
+            counters("verifying", progress),
+            packs=packs or sample is not None,
+            read_data=read_data,
+            sample=sample,
+            restart=restart,
+        )
+
+    def stats(self) -> Stats:
+        """Count what the store holds, and how much each step of storing saved. Walks every generation."""
+        from castore.maintenance.stats import stats
+
+        return stats(self.internal)
+
+    # For the layers above
+
+    def operations(
+        self, progress: Watch | None = None, say: Callable[[str], None] | None = None
+    ) -> ServiceOperations:
+        """Return the operations on services with the settings of this store.
+
+        say: called with messages for the user; None: the `report` of `open`.
+        """
+        from castore.services.operations import ServiceOperations
+
+        made = ServiceOperations(self.internal, self.settings, leave_out=self.leave_out)
+        made.say = say if say is not None else self.say
+        if progress is not None:
+            made.progress = progress
+        return made
+
+    def say(self, text: str) -> None:
+        """Pass a message to the `report` of `open`."""
+        if self._report is not None:
+            self._report(text)
+
+    def collecting(self, progress: Watch | None) -> tuple[ServiceOperations, list[str]]:
+        """Return the operations on services, and a list that receives their messages as they arise."""
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            self.say(text)
+
+        return self.operations(progress, say), said
+
+    def _all(self, records: Iterable[Record]) -> list[Generation]:
+        return [Generation(self, one) for one in records]
+
+
+@dataclass
+class PruneReport:
+    """What `prune` or `compact` did, or would do."""
+
+    deleted: list[Generation] = field(default_factory=list)
+    left_out: list[CastoreError] = field(default_factory=list)
+    """Why services were left out: their settings are wrong, another castore works on them, a rollback has
+    not ended."""
+    reclaimed: int = 0
+    """Bytes."""
+    decisions: list[RetentionDecision] = field(default_factory=list)
+    """Of a dry run: which rules keep each generation."""
+    plan: Plan | None = None
+    """What compaction was to do."""
+    compacted: Compacted | None = None
+    """What compaction did; None: a dry run."""
+
+    @property
+    def damaged(self) -> list[str]:
+        """Packs that were to be rewritten but are damaged: they are unchanged until the store is repaired."""
+        return self.compacted.damaged if self.compacted is not None else []
