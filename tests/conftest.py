@@ -75,7 +75,7 @@ def castore(home: Path) -> Callable[..., subprocess.CompletedProcess[Any]]:
     def run(
         *args: str | bytes | os.PathLike[str],
         expect: int | None = 0,
-        input: str | bytes | None = None,  # noqa: A002  # as subprocess calls it
+        input: str | bytes | None = None,  # noqa: A002 - as subprocess calls it
         env: dict[str, str | None] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         binary: bool = False,

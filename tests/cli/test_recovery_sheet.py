@@ -221,7 +221,8 @@ def test_what_a_sheet_prints_before_its_lines_may_be_typed_too(castore, home, tm
     begin = next(i for i, line in enumerate(sheet.splitlines()) if line.strip().startswith("begins"))
     lines = "\n".join(sheet.splitlines()[begin : begin + 4])
     castore("key", "enter", home / "typed", input=lines)
-    line = lambda path: path.read_text().splitlines()[-1]
+    def line(path):
+        return path.read_text().splitlines()[-1]
     assert line(home / "typed") == line(home / "identity")
     done = castore("key", "enter", home / "nowhere" / "typed", input=lines, expect=2)
     assert "there is no directory" in done.stderr

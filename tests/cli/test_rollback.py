@@ -363,7 +363,7 @@ def sleeper(tmp_path: Path) -> Iterator[Path]:
         "else:\n    open(flag, 'w').close()\n    time.sleep(300)\n"
     )
     program.chmod(0o755)
-    yield program
+    return program
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

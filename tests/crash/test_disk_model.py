@@ -165,7 +165,7 @@ def test_what_a_failed_sync_did_not_write_is_never_written(files: DiskFiles) -> 
     descriptor = files.create("/d/a")
     files.write(descriptor, b"x")
     files.fault = Fault(0, errno.EIO)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Input/output"):
         files.fsync(descriptor)
     files.fsync(descriptor)
     files.sync_directory("/d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -62,10 +63,8 @@ class CopiedMachine:
             start_new_session=True,
         )
         time.sleep(after)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGINT)
-        except ProcessLookupError:
-            pass
         _, errors = running.communicate(timeout=120)
         return running.returncode, errors
 

@@ -30,8 +30,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("big") / "dump"
     rng = random.Random(1)
     with open(path, "wb") as file:
-        for _ in range(SIZE // 10_000_000):
-            file.write(rng.randbytes(10_000_000))
+        file.writelines(rng.randbytes(10_000_000) for _ in range(SIZE // 10_000_000))
     yield path
     path.unlink()
 
@@ -95,7 +94,7 @@ def test_killed_at_any_time_a_snapshot_is_not_there_and_the_next_one_goes_on(
         began = time.monotonic()
         castore("snapshot", "s", "--dump", f"d={big}")
         whole = time.monotonic() - began
-        if any([_goes_on_after_a_kill(castore, store, home, big, whole * point) for point in POINTS]):
+        if any(_goes_on_after_a_kill(castore, store, home, big, whole * point) for point in POINTS):
             return
         _empty(castore, store, home)
     pytest.fail("no round was killed after its first pack")

@@ -133,8 +133,8 @@ def test_patterns_are_asked_before_an_entry_is_looked_at(library: Path, machine:
     (live / "mount").mkdir()
     (live / "file").write_text("x")
     faults = {
-        **{"LD_PRELOAD": str(library), "FAULTS_UNDER": str(live / "mount"), "FAULTS_CALLS": "read"},
-        **{"FAULTS_ONLY": ",stat,", "FAULTS_AT": "1", "FAULTS_ON": "1", "FAULTS_DO": "13"},
+        "LD_PRELOAD": str(library), "FAULTS_UNDER": str(live / "mount"), "FAULTS_CALLS": "read",
+        "FAULTS_ONLY": ",stat,", "FAULTS_AT": "1", "FAULTS_ON": "1", "FAULTS_DO": "13",
     }
     for pattern in ("mount/", "mount", "/mou*", "*\n!file"):
         taken = machine.run("snapshot", "s", "--tree", f"t={live}", *excludes(pattern), faults=faults)

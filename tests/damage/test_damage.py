@@ -80,7 +80,7 @@ class PristineStore:
 
     def position(self, what: str, where: str, size: int) -> int:
         """Return the offset of a byte of the class `where`."""
-        kind = what.split()[0].split("/")[0]
+        kind = what.split(maxsplit=1)[0].split("/", maxsplit=1)[0]
         if where in {"kind", "version", "zeros"}:
             return {"kind": 3, "version": 8, "zeros": 12}[where]
         if kind == "config":
@@ -261,7 +261,7 @@ def _tree_is_right(original: dict, restored: dict, damaged: list[tuple[bytes, st
         assert restored.get(path, {}).get("hash") is None
 
     def sound(path: bytes) -> bool:
-        return not any(path == bad or bad == b"." or path.startswith(bad + b"/") for bad, _ in damaged)
+        return not any(bad in (path, b".") or path.startswith(bad + b"/") for bad, _ in damaged)
 
     kept = {path: node for path, node in original.items() if sound(path)}
     assert compare(kept, {path: node for path, node in restored.items() if sound(path)}) == []

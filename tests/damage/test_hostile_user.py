@@ -92,7 +92,7 @@ def as_user(work: Callable[[], object]) -> None:
             os.setgid(USER)
             os.setuid(USER)
             work()
-        except BaseException as error:  # noqa: BLE001 - the parent only needs to know
+        except BaseException as error:
             os.write(2, f"{error!r}\n".encode())
             os._exit(1)
         os._exit(0)

@@ -6,6 +6,7 @@ meanwhile costs nothing that was whole: put right again, the store has all that 
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -137,7 +138,7 @@ def damages(pristine: PristineStore, name: str, way: str) -> Iterator[bytes | No
     kind = name.partition("/")[0]
     borders = [len(data) * at // REGIONS for at in range(REGIONS + 1)]
     # The first and the last 64 bytes hold more than one thing.
-    regions = [*zip(borders, borders[1:], strict=False), (0, 8), (8, 10), (10, 16), (16, 32), (len(data) - 16, len(data)), (len(data) - 48, len(data) - 24)]
+    regions = [*itertools.pairwise(borders), (0, 8), (8, 10), (10, 16), (16, 32), (len(data) - 16, len(data)), (len(data) - 48, len(data) - 24)]
     if way in {"flipped", "zeroed"}:
         for start, end in regions:
             out = bytearray(data)

@@ -130,12 +130,12 @@ def _synced(store: Store) -> Store:
 def test_it_is_restored_without_castore(golden: Copy, tmp_path: Path, revision: str) -> None:
     command = [sys.executable, str(RESCUE), str(golden.path), "--identity", str(GOLDEN / "identity")]
     # Far from the repository, so that nothing of castore is imported by chance.
-    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
-    listed = subprocess.run(command, **options)
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}
+    listed = subprocess.run(command, check=False, **options)
     assert listed.returncode == 0, listed.stderr
     assert "golden 1" in listed.stdout
     assert "golden 2" in listed.stdout
-    done = subprocess.run([*command, "golden", revision[1:], str(tmp_path / "out")], **options)
+    done = subprocess.run([*command, "golden", revision[1:], str(tmp_path / "out")], check=False, **options)
     assert done.returncode == 0, done.stderr
     the_same(revision, tmp_path / "out")
 
@@ -151,10 +151,10 @@ def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
             restore_parts(store, selection, str(out), Ownership(change=False), castore.Progress())
             assert (out / "dump").read_bytes() == night(number)
     command = [sys.executable, str(RESCUE), str(tmp_path / "store"), "--identity", str(DELTAS / "identity")]
-    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}
     for number in range(5):
         out = tmp_path / f"rescued {number}"
-        done = subprocess.run([*command, "nights", str(number + 1), str(out)], **options)
+        done = subprocess.run([*command, "nights", str(number + 1), str(out)], check=False, **options)
         assert done.returncode == 0, done.stderr
         assert (out / "dump").read_bytes() == night(number)
 
@@ -175,11 +175,11 @@ def test_what_former_writer_keys_sealed_is_read_and_rescued(tmp_path: Path, iden
             restore_parts(store, selection, str(out), Ownership(change=False), castore.Progress())
             _is_night(out, number)
     command = [sys.executable, str(RESCUE), str(copy.path), "--identity", str(ROTATED / identity)]
-    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
-    assert len(subprocess.run(command, **options).stdout.splitlines()) == 5
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}
+    assert len(subprocess.run(command, check=False, **options).stdout.splitlines()) == 5
     for number in range(5):
         out = tmp_path / f"rescued {number}"
-        done = subprocess.run([*command, "nights", str(number + 1), str(out)], **options)
+        done = subprocess.run([*command, "nights", str(number + 1), str(out)], check=False, **options)
         assert done.returncode == 0, done.stderr
         _is_night(out, number)
 

@@ -202,7 +202,7 @@ def sqlite_database(tmp_path: Path) -> Iterator[Live]:
         with contextlib.closing(sqlite3.connect(path)) as database:
             database.executescript("ALTER TABLE t ADD COLUMN n; DROP VIEW v; DELETE FROM t WHERE x % 2; CREATE TABLE new (x);")
 
-    yield Live(
+    return Live(
         "sqlite",
         SQLite(path=str(path)),
         state,
@@ -644,7 +644,7 @@ def test_a_foreign_key_from_elsewhere_is_refused_before_anything_is_touched(
         sandbox.snapshot("s", {"db": mariadb_database.source})
         mariadb_database.migrate()
         second = mariadb_database.fingerprint()
-        with pytest.raises(CastoreError, match="the foreign key .* references"):
+        with pytest.raises(CastoreError, match=r"the foreign key .* references"):
             rollback(sandbox, mariadb_database, 1)
         assert mariadb_database.fingerprint() == second
     finally:
@@ -749,7 +749,7 @@ def test_a_full_disk_leaves_the_live_database_as_it_was(sandbox: Sandbox, tmp_pa
             database.commit()
         before = (point / "app.db").read_bytes()
         (point / "filler").write_bytes(bytes(3_200_000))
-        live = Live("sqlite", engine, lambda: "", lambda: None, lambda: [])
+        live = Live("sqlite", engine, lambda: "", lambda: None, list)
         with pytest.raises(CastoreError, match="No space left"):
             rollback(sandbox, live, 1)
         assert (point / "app.db").read_bytes() == before

@@ -265,10 +265,10 @@ def test_a_mariadb_dump_reaches_no_file_in_a_drill(mariadb: MariaDBServer, mark:
     writes = f"INSERT INTO t SELECT 'x' INTO OUTFILE '{mark}';\n"
     for statement in (writes.replace("INSERT INTO t ", ""), f"LOAD DATA INFILE '{secret}' INTO TABLE t;\n"):
         dump = mariadb_dump("victim", statement.encode(), "")
-        with drill_folder() as folder, pytest.raises(CastoreError, match="secure"), engine.drill(folder, Contents(lambda dump=dump: [dump], lambda: [])):
+        with drill_folder() as folder, pytest.raises(CastoreError, match="secure"), engine.drill(folder, Contents(lambda dump=dump: [dump], list)):
             pass
     dump = mariadb_dump("victim", f"CREATE TABLE u AS SELECT LOAD_FILE('{secret}') IS NULL AS unread;\nDROP TABLE u;\n".encode(), "")
-    with drill_folder() as folder, contextlib.suppress(CastoreError), engine.drill(folder, Contents(lambda: [dump], lambda: [])):
+    with drill_folder() as folder, contextlib.suppress(CastoreError), engine.drill(folder, Contents(lambda: [dump], list)):
         pass
     assert not mark.exists()
 
@@ -304,15 +304,18 @@ def slapd_configuration(folder: Path) -> tuple[Path, Path]:
 
 
 def test_another_spelling_of_a_suffix_does_not_lead_to_the_live_directory(tmp_path: Path):
-    """slapadd would find the live database by it."""
+    """Slapadd would find the live database by it."""
     conf, data = slapd_configuration(tmp_path)
     before = sorted(data.iterdir())
     dump = b"dn: dc=x\nobjectClass: dcObject\nobjectClass: organization\ndc: x\no: hostile\n\n"
     for suffix in (" dc=x", "dc= x", "dc=x ", "0.9.2342.19200300.100.1.25=x", "ou=a,dc=x"):
         engine = LDAP(suffix=suffix, config=str(conf))
-        with drill_folder() as folder, pytest.raises(CastoreError, match="no database with the suffix"):
-            with engine.drill(folder, Contents(lambda: [dump], lambda: [])):
-                pass
+        with (
+            drill_folder() as folder,
+            pytest.raises(CastoreError, match="no database with the suffix"),
+            engine.drill(folder, Contents(lambda: [dump], list)),
+        ):
+            pass
         assert sorted(data.iterdir()) == before
 
 
@@ -368,9 +371,12 @@ def test_a_redis_file_that_is_none_is_refused_in_a_server_of_its_own(mark: Path,
     if shutil.which("redis-server") is None:
         missing("there is no redis-server")
     dump = b"REDIS0009\xfa\nredis-ver\x056.0.0" + f"\n\\! touch {mark}\nEVAL \"os.execute('touch {mark}')\" 0\n".encode()
-    with drill_folder() as folder, pytest.raises(CastoreError, match="did not start"):
-        with Redis().drill(folder, Contents(lambda: [dump], lambda: [dump])):
-            pass
+    with (
+        drill_folder() as folder,
+        pytest.raises(CastoreError, match="did not start"),
+        Redis().drill(folder, Contents(lambda: [dump], lambda: [dump])),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("program", ["psql", "mariadb", "sqlite3"])
@@ -391,14 +397,13 @@ def test_a_client_that_a_user_names_runs_no_command_either(
 
 @pytest.mark.parametrize(
     "script",
-    [".output MARK\nSELECT 1;\n", ".once MARK\nSELECT 1;\n", ".backup MARK\n", ".log MARK\n", "ATTACH 'MARK' AS a; CREATE TABLE a.t (x);\n"]
-    + ["VACUUM INTO 'MARK';\n", "SELECT writefile('MARK', 'x');\n", ".read /etc/hostname\n", "SELECT readfile('/etc/hostname');\n", ".import /etc/hostname t\n", ".load /tmp/x\n"],
+    [".output MARK\nSELECT 1;\n", ".once MARK\nSELECT 1;\n", ".backup MARK\n", ".log MARK\n", "ATTACH 'MARK' AS a; CREATE TABLE a.t (x);\n", "VACUUM INTO 'MARK';\n", "SELECT writefile('MARK', 'x');\n", ".read /etc/hostname\n", "SELECT readfile('/etc/hostname');\n", ".import /etc/hostname t\n", ".load /tmp/x\n"],
 )
 def test_a_client_of_sqlite_reaches_no_other_file(script: str, mark: Path, tmp_path: Path):
     engine = Command(program=("true",), restore=("sqlite3", "-bail", str(tmp_path / "x.db")))
     dump = script.replace("MARK", str(mark)).encode()
     with pytest.raises(CastoreError):
-        engine.swap({}, Contents(lambda: [dump], lambda: []))
+        engine.swap({}, Contents(lambda: [dump], list))
 
 
 def behind_others(client: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -433,9 +438,9 @@ def test_a_client_that_another_program_starts_runs_no_command(
         engine = Command(program=("true",), restore=restore)
         dump = hostile.replace("MARK", str(mark)).encode()
         with pytest.raises(CastoreError):
-            engine.swap({}, Contents(lambda dump=dump: [dump], lambda: []))
+            engine.swap({}, Contents(lambda dump=dump: [dump], list))
         (tmp_path / "x.db").unlink(missing_ok=True)
-        engine.swap({}, Contents(lambda: [harmless.encode()], lambda: []))
+        engine.swap({}, Contents(lambda: [harmless.encode()], list))
         (tmp_path / "x.db").unlink(missing_ok=True)
 
 
@@ -446,7 +451,7 @@ def test_a_client_for_ldif_that_a_user_names_reads_no_other_file(tmp_path: Path)
     client.chmod(0o755)
     dump = b"dn: cn=x\njpegPhoto:< file:///etc/shadow\n"
     with pytest.raises(CastoreError, match="read another file"):
-        Command(program=("true",), restore=(str(client), "-x")).swap({}, Contents(lambda: [dump], lambda: []))
+        Command(program=("true",), restore=(str(client), "-x")).swap({}, Contents(lambda: [dump], list))
     assert b"shadow" not in (taken.read_bytes() if taken.exists() else b"")
 
 
@@ -489,7 +494,7 @@ def test_a_dump_that_deletes_no_tables_is_refused_where_tables_exist(
         engine.preflight()
     subprocess.run([*restore.split(), *([make] if make else []), "DROP TABLE t"], check=True)
     engine.preflight()
-    engine.swap({}, Contents(lambda: [taken], lambda: []))
+    engine.swap({}, Contents(lambda: [taken], list))
     with pytest.raises(CastoreError, match="the database has tables"):
         engine.preflight()
     postgres.dropdb(name)

@@ -197,7 +197,7 @@ def test_a_row_that_no_packet_holds_is_reported_and_still_drilled(sandbox: Sandb
     assert "raise max_allowed_packet" in reason
     assert drilled(sandbox, taken.number).startswith("1 row in 1 table")
     server.sql("DELETE FROM a", app)
-    with pytest.raises(ProgramError, match="packet|gone away"):
+    with pytest.raises(ProgramError, match=r"packet|gone away"):
         sandbox.rollback(taken.number)
     assert server.sql("SELECT count(*) FROM a", app) == "0"
     assert server.databases() == [app]

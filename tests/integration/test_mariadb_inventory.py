@@ -123,7 +123,7 @@ def test_a_difference_after_the_swap_is_undone(server: MariaDBServer, app: str, 
     own.stage(swapping, contents)
     with monkeypatch.context() as patch:
         patch.setattr(Swap, "grant", lambda _self: server.sql(SWAPPED[what], app))
-        with pytest.raises(CastoreError, match="missing|differs|not expected"):
+        with pytest.raises(CastoreError, match=r"missing|differs|not expected"):
             own.swap(swapping, contents)
     own.revert(swapping, contents, swapped=True)
     assert state(server, app) == before

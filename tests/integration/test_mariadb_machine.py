@@ -64,7 +64,7 @@ def account(server: MariaDBServer, app: str, rights: str, tmp_path: Path, *more:
 
 def granted(server: MariaDBServer, message: str) -> None:
     """Run the statements that a message says are missing."""
-    statements = message[message.index("GRANT ") :].split("; nothing")[0].split("; the previous")[0]
+    statements = message[message.index("GRANT ") :].split("; nothing", maxsplit=1)[0].split("; the previous", maxsplit=1)[0]
     server.sql(statements)
 
 
@@ -84,7 +84,7 @@ def test_the_usual_rights_of_a_dump_report_what_they_do_not_show(sandbox: Sandbo
     # The first generation has no trigger: a rollback would drop the live one.
     server.sql("GRANT ALL ON *.* TO limited@localhost WITH GRANT OPTION")
     server.sql("DELETE FROM t", app)
-    with pytest.raises(CastoreError, match="could not see triggers.*would drop trigger tr"):
+    with pytest.raises(CastoreError, match=r"could not see triggers.*would drop trigger tr"):
         sandbox.rollback(taken.number)
     assert server.sql("SHOW TRIGGERS", app).startswith("tr")
     assert left(server) == []
@@ -98,7 +98,7 @@ def test_each_right_of_a_dump_is_asked_for(server: MariaDBServer, app: str, tmp_
     with pytest.raises(CastoreError, match=f"GRANT {lacking} ON `{app}`") as caught:
         own.check()
     granted(server, str(caught.value))
-    with pytest.raises(CastoreError, match="a rollback .* needs: GRANT ALL PRIVILEGES ON `castore.+%`.*; nothing was touched") as caught:
+    with pytest.raises(CastoreError, match=r"a rollback .* needs: GRANT ALL PRIVILEGES ON `castore.+%`.*; nothing was touched") as caught:
         own.check()
     granted(server, str(caught.value))
     own.check()
@@ -385,9 +385,10 @@ def test_a_table_with_a_directory_of_its_own_is_refused(server: MariaDBServer, a
 
 def test_a_node_of_a_cluster_is_refused(server: MariaDBServer, app: str, monkeypatch: pytest.MonkeyPatch):
     real = Client.ask
-    answers = lambda self, sql, **more: [["wsrep_cluster_size", "3"]] if "wsrep" in sql else real(self, sql, **more)
+    def answers(self, sql, **more):
+        return [["wsrep_cluster_size", "3"]] if "wsrep" in sql else real(self, sql, **more)
     monkeypatch.setattr(Client, "ask", answers)
-    with pytest.raises(CastoreError, match="Galera cluster of 3.*stop the other nodes"):
+    with pytest.raises(CastoreError, match=r"Galera cluster of 3.*stop the other nodes"):
         engine(server, app).preflight()
 
 

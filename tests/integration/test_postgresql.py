@@ -293,7 +293,7 @@ def test_what_keeps_a_database_from_being_renamed_is_named(sandbox: Sandbox):
             server.psql("CREATE TABLE t (x int)", "busy")
             sandbox.snapshot("s", source(server, "busy"))
             server.psql("INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'left'", "busy")
-            with pytest.raises(CastoreError, match="COMMIT PREPARED .left.;"):
+            with pytest.raises(CastoreError, match=r"COMMIT PREPARED .left.;"):
                 sandbox.rollback(1)
             server.psql("COMMIT PREPARED 'left'", "busy")
             assert server.psql("SELECT count(*) FROM t", "busy") == "2"

@@ -89,7 +89,7 @@ def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(s
         server.psql("CREATE SUBSCRIPTION sub CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false)", "app")
         sandbox.snapshot("s", source)
         for number in (1, 2):
-            with pytest.raises(CastoreError, match="ALTER SUBSCRIPTION sub SET .slot_name = NONE.; DROP SUBSCRIPTION sub;"):
+            with pytest.raises(CastoreError, match=r"ALTER SUBSCRIPTION sub SET .slot_name = NONE.; DROP SUBSCRIPTION sub;"):
                 sandbox.rollback(number)
         with pytest.raises(CastoreError, match="DROP SUBSCRIPTION"):
             source["db"].engine.check()
@@ -143,7 +143,7 @@ def test_settings_of_roles_and_databases_change_nothing(server: Postgres, sandbo
         server.psql(VALUES, "app")
         plainly = server.psql(SEEN, "app")
         sandbox.snapshot("s", source)
-        known = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout
+        known = subprocess.run(["locale", "-a"], capture_output=True, check=True, text=True).stdout
         usable = [name for name in HOSTILE if name != "lc_monetary" or "en_US.utf8" in known]
         server.psql("DROP VIEW v; DROP TABLE k", "app")
         try:

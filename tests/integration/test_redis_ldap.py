@@ -364,7 +364,7 @@ def test_a_server_that_keeps_an_append_only_file_is_refused_and_drilled(sandbox:
     taken = sandbox.snapshot("s", {"db": EngineSource("redis", redis.engine)})
     redis.change()
     second = redis.state()
-    with pytest.raises(CastoreError, match="append-only file.*nothing was touched"):
+    with pytest.raises(CastoreError, match=r"append-only file.*nothing was touched"):
         rollback(sandbox, 1, redis.hooks)
     assert redis.state() == second
     with sandbox.open() as store:
@@ -387,7 +387,7 @@ def test_slapd_has_to_be_stopped(sandbox: Sandbox, ldap: Server, monkeypatch: py
     ldap.change()
     second = ldap.state()
     for watch in ("_is_locked", "_is_open"):
-        with monkeypatch.context() as only, pytest.raises(CastoreError, match="slapd still has .*/data open"):
+        with monkeypatch.context() as only, pytest.raises(CastoreError, match=r"slapd still has .*/data open"):
             only.setattr(ldap_engine, watch, lambda _data: 0)
             rollback(sandbox, 1, Service())
     assert ldap.state() == second

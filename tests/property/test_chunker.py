@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from hypothesis import given
@@ -50,7 +51,7 @@ def test_the_kernel_cuts_where_its_twin_cuts(data, average, gear):
 def test_cuts_do_not_depend_on_how_the_input_comes(data, average, splits):
     rule = cutter(average)
     borders = [0, *sorted(min(split, len(data)) for split in splits), len(data)]
-    pieces = [data[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(borders)]
     assert in_pieces(rule, pieces) == whole(rule, data)
 
 
@@ -106,7 +107,7 @@ def test_searching_first_and_choosing_later_cuts_the_same(data, average, splits)
     buffer = bytearray(data)
     ends = []
     start = 0
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in itertools.pairwise(borders):
         found = rule.find(buffer, max(begin - 63, 0), begin, end)
         final = end == len(data)
         if found is None:

@@ -79,7 +79,7 @@ def test_what_was_only_moved_and_cut_costs_few_bytes(base, at):
 
 @settings(max_examples=500)
 @given(pairs(), st.lists(st.tuples(seeds, st.integers(0, 255)), min_size=1, max_size=4), st.integers(-3, 3))
-def test_a_damaged_delta_is_read_as_its_twin_reads_it(pair, flips, longer):
+def test_a_damaged_delta_is_read_as_the_reference_reads_it(pair, flips, longer):
     base, target = pair
     delta = bytearray(encode_delta(base, bytearray(target), 0, len(target), 2 * len(target) + 100) or b"")
     for at, value in flips:
@@ -108,10 +108,10 @@ def test_deltas_are_parted_and_joined_again(some):
 
 @settings(max_examples=500)
 @given(st.lists(pairs(), min_size=1, max_size=4), st.lists(st.tuples(st.integers(0, 3), seeds, st.binary(max_size=3))))
-def test_a_damaged_group_is_read_as_its_twin_reads_it(some, damages):
+def test_a_damaged_group_is_read_as_the_reference_reads_it(some, damages):
     streams = [bytearray(stream) for stream in part_deltas(deltas_of(some))]
-    for stream, at, data in damages:
-        at %= len(streams[stream]) + 1
+    for stream, place, data in damages:
+        at = place % (len(streams[stream]) + 1)
         streams[stream][at : at + 1] = data
     found = [bytes(stream) for stream in streams]
     assert join_deltas(found) == reference_delta.join(found, MAX_GROUP)

@@ -177,7 +177,7 @@ def test_entries_that_are_selected_are_those_of_the_model(entries, pieces, data)
     split = split_entries(head + encode_entries(entries), len(head))
     wanted = [entry for entry in entries if is_plain(entry) and fits(entry.name)]
     assert [(name, decode_entry(frame)) for name, frame, _ in found.plain] == [(one.name, one) for one in wanted]
-    placed = {frame: at for frame, at in split.encoded(0, None)}
+    placed = dict(split.encoded(0, None))
     assert all(placed[frame] == at for _, frame, at in found.plain)
     assert (found.others, found.size) == (split.others, split.size)
 

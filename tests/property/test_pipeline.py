@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 
@@ -53,7 +54,7 @@ def contents(draw):
 
 def pieces(data, splits):
     borders = [0, *sorted(min(split, len(data)) for split in splits), len(data)]
-    return [data[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(borders)]
 
 
 def put(store, *streams, tally=None):

@@ -21,8 +21,10 @@ NO_BORDER = b"\x01" + bytes(31)
 class Nodes:
     """What lists need of a store, over a dict."""
 
-    class cutter:  # noqa: N801 - as a store names it
+    class Cutter:
         min = 4
+
+    cutter = Cutter
 
     def __init__(self):
         self.held = {}

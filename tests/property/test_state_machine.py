@@ -61,7 +61,7 @@ def edited(rng, data):
 
 def edit_tree(rng, tree):
     for _ in range(rng.randint(0, 4)):
-        path = b"/".join(rng.choice([[], [b"a"], [b"a", b"\xff b"], [b"c"]]) + [b"f%d" % rng.randint(0, 9)])
+        path = b"/".join([*rng.choice([[], [b"a"], [b"a", b"\xff b"], [b"c"]]), b"f%d" % rng.randint(0, 9)])
         if path not in tree:
             tree[path] = content(rng)
         elif rng.random() < 0.4:
@@ -106,7 +106,7 @@ class Machine(RuleBasedStateMachine):
         self.labels = {self.sandbox.identity.recipient: "test"}
         self.has_key = True
         self.trees = {service: {} for service in SERVICES}
-        self.dumps = {service: b"" for service in SERVICES}
+        self.dumps = dict.fromkeys(SERVICES, b"")
         self.taken = {}  # (service, number) to (revision, tree, dump)
         self.pinned = set()
         self.steps = 0

@@ -188,7 +188,7 @@ class Thief(RuleBasedStateMachine):
             try:
                 compact(store, castore.Progress())
             except CastoreError as error:
-                assert "castore repair" in str(error), "garbage is named, and repair drops it"  # noqa: PT017
+                assert "castore repair" in str(error), "garbage is named, and repair drops it"
 
 
 class _Sandbox(Sandbox):

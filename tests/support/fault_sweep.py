@@ -18,7 +18,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import castore
 from castore.content.allowance import Allowance
@@ -36,6 +36,8 @@ from tests.support import forked_cli
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from castore.model.refs import Ref
+
 AVERAGE = 2048
 """Of chunks: small, so that little content has many of them, deltas and lists."""
 
@@ -52,9 +54,13 @@ def compiled(folder: Path) -> Path | None:
     return library
 
 
-def plain_tree(top: Path) -> dict[bytes, object]:
+Entry = tuple[int, object]
+"""The mode of a file, and its content or the target of a link."""
+
+
+def plain_tree(top: Path) -> dict[bytes, Entry]:
     """Return what is in a directory, by path: type and mode of each, and content or target."""
-    found: dict[bytes, object] = {}
+    found: dict[bytes, Entry] = {}
     for folder, folders, files in os.walk(os.fsencode(top)):
         for name in [*folders, *files]:
             path = os.path.join(folder, name)
@@ -68,9 +74,10 @@ def plain_tree(top: Path) -> dict[bytes, object]:
     return found
 
 
-def stored_tree(reader: StreamReader, root) -> dict[bytes, object]:
+def stored_tree(reader: StreamReader, root: Ref | None) -> dict[bytes, Entry]:
     """Return the same of a stored tree."""
-    found: dict[bytes, object] = {}
+    assert root is not None
+    found: dict[bytes, Entry] = {}
     for path, child in walk(reader, open_top(reader, root), Allowance()):
         entry = child.entry
         content: bytes | None = None
@@ -157,7 +164,7 @@ class Machine:
         self.identity, self.kept = _grown[0].identity, dict(_grown[0].kept)
 
     def run(
-        self, *args: str, faults: Mapping[str, str] | None = None, wrap: tuple[str, ...] = (), **options
+        self, *args: str, faults: Mapping[str, str] | None = None, wrap: tuple[str, ...] = (), **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run castore as a person would."""
         if not (faults or wrap or options):

@@ -66,7 +66,7 @@ def run(argv: list[str]) -> tuple[str, int]:
     with open(os.devnull, "w+", errors="backslashreplace") as sink, redirect_stdout(sink), redirect_stderr(sink):
         try:
             command_line.cli.main(argv, standalone_mode=False)
-        except BaseException as error:  # noqa: BLE001  # as castore's own main does
+        except BaseException as error:  # as castore's own main does
             return error_report._described(error)
     return "", 0
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.support.data_dir_templates import copied
 from tests.support.postgres import folder_for_servers, missing
@@ -42,7 +42,7 @@ class MariaDBServer:
         self.socket = os.path.join(self._folder, "socket")
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> MariaDBServer:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
@@ -56,7 +56,7 @@ class MariaDBServer:
         self.stop()
 
     def _start(self) -> None:
-        rights: dict = {}
+        rights: dict[str, Any] = {}
         if os.geteuid() == 0:
             for name in ("mysql", "nobody"):
                 with contextlib.suppress(KeyError):
@@ -66,7 +66,7 @@ class MariaDBServer:
             os.chown(self._folder, rights["user"], rights["group"])
         os.chmod(self._folder, 0o755)
         data = os.path.join(self._folder, "data")
-        install = ("mariadb-install-db", "--no-defaults", "--auth-root-authentication-method=normal")
+        install: tuple[str, ...] = ("mariadb-install-db", "--no-defaults", "--auth-root-authentication-method=normal")
         install += ("--skip-test-db", "--skip-name-resolve", "--innodb-log-file-size=16M")
 
         def make(folder: str) -> None:
@@ -136,13 +136,13 @@ class MariaDBServer:
             found.append(table)
             found.append(self.sql(f"SELECT * FROM `{table}` ORDER BY 1", database))
             found.append(self.sql(f"SHOW CREATE TABLE `{table}`", database))
-        for query in (
+        queries = (
             "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE, ACTION_STATEMENT, DEFINER FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA='{0}' ORDER BY 1",
             "SELECT ROUTINE_TYPE, ROUTINE_NAME, ROUTINE_DEFINITION, DEFINER FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA='{0}' ORDER BY 1, 2",
             "SELECT EVENT_NAME, EVENT_DEFINITION, INTERVAL_VALUE, STATUS FROM information_schema.EVENTS WHERE EVENT_SCHEMA='{0}' ORDER BY 1",
             "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA='{0}' AND TABLE_TYPE='SEQUENCE'",
-        ):
-            found.append(self.sql(query.format(database)))
+        )
+        found.extend(self.sql(query.format(database)) for query in queries)
         return "\n".join(found)
 
     def databases(self) -> list[str]:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import pytest
 
@@ -85,7 +85,7 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
         self._as_server: dict[str, Any] = {}
 
-    def __enter__(self) -> Postgres:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
@@ -112,7 +112,7 @@ class Postgres:
             os.chown(self._folder, self._account.pw_uid, self._account.pw_gid)
         os.chmod(self._folder, 0o755)
         data = os.path.join(self._folder, "data")
-        initdb = (self._program("initdb"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")
+        initdb: tuple[str, ...] = (self._program("initdb"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C")
         initdb += ("--no-sync", *self._initdb)
 
         def make(folder: str) -> None:
@@ -181,7 +181,7 @@ class Postgres:
         return ["-h", self.socket_folder, "-U", "postgres"]
 
     def _run(self, argv: list[str], text: str | None = None) -> str:
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             argv, input=text, capture_output=True, text=True, check=False, **self._as_server
         )
         assert done.returncode == 0, f"{argv}: exit code {done.returncode}: {done.stderr}"

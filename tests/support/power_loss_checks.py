@@ -19,7 +19,7 @@ from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.session_key import read_session, session_name, session_numbers
 from tests.support import store_histories
-from tests.support.power_loss_disk import Disk, DiskFiles, Mark, State, cuts
+from tests.support.power_loss_disk import Disk, DiskFiles, Mark, State, Step, cuts
 from tests.support.store_histories import (
     ROOT,
     SERVICES,
@@ -99,7 +99,7 @@ class PowerLossChecker:
             found = verify_store(store, castore.Progress(), read_data=True)
             assert found.sound, (found.damage, found.affected)
             _all_open(store, readers.values())
-            self._go_on(store, scratch)
+            self._go_on(store, files, scratch)
         assert files.left_open() == []
         shutil.rmtree(scratch)
 
@@ -112,12 +112,12 @@ class PowerLossChecker:
             assert restored(store, key, str(scratch / "out")) in expected, key
         self.counts["restored"] += len(listed)
 
-    def _go_on(self, store: Store, scratch: Path) -> None:
+    def _go_on(self, store: Store, files: DiskFiles, scratch: Path) -> None:
         service = self.chance.choice(SERVICES)
         sources, content = self._next[service]
         taken = take_snapshot(store, service, sources, revision="next")
         assert restored(store, (service, taken.number), str(scratch / "out")) == content
-        disk, tmp = store.storage._files.disk, f"{ROOT}/tmp/"
+        disk, tmp = files.disk, f"{ROOT}/tmp/"
         assert disk.worst().but(tmp) == disk.live().but(tmp), "what the next snapshot wrote is not durable"
 
 
@@ -175,5 +175,5 @@ def check_all_losses(host: SimulatedHost, monitor: DurabilityMonitor | None = No
     return counts
 
 
-def shown(log: list) -> list[str]:
+def shown(log: list[Step | Mark]) -> list[str]:
     return ["mark" if isinstance(one, Mark) else " ".join(str(a)[:40] for a in one) for one in log]

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterator
 
+    from castore.fs.durable import Data
+
 ROOT = 0
 
 
@@ -73,13 +75,17 @@ class State:
     folders: frozenset[str]
 
     @cached_property
-    def whole(self) -> tuple[frozenset, frozenset]:
+    def whole(self) -> tuple[frozenset[tuple[str, bytes]], frozenset[str]]:
         """All of it, to be compared."""
         return frozenset(self.files.items()), self.folders
 
-    def but(self, folder: str) -> tuple[frozenset, frozenset]:
+    def but(self, folder: str) -> tuple[frozenset[tuple[str, bytes]], frozenset[str]]:
         """All but the files in a folder, to be compared."""
         return frozenset(item for item in self.files.items() if not item[0].startswith(folder)), self.folders
+
+
+Step = tuple[Any, ...]
+"""A step of the file system: its name and its arguments."""
 
 
 class Mark(NamedTuple):
@@ -94,7 +100,7 @@ class Disk:
     def __init__(self, state: State | None = None) -> None:
         self.nodes: dict[int, FileNode | DirectoryNode] = {ROOT: DirectoryNode()}
         self._next = itertools.count(1)
-        self.log: list[tuple | Mark] = []
+        self.log: list[Step | Mark] = []
         if state is not None:
             for path in sorted(state.folders):
                 self.do("mkdir", *self.place(path), next(self._next))
@@ -150,6 +156,18 @@ class Disk:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         return number
 
+    def file_node(self, number: int) -> FileNode:
+        """Return the file of an inode's number."""
+        node = self.nodes[number]
+        assert isinstance(node, FileNode)
+        return node
+
+    def directory_node(self, number: int) -> DirectoryNode:
+        """Return the directory of an inode's number."""
+        node = self.nodes[number]
+        assert isinstance(node, DirectoryNode)
+        return node
+
     # Steps
 
     def do(self, step: str, *arguments: Any) -> None:
@@ -162,7 +180,7 @@ class Disk:
         self.log.append(Mark(known))
 
     def _entry(self, folder: int, name: str, number: int | None) -> None:
-        node = self.nodes[folder]
+        node = self.directory_node(folder)
         node.pending.setdefault(name, []).append(number)
         if number is None:
             del node.live[name]
@@ -184,25 +202,25 @@ class Disk:
         self._entry(folder, name, None)
 
     def _rename(self, folder: int, name: str, to: int, new: str) -> None:
-        self._entry(to, new, self.nodes[folder].live[name])
+        self._entry(to, new, self.directory_node(folder).live[name])
         self._entry(folder, name, None)
 
     def _write(self, number: int, offset: int, data: bytes) -> None:
-        node = self.nodes[number]
+        node = self.file_node(number)
         node.live[offset : offset + len(data)] = data
         node.writes.append((offset, data))
 
     def _fsync(self, number: int) -> None:
-        node = self.nodes[number]
+        node = self.file_node(number)
         if not node.forsaken:
             node.durable = bytes(node.live)
             node.writes = []
 
     def _forsake(self, number: int) -> None:
-        self.nodes[number].forsaken = True
+        self.file_node(number).forsaken = True
 
     def _sync(self, number: int) -> None:
-        node = self.nodes[number]
+        node = self.directory_node(number)
         node.durable = dict(node.live)
         node.pending = {}
 
@@ -221,7 +239,7 @@ class Disk:
         yield "nothing that was not synced", self.worst()
         yield "everything", self.live()
         yield "names without contents", self._found(lambda history: history[-1], lambda node: node.durable)
-        yield "names, and zeros", self._found(lambda history: history[-1], lambda node: _zeros(node))
+        yield "names, and zeros", self._found(lambda history: history[-1], _zeros)
         for number in range(more):
             yield f"chance {number}", self._found(chance.choice, lambda node: _torn(node, chance))
 
@@ -229,7 +247,7 @@ class Disk:
         files: dict[str, bytes] = {}
         folders = set()
         contents: dict[int, bytes] = {}
-        stack = [("", self.nodes[ROOT])]
+        stack = [("", self.directory_node(ROOT))]
         while stack:
             above, node = stack.pop()
             entries = dict(node.durable)
@@ -294,7 +312,7 @@ class Cut(NamedTuple):
     losses: list[tuple[str, State]]
 
 
-def cuts(log: list[tuple | Mark], chance: random.Random, more: int, begin: int = 0) -> Iterator[Cut]:
+def cuts(log: list[Step | Mark], chance: random.Random, more: int, begin: int = 0) -> Iterator[Cut]:
     """Give each place at which the power may have been lost: before the log, and after each step.
 
     begin: the first of them to give.
@@ -409,7 +427,7 @@ class DiskFiles(Files):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._open[descriptor]
 
-    def create(self, path):
+    def create(self, path: str) -> int:
         with self.mutex:
             self.before("create", path)
             folder, name = self._free(path)
@@ -417,12 +435,12 @@ class DiskFiles(Files):
             self.disk.do("create", folder, name, number)
             return self._descriptor(number, path)
 
-    def open(self, path):
+    def open(self, path: str) -> int:
         with self.mutex:
             self.before("open", path)
             return self._descriptor(self.disk.file(path), path)
 
-    def write(self, descriptor, data):
+    def write(self, descriptor: int, data: Data) -> int:
         with self.mutex:
             number, path = self._of(descriptor)
             self.before("write", path)
@@ -431,13 +449,13 @@ class DiskFiles(Files):
             self.disk.do("write", number, len(self.disk.nodes[number].live), data)
             return len(data)
 
-    def pread(self, descriptor, length, offset):
+    def pread(self, descriptor: int, length: int, offset: int) -> bytes:
         with self.mutex:
             number, path = self._of(descriptor)
             self.before("pread", path)
-            return bytes(self.disk.nodes[number].live[offset : offset + length])
+            return bytes(self.disk.file_node(number).live[offset : offset + length])
 
-    def fsync(self, descriptor):
+    def fsync(self, descriptor: int) -> None:
         with self.mutex:
             number, path = self._of(descriptor)
             try:
@@ -447,13 +465,13 @@ class DiskFiles(Files):
                 raise
             self.disk.do("fsync", number)
 
-    def close(self, descriptor):
+    def close(self, descriptor: int) -> None:
         with self.mutex:
             _, path = self._of(descriptor)
             del self._open[descriptor]  # even where it fails, as Linux does
             self.before("close", path)
 
-    def link(self, old, new):
+    def link(self, old: str, new: str) -> None:
         with self.mutex:
             self.before("link", new, old)
             number = self.disk.find(old)
@@ -465,58 +483,58 @@ class DiskFiles(Files):
             self.disk.do("link", folder, name, number)
             self.after("link", new)
 
-    def rename(self, old, new):
+    def rename(self, old: str, new: str) -> None:
         with self.mutex:
             self.before("rename", new, old)
             self.disk.file(old)
             self.disk.do("rename", *self.disk.place(old), *self.disk.place(new))
             self.after("rename", new)
 
-    def unlink(self, path):
+    def unlink(self, path: str) -> None:
         with self.mutex:
             self.before("unlink", path)
             self.disk.file(path)
             self.disk.do("unlink", *self.disk.place(path))
             self.after("unlink", path)
 
-    def mkdir(self, path):
+    def mkdir(self, path: str) -> None:
         with self.mutex:
             self.before("mkdir", path)
             self.disk.do("mkdir", *self._free(path), self.disk.new())
             self.after("mkdir", path)
 
-    def sync_directory(self, path):
+    def sync_directory(self, path: str) -> None:
         with self.mutex:
             self.before("sync_directory", path)
             self.disk.do("sync", self.disk.directory(path))
             self.after("sync_directory", path)
 
-    def lock(self, path, *, exclusive):
+    def lock(self, path: str, *, exclusive: bool) -> int:
         with self.mutex:
             self.before("lock", path)
             return self._descriptor(self.disk.directory(path), path)
 
-    def listdir(self, path):
+    def listdir(self, path: str) -> list[str]:
         with self.mutex:
             self.before("listdir", path)
-            return list(self.disk.nodes[self.disk.directory(path)].live)
+            return list(self.disk.directory_node(self.disk.directory(path)).live)
 
-    def exists(self, path):
+    def exists(self, path: str) -> bool:
         with self.mutex:
             return self._found(path) is not None
 
-    def is_directory(self, path):
+    def is_directory(self, path: str) -> bool:
         with self.mutex:
             number = self._found(path)
             return number is not None and isinstance(self.disk.nodes[number], DirectoryNode)
 
-    def length(self, descriptor):
+    def length(self, descriptor: int) -> int:
         with self.mutex:
             number, path = self._of(descriptor)
             self.before("length", path)
             return len(self.disk.nodes[number].live)
 
-    def stat(self, path):
+    def stat(self, path: str) -> tuple[int, float]:
         with self.mutex:
             self.before("stat", path)
             return len(self.disk.nodes[self.disk.file(path)].live), time.time()

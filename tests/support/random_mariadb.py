@@ -14,6 +14,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.mariadb import MariaDBServer
 
 _WORDS = ["a", "select", "Größe", "it's", 'say "x"', "back`tick", "semi;colon", "-- dash", "/* c */", "# hash", "100%", "a.b", "`q`.`r`", "back\\slash", "日本", "$$", "x" * 60, "nextval(`app`.`s`)", "DELIMITER", "0x41", "ends ;", "a_b", "new"]
@@ -79,9 +81,7 @@ class RandomDatabase:
 
     def create(self) -> list[str]:
         """Return the statements that fill an empty database."""
-        script: list[str] = []
-        for _ in range(self.random.randint(0, 2)):
-            script.append(self.sequence())
+        script = [self.sequence() for _ in range(self.random.randint(0, 2))]
         for _ in range(self.random.randint(1, 5)):
             script += self.table()
         script += [self.program() for _ in range(self.random.randint(0, 9))]
@@ -93,22 +93,25 @@ class RandomDatabase:
         """Return the statements of a migration."""
         script: list[str] = []
         for _ in range(self.random.randint(1, 6)):
-            table = self.random.choice(list(self.tables))
-            script += self.random.choice([
-                lambda table=table: [f"DELETE FROM {quoted(table)} LIMIT 2"],
-                lambda table=table: self.rows(table, 2),
-                lambda table=table: [f"DROP TABLE {quoted(table)}"],
-                lambda table=table: [f"ALTER TABLE {quoted(table)} ADD COLUMN {quoted(self.any_name())} INT DEFAULT 5"],
-                lambda table=table: [f"ALTER TABLE {quoted(table)} DROP COLUMN {quoted(self.tables[table][-1][0])}"],
-                lambda table=table: [f"RENAME TABLE {quoted(table)} TO {quoted(self.any_name())}"],
-                self.table,
-                lambda: [self.program()],
-                lambda: [self.sequence()],
-                lambda: [f"ALTER DATABASE COLLATE {self.random.choice(['utf8mb4_bin', 'latin1_german2_ci'])}"],
-                lambda: [f"DROP VIEW {quoted(self.random.choice(self.views or ['none']))}"],
-                lambda: [f"SELECT NEXTVAL({quoted(self.random.choice(self.sequences or ['none']))})"],
-            ])()  # fmt: skip
+            ways = self._migrations(self.random.choice(list(self.tables)))
+            script += self.random.choice(ways)()
         return script
+
+    def _migrations(self, table: str) -> list[Callable[[], list[str]]]:
+        return [
+            lambda: [f"DELETE FROM {quoted(table)} LIMIT 2"],
+            lambda: self.rows(table, 2),
+            lambda: [f"DROP TABLE {quoted(table)}"],
+            lambda: [f"ALTER TABLE {quoted(table)} ADD COLUMN {quoted(self.any_name())} INT DEFAULT 5"],
+            lambda: [f"ALTER TABLE {quoted(table)} DROP COLUMN {quoted(self.tables[table][-1][0])}"],
+            lambda: [f"RENAME TABLE {quoted(table)} TO {quoted(self.any_name())}"],
+            self.table,
+            lambda: [self.program()],
+            lambda: [self.sequence()],
+            lambda: [f"ALTER DATABASE COLLATE {self.random.choice(['utf8mb4_bin', 'latin1_german2_ci'])}"],
+            lambda: [f"DROP VIEW {quoted(self.random.choice(self.views or ['none']))}"],
+            lambda: [f"SELECT NEXTVAL({quoted(self.random.choice(self.sequences or ['none']))})"],
+        ]  # fmt: skip
 
     def sequence(self) -> str:
         name = self.any_name()

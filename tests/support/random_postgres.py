@@ -36,6 +36,8 @@ VALUES = {
     "text[]": ("{}", '{NULL,"NULL","","a,b","\\"","\\\\"}', "[-1:0]={x,y}"), "int[][]": ("{{1,2},{3,NULL}}", "[0:1]={1,2}"), "regtype": ("integer", "text[]"), "jsonpath": ("$.a[*] ? (@ > 1)",),
 }
 
+EXTENSIONS = ("hstore", "citext", "pg_trgm", "btree_gist", "ltree", "intarray", "unaccent", "pgcrypto")
+
 
 def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
@@ -86,10 +88,9 @@ class RandomDatabase:
             schema = self.name()
             made.append(f"CREATE SCHEMA {schema} AUTHORIZATION {self.role()};")
             self.schemas.append(schema)
-        for extension in chance.sample(("hstore", "citext", "pg_trgm", "btree_gist", "ltree", "intarray", "unaccent", "pgcrypto"), chance.randint(0, 3)):
-            made.append(f"CREATE EXTENSION {extension} SCHEMA {chance.choice(self.schemas)};")
-        for _ in range(chance.randint(0, 4)):
-            made.append(self._type())
+        extensions = chance.sample(EXTENSIONS, chance.randint(0, 3))
+        made.extend(f"CREATE EXTENSION {name} SCHEMA {chance.choice(self.schemas)};" for name in extensions)
+        made.extend(self._type() for _ in range(chance.randint(0, 4)))
         for _ in range(chance.randint(1, 5)):
             made += self._table()
         makers = (self._index, self._view, self._function, self._trigger, self._rule, self._policy, self._sequence, self._grant, self._comment, self._large, self._misc, self._constraint)

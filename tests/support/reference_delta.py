@@ -67,7 +67,7 @@ def join(streams: list[bytes], most: int) -> list[bytes] | None:
             value >>= 7
         return bytes([*out, value])
 
-    deltas = []
+    deltas: list[bytes] = []
     try:
         while at[0] < len(streams[0]):
             if len(deltas) == most:

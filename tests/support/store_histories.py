@@ -37,7 +37,7 @@ import shutil
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import castore
 from castore.content.pipeline import Pipeline
@@ -64,9 +64,12 @@ from tests.support.power_loss_disk import AFTER, ON, ONCE, Disk, DiskFiles, Faul
 from tests.support.stores import admins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
+
+    import pytest
 
     from castore.services.snapshot import Source
+    from castore.store.index.pack_tables import PackContent
     from castore.store.index.transactions import Tables
 
 ROOT = "/srv/backups/store"
@@ -106,7 +109,7 @@ class Guarantee:
 class SimulatedHost:
     """A disk with a store on it, a machine that uses it, and what was guaranteed so far."""
 
-    def __init__(self, folder: Path, seed: object, files: type[DiskFiles] = DiskFiles, storage=LocalStorage) -> None:
+    def __init__(self, folder: Path, seed: object, files: type[DiskFiles] = DiskFiles, storage: type[LocalStorage] = LocalStorage) -> None:
         self.folder = folder
         self.seed = seed
         self.chance = random.Random(f"history {seed}")
@@ -177,7 +180,7 @@ class SimulatedHost:
         """Change a service's state; return it."""
         tree = dict(self.trees[service])
         for _ in range(chance.randint(1, 3)):
-            path = b"/".join(chance.choice([[], [b"a"], [b"a", b"\xff b"]]) + [b"f%d" % chance.randint(0, 4)])
+            path = b"/".join([*chance.choice([[], [b"a"], [b"a", b"\xff b"]]), b"f%d" % chance.randint(0, 4)])
             if path in tree and chance.random() < 0.3:
                 del tree[path]
             else:
@@ -291,7 +294,7 @@ def init(host: SimulatedHost) -> None:
     host.guarantee(begun=True, readers=frozenset({"first"}))
 
 
-def _take(host: SimulatedHost, service: str, content: Content, sources: dict) -> None:
+def _take(host: SimulatedHost, service: str, content: Content, sources: dict[str, Source]) -> None:
     with host.open() as store, store.lock(service):
         store.sync_generations()
         key = service, store.next_number(service)
@@ -324,7 +327,7 @@ def two_at_once(host: SimulatedHost) -> None:
     contents = [host.edit(service, host.chance) for service in services]
     contents[1] = replace(contents[1], dump=contents[0].dump + contents[1].dump[:2000])
     host.dumps[services[1]] = contents[1].dump
-    sources = [host.write_content(*pair) for pair in zip(services, contents)]
+    sources = [host.write_content(*pair) for pair in zip(services, contents, strict=False)]
     failures: list[BaseException] = []
 
     def run(number: int) -> None:
@@ -342,7 +345,7 @@ def two_at_once(host: SimulatedHost) -> None:
         raise failure
 
 
-class Interrupted(Exception):
+class InterruptedSessionError(Exception):
     """What ends a session midway."""
 
 
@@ -358,8 +361,8 @@ def aborted(host: SimulatedHost) -> None:
             ingest.end_stream(lambda _root: None)
             for data in content.tree.values():
                 ingest.write(data)
-            raise Interrupted
-    except Interrupted:
+            raise InterruptedSessionError  # noqa: TRY301 - the session has to be left by it
+    except InterruptedSessionError:
         pass
 
 
@@ -422,7 +425,7 @@ def compact(host: SimulatedHost) -> None:
 def compact_without_lock(host: SimulatedHost) -> None:
     """The same where packs are pending first, and removed by the next run."""
     with host.open() as store:
-        store.storage.lock = lambda *, exclusive=False: contextlib.nullcontext(False)
+        vars(store.storage)["lock"] = lambda *, exclusive=False: contextlib.nullcontext(False)
         for _ in range(2):
             run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
 
@@ -509,7 +512,7 @@ class DurabilityMonitor:
     index has from a listing may be another's, who was killed: it is made durable before it is needed.)
     """
 
-    def __init__(self, host: SimulatedHost, monkeypatch, *, keep: bool = True) -> None:
+    def __init__(self, host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, *, keep: bool = True) -> None:
         self.host = host
         self.reported = 0
         self.kept: list[tuple[int, Path]] = []
@@ -519,8 +522,8 @@ class DurabilityMonitor:
         sync, sync_generations = Store.sync, Store.sync_generations
         listing = threading.local()
 
-        def from_listing(function):
-            def wrapped(store, **options):
+        def from_listing(function: Callable[..., None]) -> Callable[..., None]:
+            def wrapped(store: Store, **options: Any) -> None:
                 before, listing.now = getattr(listing, "now", False), True
                 try:
                     function(store, **options)
@@ -529,7 +532,7 @@ class DurabilityMonitor:
 
             return wrapped
 
-        def packs(table, packs, sketches=()):
+        def packs(table: PackTable, packs: Iterable[PackContent], sketches: Any = ()) -> None:
             packs = list(packs)
             sessions = {entry.session.hex() for pack in packs for entry in pack.entries}
             if not getattr(listing, "now", False):
@@ -537,26 +540,26 @@ class DurabilityMonitor:
             put_packs(table, packs, sketches)
             monitor._keep(table._tables, keep)
 
-        def generations(table, found):
+        def generations(table: GenerationTable, found: Iterable[tuple[str, Any, Any]]) -> None:
             found = list(found)
             if not getattr(listing, "now", False):
                 monitor.durable({f"generations/{name}" for name, _, _ in found})
             put_generations(table, found)
             monitor._keep(table._tables, keep)
 
-        def committing(store, generation):
+        def committing(store: Store, generation: Generation) -> None:
             before = store.storage.put
 
-            def put(name, data):
+            def put(name: str, data: bytes) -> None:
                 generation, _ = open_generation(name, data, store.writer_key)
                 monitor.durable(needs(store, generation))
                 before(name, data)
 
-            store.storage.put = put
+            vars(store.storage)["put"] = put
             try:
                 commit(store, generation)
             finally:
-                del store.storage.put
+                del vars(store.storage)["put"]
 
         monkeypatch.setattr(Store, "sync", from_listing(sync))
         monkeypatch.setattr(Store, "sync_generations", from_listing(sync_generations))
@@ -564,7 +567,7 @@ class DurabilityMonitor:
         monkeypatch.setattr(GenerationTable, "put", generations)
         monkeypatch.setattr(Store, "commit", committing)
 
-    def durable(self, names: set[str], sessions: set[str] = frozenset()) -> None:
+    def durable(self, names: set[str], sessions: Collection[str] = ()) -> None:
         """Assert that objects survive the worst."""
         with self.host.files.mutex:
             worst, live = self.host.disk.worst().files, self.host.disk.live().files

@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import castore
@@ -22,7 +23,7 @@ from castore.maintenance.verify import verify
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, _OvertakenError, file_source
+from castore.services.snapshot import Source, Tree, _OvertakenError, file_source
 from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
@@ -39,7 +40,7 @@ class Lockless(LocalStorage):
     """Seconds that a commit took, from its look at what is pending: less than the grace period, or it is no use."""
 
     @contextlib.contextmanager
-    def lock(self, *, exclusive=False):
+    def lock(self, *, exclusive: bool = False) -> Iterator[bool]:
         began = time.monotonic()
         try:
             yield False
@@ -84,7 +85,7 @@ class Worker:
         kind = Lockless if self.lockless else LocalStorage
         return Store.open(kind(str(self.folder / "store")), self.places, lambda: self.identity)
 
-    def report(self, **what) -> None:
+    def report(self, **what: object) -> None:
         with open(self.folder / "logs" / self.name, "ab") as file:
             file.write(json.dumps(what).encode() + b"\n")
 
@@ -95,7 +96,7 @@ class Worker:
             seed = rng.randrange(1 << 30)
             lay_tree(live, seed)
             dump.write_bytes(dump_of(seed))
-            sources = {"d": file_source(str(dump)), "t": Tree(str(live))}
+            sources: dict[str, Source] = {"d": file_source(str(dump)), "t": Tree(str(live))}
             try:
                 with self.open() as store, store.lock(service):
                     taken = take_snapshot(store, service, sources, revision=f"s{seed}")
@@ -201,7 +202,7 @@ def main() -> None:
     except BaseException as error:
         import traceback
 
-        worker.tell(failed=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        worker.report(failed=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -13,12 +14,14 @@ from castore.content.restore.metadata import Ownership
 from castore.crypto import Identity, Signers, WriterKey
 from castore.model.generation import Generation
 from castore.services.config import Service
+from castore.services.restore import Restored
 from castore.services.restore import restore as restore_parts
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.rollback.execute import RolledBack, rollback
 from castore.services.rollback.plan import read_details
 from castore.services.rollback.recover import recover
 from castore.services.selectors import select
+from castore.services.snapshot import Source
 from castore.services.snapshot import snapshot as take_snapshot
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, open_store
@@ -40,6 +43,7 @@ def admins(*identities: Identity) -> list[LabelledAdmin]:
 def certified(host: str = "h") -> WriterKey:
     """Return a writer key of a machine that is certified under a name, without a store."""
     key = WriterKey.generate()
+    assert key.machine is not None
     signing = key.machine.signing
     signers = Signers(machines={signing.public: frozenset([host])}, maintainers=frozenset([signing.public]))
     return WriterKey(key.store_id, key.secret, machine=key.machine, signer=signing, signers=signers)
@@ -74,11 +78,11 @@ class Sandbox:
     def open(self, *, identity: bool = True) -> Store:
         return open_store(str(self.store), self.places, (lambda: self.identity) if identity else None)
 
-    def snapshot(self, service: str, sources: dict, **options):
+    def snapshot(self, service: str, sources: dict[str, Source], **options: Any) -> Generation:
         with self.open(identity=False) as store:
             return take_snapshot(store, service, sources, **options)
 
-    def rollback(self, number: int, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
+    def rollback(self, number: int, settings: Service | None = None, *, service: str = "s", **options: Any) -> RolledBack:
         """Put a generation back to where its parts came from."""
         with self.open() as store:
             target = store.generation(service, number)
@@ -86,7 +90,7 @@ class Sandbox:
             origins = dict(read_details(store, target).origins)
             return rollback(store, target, origins, self.ownership, settings=settings, tally=castore.Progress(), **options)
 
-    def undo(self, settings: Service | None = None, *, service: str = "s", **options) -> RolledBack:
+    def undo(self, settings: Service | None = None, *, service: str = "s", **options: Any) -> RolledBack:
         """Go back to what the last rollback replaced."""
         with self.open(identity=False) as store:
             number = store.undo_number(service)
@@ -97,7 +101,7 @@ class Sandbox:
         with self.open() as store:
             return recover(store, service)
 
-    def in_place(self, what: str, top: Path, **options) -> int:
+    def in_place(self, what: str, top: Path, **options: Any) -> int:
         """Make a directory what is stored; return how many steps that took."""
         with self.open() as store:
             store.sync()
@@ -109,7 +113,7 @@ class Sandbox:
     def ownership(self) -> Ownership:
         return Ownership(change=os.geteuid() == 0, numeric=True)
 
-    def restore(self, what: str, into: Path, *, numeric: bool = True):
+    def restore(self, what: str, into: Path, *, numeric: bool = True) -> Restored:
         with self.open() as store:
             selection = select(store, what)
             ownership = Ownership(change=True, numeric=numeric)

@@ -141,7 +141,7 @@ def run_paused(
     try:
         (number,) = struct.unpack("i", os.read(say[0], 4))
         if number < 0:
-            raise OSError("the process could not install its filter")
+            raise OSError("the process could not install its filter")  # noqa: TRY301
         listener = _libc.syscall(_PIDFD_GETFD, process, number, 0)
         os.write(wait[1], b"x")
         calls, over = _supervise(listener, process, before, limit, os.fsdecode(relevant))

@@ -100,7 +100,7 @@ CHANGES = {
     "a name more": lambda p: open(p("files/new"), "x").close(),
     "a name changed": lambda p: os.rename(p("files/0"), p("files/00")),
     "a type": lambda p: _replace(p("files/0"), os.mkfifo),
-    "a socket": lambda p: _replace(p("special/fifo-b"), lambda path: _bind(path)),
+    "a socket": lambda p: _replace(p("special/fifo-b"), _bind),
     "a hard link cut": lambda p: _replace(p("links/small-b"), lambda path: shutil.copy2(p("links/small-a"), path)),
     "a hard link more": lambda p: _replace(p("files/twin-b"), lambda path: os.link(p("files/twin-a"), path)),
     "a hole more": lambda p: _punch(p("files/zeros")),

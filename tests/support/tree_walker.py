@@ -140,10 +140,11 @@ def compare(a: Tree, b: Tree, *, ignore: Collection[str] = ()) -> list[str]:
 
 
 def _compare_nodes(path: bytes, a: Node, b: Node, ignore: Collection[str]) -> list[str]:
-    lines = []
-    for key in sorted((a.keys() | b.keys()) - set(ignore) - {"blocks"}):
-        if a.get(key) != b.get(key):
-            lines.append(f"{_show(path)}: {key} is {_value(key, b.get(key))}, was {_value(key, a.get(key))}")
+    lines = [
+        f"{_show(path)}: {key} is {_value(key, b.get(key))}, was {_value(key, a.get(key))}"
+        for key in sorted((a.keys() | b.keys()) - set(ignore) - {"blocks"})
+        if a.get(key) != b.get(key)
+    ]
     if "blocks" not in ignore and "blocks" in a and "blocks" in b:
         was, now = a["blocks"], b["blocks"]
         if abs(was - now) > max(_BLOCK_SLACK, was // 8):

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,8 +162,8 @@ class Machine:
             f'[service.db.parts.s]\nengine = "sqlite"\npath = "{self.database}"\ntimeout = 20\n'
         )
         self.fill_outside()
-        for folder in (self.tree, self.file.parent, self.database.parent, self.stock):
-            folder.mkdir(parents=True)
+        for place in (self.tree, self.file.parent, self.database.parent, self.stock):
+            place.mkdir(parents=True)
         fill(self.tree, 1)
         fill_database(self.database, 1)
         self.file.write_bytes(b"first settings\n")
@@ -310,7 +311,7 @@ def _away(machine: Machine, folder: str, name: str) -> None:
     rename(f"{folder}/{name}", f"{machine.stock}/away")
 
 
-def _write(machine: Machine, folder: str, name: str) -> None:  # noqa: ARG001
+def _write(machine: Machine, folder: str, name: str) -> None:
     path = f"{folder}/{name}"
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     os.ftruncate(descriptor, 0)
@@ -364,18 +365,18 @@ def _interrupt(machine: Machine, number: int) -> None:
         nonlocal seen
         seen += call.name.startswith(_CHANGING)
         if seen == number:
-            raise _Killed
+            raise _KilledError
         return True
 
     run = Run(machine, SCENARIOS["rollback"].words(machine))
     try:
         run_paused(run.inside, before, LIMIT, os.fsencode(machine.hostile))
-    except _Killed:
+    except _KilledError:
         return
     raise AssertionError("the rollback was not interrupted")
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     """Ends a run in its middle."""
 
 
@@ -438,7 +439,12 @@ class Run:
     def calls(self) -> list[Call]:
         """Run undisturbed; return the calls that name something of the hostile user's."""
         found: list[Call] = []
-        ended = run_paused(self.inside, lambda call: not found.append(call), LIMIT, os.fsencode(self.machine.hostile))
+
+        def note(call: Call) -> bool:
+            found.append(call)
+            return True
+
+        ended = run_paused(self.inside, note, LIMIT, os.fsencode(self.machine.hostile))
         assert ended.code == 0, (ended, self.output.read_text(errors="replace"))
         return found
 
@@ -473,7 +479,7 @@ class Run:
                 continue
             place, name = os.path.split(path.rstrip("/"))
             places.append((place, name))
-            made = as_hostile(lambda place=place, name=name: ATTACKS[attack](machine, place, name)) or made
+            made = as_hostile(partial(ATTACKS[attack], machine, place, name)) or made
 
         def undo() -> None:
             for place, name in places:

@@ -201,7 +201,7 @@ def test_the_examples_of_the_documentation_run(wiki: Path, monkeypatch: pytest.M
     names: dict = {}
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     for example in examples:
-        exec(compile(example, "api.md", "exec"), names)  # noqa: S102 - it is our own page
+        exec(compile(example, "api.md", "exec"), names)  # noqa: S102 - examples are executed  # noqa: S102 - examples are executed
     assert len(examples) > 5
     printed = capsys.readouterr().out
     assert "1 r1 ['pages', 'db']" in printed

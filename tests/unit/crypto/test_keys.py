@@ -151,7 +151,7 @@ def test_a_counter_used_twice_gives_other_contents_another_nonce(cipher):
     group = [7, ZEROS, ZEROS, 0, 0, 5]  # a group of deltas has no id of its own
     one, other = first.seal(*group, b"some delta"), second.seal(*group, b"other data")
     assert one[:16] != other[:16]
-    streams = [bytes(a ^ b for a, b in zip(sealed[16:26], plain)) for sealed, plain in ((one, b"some delta"), (other, b"other data"))]
+    streams = [bytes(a ^ b for a, b in zip(sealed[16:26], plain, strict=False)) for sealed, plain in ((one, b"some delta"), (other, b"other data"))]
     assert streams[0] != streams[1]
     assert second.seal(*group, b"some delta") == one
     assert first.seal(8, *group[1:], b"some delta")[:16] != one[:16]

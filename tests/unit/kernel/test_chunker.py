@@ -145,8 +145,7 @@ def test_the_kernel_does_nothing_undefined(tmp_path, name, optimise):
     program = tmp_path / name
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     built = subprocess.run(
-        [compiler, "-std=c11", "-g", "-Wall", "-Wextra", "-Werror", optimise, *sanitize]
-        + ["-I", kernel, "-o", program, *sources, driver],
+        [compiler, "-std=c11", "-g", "-Wall", "-Wextra", "-Werror", optimise, *sanitize, "-I", kernel, "-o", program, *sources, driver],
         capture_output=True,
         text=True,
         check=False,

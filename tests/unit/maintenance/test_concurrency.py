@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -98,10 +99,8 @@ def test_the_key_of_a_generation_stays_while_its_pack_is_missing(sandbox, monkey
     for ahead in (0, OLD):
         with monkeypatch.context() as patch:
             later(patch, ahead)
-            try:
+            with contextlib.suppress(DamageError):
                 sandbox.compact()
-            except DamageError:
-                pass
     for path, data in packs.items():
         path.write_bytes(data)
     sandbox.check()
@@ -205,16 +204,12 @@ def test_what_cannot_be_put_together_is_not_moved_night_by_night(sandbox):
         store.sync()
         forget(store, "web", [store.generation("web", 1), store.generation("web", 2)])
     for _ in range(3):
-        try:
+        with contextlib.suppress(DamageError):
             sandbox.compact(max_unused=0)
-        except DamageError:
-            pass
     sizes = sandbox.size()
     for _ in range(3):
-        try:
+        with contextlib.suppress(DamageError):
             sandbox.compact(max_unused=0)
-        except DamageError:
-            pass
         assert sandbox.size() == sizes
 
 
@@ -305,8 +300,7 @@ def test_chunks_of_a_running_snapshot_survive_a_concurrent_prune(sandbox, lockle
     def progress(name, _tally):
         if name == "b":
             until(lambda: len(sandbox.packs()) > 4)
-            for _ in range(2):
-                kept.append(sandbox.compact(lockless=lockless, max_unused=0, grace=0))
+            kept.extend(sandbox.compact(lockless=lockless, max_unused=0, grace=0) for _ in range(2))
 
     with sandbox.opened(lockless=lockless) as store, open(second, "rb") as stream:
         sources = {"a": file_source(str(path)), "b": Stream(stream.fileno())}
@@ -380,9 +374,11 @@ def test_a_rotation_that_withdraws_itself_removes_the_copy_that_another_process_
                 with Store.open(Lockless(str(sandbox.store)), places, lambda: sandbox.identity, local_key=False) as third:
                     third.session().abort()
 
-    with Store.open(Between(str(sandbox.store)), sandbox.places, lambda: sandbox.identity) as store:
-        with pytest.raises(BusyError, match="has just changed the keys"):
-            store.rotate_writer()
+    with (
+        Store.open(Between(str(sandbox.store)), sandbox.places, lambda: sandbox.identity) as store,
+        pytest.raises(BusyError, match="has just changed the keys"),
+    ):
+        store.rotate_writer()
     with another(sandbox) as store:
         assert [label for _, label in store.recipients] == ["test"]
         assert not store.writer_key.previous_keys

@@ -22,10 +22,9 @@ def edited(data: bytes, seed: int) -> bytes:
 
 def bases_only(store) -> tuple[int, float]:
     """Chunks that only deltas need, found with sets of all ids; and their share of the records' bytes."""
-    bases, referenced, seen, records = {}, set(), set(), {}
-    for kind, record, _, below in store.index.locations.records():
-        if kind == CHUNK and below:
-            bases[record] = below
+    referenced, seen, records = set(), set(), {}
+    found = store.index.locations.records()
+    bases = {record: below for kind, record, _, below in found if kind == CHUNK and below}
     for generation in store.generations():
         stack = list(roots_of(generation))
         while stack:

@@ -93,12 +93,12 @@ def test_a_program_that_fails_is_an_error(argv, message):
 
 def test_a_failure_after_megabytes_is_raised_at_the_end_and_when_the_block_is_left():
     read = 0
-    with pytest.raises(ProgramError, match="status 3"):
-        with run_dump(sh("head -c 3000000 /dev/zero; exit 3")) as readinto:
-            buffer = memoryview(bytearray(MIB))
-            with pytest.raises(ProgramError, match="status 3"):
-                while count := readinto(buffer):
-                    read += count
+    program = sh("head -c 3000000 /dev/zero; exit 3")
+    with pytest.raises(ProgramError, match="status 3"), run_dump(program) as readinto:
+        buffer = memoryview(bytearray(MIB))
+        with pytest.raises(ProgramError, match="status 3"):
+            while count := readinto(buffer):
+                read += count
     assert read == 3_000_000
 
 
@@ -114,10 +114,10 @@ def test_leaving_by_an_error_ends_the_program():
 
 def test_a_program_that_ignores_the_request_to_end_is_killed():
     begun = time.monotonic()
-    with pytest.raises(ZeroDivisionError):
-        with run_dump(sh("trap '' TERM PIPE; echo ready; while :; do sleep 0.05; done")) as readinto:
-            readinto(memoryview(bytearray(10)))
-            raise ZeroDivisionError
+    program = sh("trap '' TERM PIPE; echo ready; while :; do sleep 0.05; done")
+    with pytest.raises(ZeroDivisionError), run_dump(program) as readinto:
+        readinto(memoryview(bytearray(10)))
+        raise ZeroDivisionError
     assert time.monotonic() - begun < 10
 
 
@@ -192,7 +192,7 @@ def test_what_takes_too_long_ends_with_all_that_it_has_started(stray):
     argv = [word.format(seconds) for word in stray]
     for use in (lambda: output_of(argv, timeout=0.4), lambda: read_dump(argv, 0.4)):
         begun = time.monotonic()
-        with pytest.raises(ProgramError, match="took longer than 0.4 s"):
+        with pytest.raises(ProgramError, match=r"took longer than 0.4 s"):
             use()
         assert time.monotonic() - begun < 10
         for _ in range(50):
@@ -216,7 +216,7 @@ def test_only_what_a_filter_lets_through_is_shown_and_recorded(capfd):
         feed(sh(script), [b"data"], only=only)
     assert str(caught.value) == "sh failed: it exited with status 3: ERROR five: x"
     assert capfd.readouterr().err == "ERROR five: x\n"
-    with pytest.raises(ProgramError, match="status 4: ERROR half$"):
+    with pytest.raises(ProgramError, match=r"status 4: ERROR half$"):
         output_of(sh("printf 'secret\\nERROR half' >&2; exit 4"), only=only)
 
 

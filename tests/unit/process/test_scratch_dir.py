@@ -26,7 +26,7 @@ def test_leftovers_of_a_killed_castore_are_removed_and_nothing_else(tmp_path: Pa
         f"with scratch_folder({PREFIX!r}, {str(tmp_path)!r}) as folder:\n"
         "    open(folder + '/large', 'w').close(); print(folder, flush=True); os.kill(os.getpid(), 9)"
     )
-    left = Path(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True).stdout.strip())
+    left = Path(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=False, text=True).stdout.strip())
     assert left.parent == tmp_path
     assert left.exists()
     other, link, plain, foreign = (tmp_path / name for name in ("x", f"{PREFIX}abcdefgh", f"{PREFIX}12345678", f"{PREFIX}87654321"))
@@ -37,9 +37,8 @@ def test_leftovers_of_a_killed_castore_are_removed_and_nothing_else(tmp_path: Pa
     (other / "kept").touch()
     if os.geteuid() == 0:
         os.chown(foreign, 12345, 12345)
-    with scratch_folder(PREFIX, str(tmp_path)) as held:
-        with scratch_folder(PREFIX, str(tmp_path)):
-            assert Path(held).exists()
+    with scratch_folder(PREFIX, str(tmp_path)) as held, scratch_folder(PREFIX, str(tmp_path)):
+        assert Path(held).exists()
     assert not left.exists()
     assert foreign.exists() == (os.geteuid() == 0)
     assert (other / "kept").exists()

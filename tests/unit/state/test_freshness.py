@@ -244,11 +244,12 @@ def test_what_this_machine_does_itself_is_never_refused_and_no_number_is_given_t
             seen.forget("s", gone, rest)
             there -= gone
         present = {"s": generation("s", max(there))} if there else {}
-        seen.compare(seen.memory(), present, lambda _, n: generation("s", n).session.hex() if n in there else None, accept=False)
+        seen.compare(seen.memory(), present, lambda _, n, there=there: generation("s", n).session.hex() if n in there else None, accept=False)
     if there:
         newest = max(there)
         rest = {"s": generation("s", max(there - {newest}))} if there - {newest} else {}
-        session = lambda _, n: generation("s", n).session.hex() if n in there - {newest} else None
+        def session(_, n):
+            return generation("s", n).session.hex() if n in there - {newest} else None
         with pytest.raises(StaleStoreError):
             (again := FreshnessGuard(path, "here")).compare(again.memory(), rest, session, accept=False)
 

@@ -6,15 +6,15 @@ import itertools
 
 from castore.services.snapshot import file_source
 from castore.store import generation_log
-from tests.support.stores import Lab
+from tests.support.stores import Sandbox
 
 
 def test_all_generations_are_read_one_by_one_in_the_order_of_the_list(tmp_path, monkeypatch) -> None:
-    lab = Lab(tmp_path / "lab")
+    sandbox = Sandbox(tmp_path / "sandbox")
     (tmp_path / "dump").write_text("x")
     for service in ("b", "a", "b", "c", "a"):
-        lab.snapshot(service, {"d": file_source(str(tmp_path / "dump"))})
-    with lab.open() as store:
+        sandbox.snapshot(service, {"d": file_source(str(tmp_path / "dump"))})
+    with sandbox.open() as store:
         listed = store.generations()
         assert [one.service for one in listed] == ["a", "c", "b", "a", "b"]
         assert list(store.newest_of_all()) == listed

@@ -410,7 +410,7 @@ def test_a_session_refuses_everything_after_its_first_error(local, monkeypatch):
 def test_what_was_stored_before_an_error_is_found_by_the_next_try(local):
     with pytest.raises(ZeroDivisionError), local.store.session() as session:
         session.append(seal(session, b"content"))
-        1 / 0
+        raise ZeroDivisionError
     assert local.store.read_chunk(session.chunk_id(b"content")) == b"content"
     with pytest.raises(StorageError, match="ended"):
         session.seal(bytearray(b"more"), [])

@@ -219,7 +219,7 @@ def test_another_package_adds_an_engine(read, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(package))
     part = read('[service.d.parts.p]\nengine="notes"\npath="/x"\ncolour="blue"').service["d"].parts["p"]
     assert (part.engine, part.source.path, part.source.colour) == ("notes", "/x", "blue")
-    with pytest.raises(ConfigError, match="known are tree, file, .*, notes"):
+    with pytest.raises(ConfigError, match=r"known are tree, file, .*, notes"):
         read('[service.d.parts.p]\nengine="none"')
     assert engines.name_of(type(part.source)) == "notes"
 

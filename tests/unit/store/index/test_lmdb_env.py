@@ -262,7 +262,7 @@ def test_a_full_disk_is_named_and_what_was_put_before_stays(disk, small):
 
 
 def test_a_disk_that_is_full_from_the_start_is_named(disk, small):
-    with open(disk / "rest", "wb") as file, pytest.raises(OSError):
+    with open(disk / "rest", "wb") as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(1 << 16))
             file.flush()
@@ -292,7 +292,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(disk):
     Index(str(disk / "index"), STORE).close()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for name in ("index", "other"):
-        with pytest.raises(StorageError, match="let this user write there.*XDG_CACHE_HOME"):
+        with pytest.raises(StorageError, match=r"let this user write there.*XDG_CACHE_HOME"):
             Index(str(disk / name), STORE)
 
 
@@ -305,7 +305,7 @@ def test_a_snapshot_that_the_index_has_no_room_for_commits_nothing_and_succeeds_
     source = {"d": file_source(str(tmp_path / "dump"))}
     with open_store(str(sandbox.store), places) as store:
         store.references.limit = 0
-        with open(disk / "rest", "wb", buffering=0) as file, pytest.raises(OSError):
+        with open(disk / "rest", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
             while True:
                 file.write(bytes(1 << 12))
         with pytest.raises(StorageError, match=r"index in .*free some space there.*XDG_CACHE_HOME"):

@@ -303,7 +303,8 @@ def test_a_store_without_an_admin_counts_where_it_was_made_until_one_signs(sandb
     storage = LocalStorage(str(tmp_path / "made"), create=True)
     places, elsewhere = sandbox.machine("maker"), sandbox.machine("elsewhere")
     Store.create(storage, places, [(sandbox.identity.recipient, "")]).close()
-    provide = lambda: sandbox.identity
+    def provide():
+        return sandbox.identity
     Store.open(storage, places).close()
     with pytest.raises(UntrustedError, match="castore key sign"):
         Store.open(storage, elsewhere, provide)
@@ -344,7 +345,7 @@ def test_a_name_belongs_to_one_machine(sandbox):
         store.adopt("renamed", replace=True)
         assert store.certified_host == "renamed"
         assert [one.replaced for one in store.config.writers] == [False, True, False]
-    with pytest.raises(KeyRotatedError, match="another machine replaced it.*castore key adopt.*--host NAME"):
+    with pytest.raises(KeyRotatedError, match=r"another machine replaced it.*castore key adopt.*--host NAME"):
         sandbox.at(sandbox.machine("second"))
 
 
@@ -744,7 +745,7 @@ def test_a_record_that_is_not_accepted_is_not_taken_for_the_latest(fleet):
     fleet.storage.put(generation_name(key, "s", MAX_NUMBER), os.urandom(500))
     assert fleet.read("s@latest:d") == NOISE
     fleet.storage.put(generation_name(key, "s", 3), os.urandom(500))
-    with pytest.raises(DamageError, match="s@1|by its number"):
+    with pytest.raises(DamageError, match=r"s@1|by its number"):
         fleet.read("s@latest:d")
     assert fleet.read("s@1:d") == NOISE
 

@@ -164,7 +164,8 @@ def test_what_cannot_be_read_for_a_moment_is_not_taken_from_the_other(sandbox, m
     storage = LocalStorage(str(sandbox.store))
     with monkeypatch.context() as patch:
         get = LocalStorage.get
-        refuse = lambda self, name, *rest: (_ for _ in ()).throw(StorageError("I/O error")) if name == "config/2" else get(self, name, *rest)
+        def refuse(self, name, *rest):
+            return (_ for _ in ()).throw(StorageError("I/O error")) if name == "config/2" else get(self, name, *rest)
         patch.setattr(LocalStorage, "get", refuse)
         with pytest.raises(StorageError, match="neither config/2 nor its copy"):
             replicas.repair(storage, "config", 2, data)
@@ -220,7 +221,7 @@ def test_what_another_machine_replaces_meanwhile_is_not_written_back(sandbox, mo
 def test_a_store_that_lost_its_configuration_is_not_recreated(sandbox):
     for path in both(sandbox, "config"):
         path.rename(sandbox.folder / path.name)
-    with pytest.raises(DamageError, match="config/ is missing in .*: without it nothing .* restore config/"):
+    with pytest.raises(DamageError, match=r"config/ is missing in .*: without it nothing .* restore config/"):
         sandbox.open()
     with pytest.raises(UsageError, match="its config/ is missing"):
         Store.create(LocalStorage(str(sandbox.store)), sandbox.places, [(sandbox.identity.recipient, "")])

@@ -299,7 +299,7 @@ def test_a_forged_session_object_hides_no_genuine_one(tracked):
     from castore.store.format.session_key import decode_session, encode_session, session_numbers
 
     tracked.take()
-    (session, numbers), = session_numbers(tracked.storage).items()
+    (session, _numbers), = session_numbers(tracked.storage).items()
     with tracked.open() as store:
         stolen = store.writer_key
     record = decode_session(session, 0, tracked.storage.get(f"sessions/{session.hex()}.0"), stolen)
@@ -431,7 +431,8 @@ def test_the_era_object_is_what_the_format_says():
     data = encode_rotation(7, listed, writer)
     assert decode_rotation(7, data, writer) == listed
     assert data[:16] == b"castorer\x01" + bytes(7)
-    derive = lambda name, secret: blake3(secret, derive_key_context=f"castore 1 {name}").digest()
+    def derive(name, secret):
+        return blake3(secret, derive_key_context=f"castore 1 {name}").digest()
     key = derive("objects", derive("index", writer.secret))
     associated = b"rotations/7" + writer.store_id + data[:16]
     plain = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(data[40:], associated, data[16:40], key)
@@ -455,7 +456,7 @@ def test_no_secret_of_a_past_is_shown():
 # Cut off at every step
 
 
-class Cut(Exception):
+class CutError(Exception):
     """The power went."""
 
 
@@ -470,10 +471,10 @@ class CuttingStorage(Storage):
         self.changes.append(what)
         self._left -= 1
         if self._left == 0 and not self._after:
-            raise Cut(what)
+            raise CutError(what)
         action()
         if self._left == 0:
-            raise Cut(what)
+            raise CutError(what)
 
     @property
     def location(self):
@@ -508,10 +509,10 @@ def cut_files(monkeypatch, at, after):
         def run(*args):
             left[0] -= 1
             if left[0] == 0 and not after:
-                raise Cut(function.__name__)
+                raise CutError(function.__name__)
             function(*args)
             if left[0] == 0:
-                raise Cut(function.__name__)
+                raise CutError(function.__name__)
 
         return run
 
@@ -523,7 +524,7 @@ def cut_rotation(tracked, storage=None):
     try:
         with tracked.open(storage=storage) as store:
             store.rotate_writer()
-    except Cut:
+    except CutError:
         return True
     return False
 
