@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from castore.api.progress import Watch
     from castore.api.selection import Selection
     from castore.errors import CastoreError
-    from castore.maintenance.compact import Compacted, Plan
+    from castore.maintenance.compact import Compacted
+    from castore.maintenance.compaction_plan import Plan
     from castore.maintenance.stats import Stats
     from castore.maintenance.verify import Verification
     from castore.model.generation import Generation as Record

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.api.store import PruneReport
-    from castore.maintenance.compact import Compacted, Plan
+    from castore.maintenance.compact import Compacted
+    from castore.maintenance.compaction_plan import Plan
     from castore.services.retention import RetentionDecision
     from castore.store import Store
 

@@ -29,69 +29,85 @@ def record_in(data: bytes | memoryview, entries: list[PackEntry]) -> memoryview:
     return memoryview(data)[first.offset : first.offset + first.sealed_length]
 
 
-class Mover:
+class _OpenPack:
+    """A pack that records are moved to, with its file in the base cache."""
+
+    def __init__(self, store: Store) -> None:
+        self.pack = PackWriter(store.storage, store.writer_key)
+        self.sources: set[PackId] = set()
+        """The packs that its records come from."""
+        self._cache = store.references
+        self._file: ReferenceWriter | None = None
+        self._overhead = -1
+
+    def add(self, source: PackId, entries: list[PackEntry], sealed: bytes | memoryview) -> None:
+        """Add a record, and its payload if that is in the base cache."""
+        offset = self.pack.add(entries, sealed)
+        self.sources.add(source)
+        payload = self._cache.read(source, entries[0].offset, len(sealed))
+        if payload is None:
+            return
+        overhead = len(sealed) - len(payload)
+        if self._file is None:
+            self._file = self._cache.create(overhead)
+            self._overhead = overhead
+        # A cache file holds payloads of one cipher only.
+        if self._file is not None and overhead == self._overhead:
+            self._file.add(offset, payload)
+
+    def commit(self, *, full: bool) -> tuple[PackId, int]:
+        """Make the pack durable; return its id and length. If that fails, discard it."""
+        try:
+            pack_id, length = self.pack.commit(full=full)
+            if self._file is not None:
+                self._file.commit(self._cache.path_of(pack_id))
+        finally:
+            self.abort()
+        return pack_id, length
+
+    def abort(self) -> None:
+        """Discard what is not committed."""
+        self.pack.abort()
+        if self._file is not None:
+            self._file.abort()
+
+
+class RecordMover:
     """Moves sealed records to new packs, together with their payloads in the base cache."""
 
     def __init__(self, store: Store) -> None:
         self.written = 0
+        """Bytes of the packs that are finished."""
         self._store = store
-        self._pack: PackWriter | None = None
-        self._reference: ReferenceWriter | None = None
-        self._overhead = -1
-        self._from: set[PackId] = set()
+        self._open: _OpenPack | None = None
 
     def add(
         self, pack: PackId, entries: list[PackEntry], sealed: bytes | memoryview, tally: Progress
     ) -> None:
         """Copy one record of a pack, given with all its entries. Raises StorageError."""
-        first = entries[0]
-        if self._pack is not None and not self._pack.fits(entries):
-            self._close(full=True)
-        if self._pack is None:
-            self._pack = PackWriter(self._store.storage, self._store.writer_key)
-        offset = self._pack.add(entries, sealed)
-        self._from.add(pack)
+        if self._open is not None and not self._open.pack.fits(entries):
+            self._finish_pack(self._open, full=True)
+        if self._open is None:
+            self._open = _OpenPack(self._store)
+        self._open.add(pack, entries, sealed)
         tally.stored += len(sealed)
-        payload = self._store.references.read(pack, first.offset, len(sealed))
-        if payload is not None:
-            self._keep(offset, payload, len(sealed) - len(payload))
 
     def finish(self) -> int:
         """Make all moved records durable and index them; return how many bytes of packs were written."""
-        if self._pack is not None:
-            self._close(full=False)
+        if self._open is not None:
+            self._finish_pack(self._open, full=False)
         return self.written
 
     def abort(self) -> None:
         """Discard the pack that is not finished."""
-        if self._pack is not None:
-            self._pack.abort()
-        if self._reference is not None:
-            self._reference.abort()
-        self._pack = self._reference = None
+        if self._open is not None:
+            self._open.abort()
+            self._open = None
 
-    def _keep(self, offset: int, payload: bytes, overhead: int) -> None:
-        """Keep a payload for the base cache. A cache file holds payloads of one cipher only."""
-        if self._reference is None:
-            self._reference = self._store.references.create(overhead)
-            self._overhead = overhead
-        if self._reference is not None and overhead == self._overhead:
-            self._reference.add(offset, payload)
-
-    def _close(self, *, full: bool) -> None:
-        pack, self._pack = self._pack, None
-        reference, self._reference = self._reference, None
-        assert pack is not None
-        try:
-            pack_id, length = pack.commit(full=full)
-            if reference is not None:
-                reference.commit(self._store.references.path_of(pack_id))
-        finally:
-            pack.abort()
-            if reference is not None:
-                reference.abort()
+    def _finish_pack(self, done: _OpenPack, *, full: bool) -> None:
+        self._open = None
+        pack_id, length = done.commit(full=full)
         signer = self._store.writer_key.signer.public
-        self._store.index.packs.put([PackContent(pack_id, length, pack.entries, signer)])
-        self._store.index.usage.move((old, pack_id) for old in self._from)
-        self._from.clear()
+        self._store.index.packs.put([PackContent(pack_id, length, done.pack.entries, signer)])
+        self._store.index.usage.move((old, pack_id) for old in done.sources)
         self.written += length

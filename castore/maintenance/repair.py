@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
-from castore.maintenance.repack import Mover, record_in, records_of
+from castore.maintenance.repack import RecordMover, record_in, records_of
 from castore.maintenance.verify import Verification, damaged_of_two, verify
 from castore.model.refs import PackId, SessionId
 from castore.store.format.config import CONFIGS
@@ -180,7 +180,7 @@ def _entries(store: Store, pack: PackId) -> list[PackEntry]:
 
 def _write_anew(store: Store, pack: PackId, tally: Progress, planned: Repair) -> None:
     """Move the records of a pack that open to a new pack."""
-    mover = Mover(store)
+    mover = RecordMover(store)
     data = store.storage.get(pack_name(pack))
     try:
         for entries in records_of(_entries(store, pack)):

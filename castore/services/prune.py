@@ -13,7 +13,8 @@ from castore.errors import (
     NotIntactError,
     UsageError,
 )
-from castore.maintenance.compact import Compacted, Plan, compact, plan
+from castore.maintenance.compact import Compacted, compact, plan
+from castore.maintenance.compaction_plan import Plan
 from castore.maintenance.trim import trim_base_cache
 from castore.model.counting import count as counted
 from castore.services.config import Service

@@ -15,7 +15,6 @@ KNOWN = {
     ("cli/commands/help.py", "ctx.parent is not None"): "click gives a subcommand its parent",
     ("cli/commands/show.py", "selection.part is not None"): "the caller has selected a part",
     ("engines/mariadb/script.py", "self._tail is not None"): "the tables are read before the records",
-    ("maintenance/repack.py", "pack is not None"): "a pack is open while records are written",
     ("process/program.py", "self._process.stdin is not None"): "the program was started with a pipe",
     ("process/program.py", "self._process.stdout is not None"): "the program was started with a pipe",
     ("process/program.py", "self._alarm is not None"): "a program with a limit of time has an alarm",

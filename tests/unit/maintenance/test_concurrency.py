@@ -137,7 +137,7 @@ def test_a_generation_that_was_withdrawn_leaves_its_number_used(sandbox, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "refresh_config", fails)
-        with pytest.raises(castore.errors.StorageError, match="gone"):
+        with pytest.raises(castore.errors.StorageError, match="the disk failed"):
             sandbox.take("web", noise(2, 50_000))
     assert len(list((sandbox.store / "generations").iterdir())) == 1
     assert sandbox.take("web", noise(3, 50_000)) == 3
@@ -389,12 +389,12 @@ def test_a_first_generation_that_was_withdrawn_leaves_its_number_used(sandbox, m
 
     def failing(self):
         if sys._getframe(1).f_code.co_name == "commit":
-            raise StorageError("gone")
+            raise StorageError("the disk failed")
         refreshed(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "refresh_config", failing)
-        with pytest.raises(StorageError, match="gone"):
+        with pytest.raises(StorageError, match="the disk failed"):
             sandbox.take("web", noise(1, 50_000))
     assert sandbox.take("web", noise(2, 50_000)) == 2
 
