@@ -10,7 +10,6 @@ from castore.api.identity import files_of, provider_of
 from castore.api.store import Messages, Store
 from castore.crypto import Admin, Recipient
 from castore.errors import UsageError
-from castore.services.new_store import refuse_others
 from castore.state.directories import absolute, home, machine_paths
 from castore.storage import LocalStorage
 from castore.store import Store as OpenStore
@@ -178,6 +177,8 @@ def create(
 
 def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str]] = tuple) -> Store:
     """Create a store as the request says, and open it. Raises as `create` does. leave_out: as of `open`."""
+    from castore.services.new_store import refuse_others
+
     if not request.recipients:
         raise UsageError("nobody could read the store: give an identity, or recipients")
     admins = [Admin.parse(one).key for one in request.admins]

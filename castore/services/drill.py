@@ -71,49 +71,67 @@ def drill(
     CASTORE_DRILL, and what engines report about a part in CASTORE_DRILL_PART_... say: called with findings;
     warn: called with recorded origins that are not used. Raises CastoreError if anything is not sound.
     """
-    # Other users can enter the directory: they must find no set-id program and no device there.
-    ownership = replace(ownership, privileges=False)
     done = Drilled(generation)
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
         top = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=say))
-        # Only castore may read trees and dumps: restored files have their original modes.
-        place = _made(top, "state", 0o700)
-        # A database server does not run as root, and must reach its own directory.
-        servers = _made(top, "servers", 0o711)
-        reader = stack.enter_context(StreamReader(store))
-        env = {"CASTORE_DRILL": place}
         recorded = read_details(store, generation).origins
         known = trusted_origins(store, generation, recorded, origins, warn, consent=consent, drill=True)
+        # Other users can enter the directory: they must find no set-id program and no device there.
+        owned = replace(ownership, privileges=False)
+        work = _Drill(stack.enter_context(StreamReader(store)), stack, top, owned)
         for part in generation.parts:
-            folder = _made(place, part.name, 0o700)
             tally = Progress(total=part.size, most_files=part.files)
             progress(part.name, tally)
             try:
-                if part.kind == "tree":
-                    finding, more = _tree(reader, part, folder, ownership, tally)
-                else:
-                    found = known.get(part.name, Origin())
-                    shared = _made(servers, part.name, 0o700)
-                    finding, more = _dump(reader, part, found, (folder, shared), stack, tally)
+                finding = work.check_part(part, known.get(part.name, Origin()), tally)
             except CastoreError as error:
                 raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
             done.parts[part.name] = finding
-            name = "".join(letter if letter.isalnum() else "_" for letter in part.name).upper()
-            env |= {f"CASTORE_DRILL_{name}_{key}": value for key, value in more.items()}
             say(f"{part.name}: {finding}")
         if settings.drill_check:
-            account = account_of(settings.run_as)
-            if account is not None:
-                os.chown(place, -1, account.pw_gid)
-                os.chmod(place, 0o710)  # noqa: S103 - for that user only
-                _let_in(account, env)
-            run(settings.drill_check, timeout=settings.timeout, env=env, account=account)
+            work.run_check(settings)
             done.parts["drill-check"] = "passed"
         done.seconds = time.monotonic() - clock
         note.text = done.text
     return done
+
+
+class _Drill:
+    """The scratch directory of a drill, and what was restored into it."""
+
+    def __init__(self, reader: StreamReader, stack: ExitStack, top: str, ownership: Ownership) -> None:
+        self._reader = reader
+        self._stack = stack
+        self._ownership = ownership
+        # Only castore may read trees and dumps: restored files have their original modes.
+        self._place = _made(top, "state", 0o700)
+        # A database server does not run as root, and must reach its own directory.
+        self._servers = _made(top, "servers", 0o711)
+        self._env = {"CASTORE_DRILL": self._place}
+        """The variables of `drill-check`."""
+
+    def check_part(self, part: Part, origin: Origin, tally: Progress) -> str:
+        """Restore a part and check it; return the finding. Raises CastoreError if it is not sound."""
+        folder = _made(self._place, part.name, 0o700)
+        if part.kind == "tree":
+            finding, found = _tree(self._reader, part, folder, self._ownership, tally)
+        else:
+            shared = _made(self._servers, part.name, 0o700)
+            finding, found = _dump(self._reader, part, origin, (folder, shared), self._stack, tally)
+        name = "".join(letter if letter.isalnum() else "_" for letter in part.name).upper()
+        self._env |= {f"CASTORE_DRILL_{name}_{key}": value for key, value in found.items()}
+        return finding
+
+    def run_check(self, settings: Service) -> None:
+        """Run `drill-check` of castore.toml. Raises ProgramError."""
+        account = account_of(settings.run_as)
+        if account is not None:
+            os.chown(self._place, -1, account.pw_gid)
+            os.chmod(self._place, 0o710)  # noqa: S103 - for that user only
+            _let_in(account, self._env)
+        run(settings.drill_check, timeout=settings.timeout, env=self._env, account=account)
 
 
 def _made(above: str, name: str, mode: int) -> str:

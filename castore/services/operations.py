@@ -154,19 +154,25 @@ class ServiceOperations:
                 around=hooks,
                 progress=watch,
             )
-            failures = list(hooks.failures)
-            if interrupted:
-                failures.append(f"it is marked, and only its number selects it: {unfinished(service)}")
-            elif noting and not (missing_parts and revision is not None):
-                # A revision on the command line, with only some of the parts, does not cover the other parts.
-                try:
-                    self.store.set_live_revision(service, generation.revision)
-                except StorageError as error:
-                    failures.append(f"that its revision is the live one was not recorded: {error}")
-        missed = [(part, path, reason) for part, one in seen.items() for path, reason in one.warnings]
+            # A revision on the command line, with only some of the parts, does not cover the other parts.
+            noting = noting and not (missing_parts and revision is not None)
+            failures = [*hooks.failures, *self._noted(generation, noting=noting)]
+        skipped = [(part, path, reason) for part, one in seen.items() for path, reason in one.warnings]
         for note in _notes(generation, parts, missing_parts):
             self.say(note)
-        return Snapshot(generation, failures, missed, missing_parts)
+        return Snapshot(generation, failures, skipped, missing_parts)
+
+    def _noted(self, taken: Generation, *, noting: bool) -> list[str]:
+        """Record the revision of a new generation as that of the live state; return what failed."""
+        if taken.interrupted:
+            return [f"it is marked, and only its number selects it: {unfinished(taken.service)}"]
+        if not noting:
+            return []
+        try:
+            self.store.set_live_revision(taken.service, taken.revision)
+        except StorageError as error:
+            return [f"that its revision is the live one was not recorded: {error}"]
+        return []
 
     def origins_of(
         self,

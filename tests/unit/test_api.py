@@ -11,6 +11,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +21,16 @@ import pytest
 
 import castore
 from castore import testing
+from castore.cli.commands.drill import drill
 from castore.cli.commands.init import init
+from castore.cli.commands.log import log
+from castore.cli.commands.pin import pin
 from castore.cli.commands.prune import prune
+from castore.cli.commands.recover import recover
+from castore.cli.commands.restore import restore
+from castore.cli.commands.rollback import rollback
+from castore.cli.commands.snapshot import snapshot
+from castore.cli.commands.verify import verify
 from castore.content.streams import StreamReader
 from castore.crypto import identity as crypto_identity
 from castore.errors import CastoreError, ConfigError, IdentityError, NotFoundError, ProgramError, UsageError
@@ -213,14 +223,10 @@ def test_defaults_are_those_of_the_command_line(tmp_path: Path):
     def default(function: Callable, name: str) -> object:
         return inspect.signature(function).parameters[name].default
 
-    def option(command: click.Command, name: str) -> object:
-        found = next(one for one in command.params if one.name == name)
-        return found.type_cast_value(click.Context(command), found.default)
-
-    assert default(castore.Store.prune, "grace_seconds") == option(prune, "grace") == GRACE_SECONDS
-    assert default(castore.Store.prune, "max_unused") == option(prune, "max_unused") == MAX_UNUSED
+    assert default(castore.Store.prune, "grace_seconds") == default_of(prune, "grace") == GRACE_SECONDS
+    assert default(castore.Store.prune, "max_unused") == default_of(prune, "max_unused") == MAX_UNUSED
     assert default(castore.Store.prune, "unfinished_seconds") == UNFINISHED_SECONDS
-    assert default(castore.create, "average_chunk_size") == option(init, "average")
+    assert default(castore.create, "average_chunk_size") == default_of(init, "average")
 
 
 def test_prune_refuses_a_service_that_does_not_exist(store: castore.Store, wiki: Path):
@@ -381,3 +387,174 @@ def test_a_home_directory_is_expanded_in_every_path(store: castore.Store, wiki: 
     monkeypatch.setenv("HOME", str(wiki))
     taken = store.service("wiki").snapshot({"pages": castore.Tree("~/wiki"), "db": castore.SQLite(path="~/wiki.db")})
     assert [part.size > 0 for part in taken.parts] == [True, True]
+
+
+def test_options_have_the_defaults_of_the_command_line():
+    for function, command, names in (
+        (castore.Store.verify, verify, ["packs", "read_data", "sample", "restart"]),
+        (castore.Service.plan_rollback, rollback, ["trust_times", "trust_recorded", "numeric_ids"]),
+        (castore.Selection.restore, restore, ["numeric_ids", "resume"]),
+        (castore.Generation.drill, drill, ["scratch", "trust_recorded"]),
+        (castore.Tree, snapshot, ["one_file_system", "exclude_caches", "exclude"]),
+        (castore.Stream, snapshot, ["allow_empty"]),
+        (castore.Service.snapshot, snapshot, ["revision"]),
+        (castore.Store.prune, prune, ["services", "dry_run"]),
+        (castore.open, log, ["host", "accept_older"]),
+        (castore.Service.recover, recover, ["forget"]),
+        (castore.Generation.pin, pin, ["note"]),
+    ):
+        for name in names:
+            assert inspect.signature(function).parameters[name].default == default_of(command, name), (function, name)
+    assert inspect.signature(castore.Service.plan_rollback).parameters["pre_rollback"].default is True
+    assert default_of(rollback, "no_safety") is False
+
+
+def default_of(command: click.Command, name: str) -> object:
+    return command.make_context("castore", [], resilient_parsing=True).params[name]
+
+
+def test_abandoned_iterators_and_files_hold_no_lock_and_no_thread(store: castore.Store, wiki: Path):
+    service = store.service("wiki")
+    for number in range(3):
+        (wiki / "wiki" / "pages" / "start").write_bytes(os.urandom(3_000_000))
+        service.snapshot(parts(wiki), revision=f"r{number}")
+    left, all_left = service.generations(), store.generations()
+    newest = next(left)
+    assert next(all_left) == newest
+    file = newest.part("pages").open("pages/start")
+    assert file.read(10)
+    service.snapshot(parts(wiki))
+    report = store.prune(castore.Retention(last=1, per_revision=0))
+    assert report.left_out == []
+    assert len(report.deleted) == 3
+    del file
+    assert not [one for one in threading.enumerate() if one.name.startswith("castore-open")]
+
+
+def test_closing_a_store_wipes_the_identity_that_it_asked_for(tmp_path: Path, wiki: Path):
+    paths = castore.MachinePaths(str(tmp_path / "state"), str(tmp_path / "cache"))
+    castore.Identity.generate().save(tmp_path / "key")
+    asked = []
+
+    def provide() -> castore.Identity:
+        found = castore.Identity.load(tmp_path / "key")
+        asked.append(weakref.ref(found))
+        return found
+
+    with castore.create(tmp_path / "store", identity=provide, paths=paths) as store:
+        store.service("wiki").snapshot(parts(wiki))
+    with castore.open(tmp_path / "store", identity=provide, paths=paths) as store:
+        taken = store.service("wiki").generation("latest")
+        file = taken.part("pages").open("settings.conf")
+        assert file.read() == b"mode = 1\n"
+    assert [one() for one in asked] == [None, None]
+    with pytest.raises(UsageError, match="is closed"):
+        taken.part("pages").open("settings.conf")
+
+
+def test_messages_arrive_at_once_and_in_results(tmp_path: Path, wiki: Path):
+    config = tmp_path / "castore.toml"
+    config.write_text(
+        f'[service.wiki.parts.pages]\nengine = "tree"\npath = "{wiki}/wiki"\n'
+        f'[service.wiki.parts.db]\nengine = "sqlite"\npath = "{wiki}/wiki.db"\n'
+    )
+    paths = castore.MachinePaths(str(tmp_path / "state"), str(tmp_path / "cache"))
+    identity = castore.Identity.generate()
+    castore.create(tmp_path / "store", identity=identity, paths=paths).close()
+    said: list[str] = []
+    with castore.open(tmp_path / "store", identity=identity, paths=paths, config=config, report=said.append) as store:
+        service = store.service("wiki")
+        assert list(service.configured_parts()) == ["pages", "db"]
+        assert [(one.name, one.error) for one in service.preview_snapshot()] == [("pages", ""), ("db", "")]
+        taken = service.snapshot({"pages": castore.Tree(str(wiki / "wiki"))})
+        assert taken.missing_parts == ("db",)
+        assert said == list(taken.notes)
+        assert "only its number selects it" in said[0]
+        seen = []
+        service.snapshot(progress=lambda name, counters: seen.append((name, counters)))
+        assert [name for name, _ in seen] == ["pages", "db"]
+        assert all(counters.read > 0 for _, counters in seen)
+
+
+def test_a_host_is_chosen_for_a_store(tmp_path: Path, wiki: Path):
+    paths = castore.MachinePaths(str(tmp_path / "state"), str(tmp_path / "cache"))
+    identity = castore.Identity.generate()
+    with castore.create(tmp_path / "store", identity=identity, paths=paths, host="web1") as store:
+        taken = store.service("wiki").snapshot(parts(wiki))
+        assert taken.host == "web1"
+    for host in ("web1", "*", None):
+        with castore.open(tmp_path / "store", paths=paths, host=host) as store:
+            assert list(store.generations()) == list(store.service("wiki").generations()) == [taken]
+            assert store.service("wiki").generation("latest") == taken
+    with castore.open(tmp_path / "store", paths=paths, host="web2") as store:
+        assert list(store.generations()) == []
+        for look in (lambda: list(store.service("wiki").generations()), lambda: store.service("wiki").generation("latest")):
+            with pytest.raises(NotFoundError, match="web2"):
+                look()
+
+
+def test_generations_are_pinned_forgotten_and_drilled(store: castore.Store, wiki: Path):
+    service = store.service("wiki")
+    first, second = service.snapshot(parts(wiki), revision="a/1"), service.snapshot(parts(wiki), revision="b/2")
+    assert list(service.generations(revision_prefix="a")) == list(store.generations(revision_prefix="a")) == [first]
+    assert first.pin("before the move")
+    assert not first.pin()
+    with pytest.raises(UsageError, match="before the move"):
+        first.forget()
+    assert first.unpin()
+    assert not first.unpin()
+    findings = []
+    done = first.drill(note=findings.append)
+    assert list(done.parts) == ["pages", "db"]
+    assert findings == [f"{name}: {finding}" for name, finding in done.parts.items()]
+    first.forget()
+    assert list(service.generations()) == [second]
+    with pytest.raises(NotFoundError, match="no generation 1"):
+        service.forget([1])
+    assert store.compact(dry_run=True).reclaimed >= 0
+    assert store.compact().compacted is not None
+    assert store.stats().total.generations == 1
+
+
+def test_a_rollback_is_undone_by_rolling_back_to_what_it_replaced(store: castore.Store, wiki: Path):
+    service = store.service("wiki")
+    service.snapshot(parts(wiki), revision="r1")
+    with pytest.raises(NotFoundError, match="nothing to undo"):
+        service.replaced_generation()
+    execute(wiki, "INSERT INTO t VALUES (2)")
+    done = service.rollback("r1")
+    assert service.replaced_generation() == done.pre_rollback
+    service.rollback(service.replaced_generation())
+    assert rows(wiki) == [1, 2]
+    assert not service.has_interrupted_rollback
+    with pytest.raises(NotFoundError, match="interrupted"):
+        service.recover()
+
+
+def test_a_tree_is_restored_in_place_and_another_place_is_refused(store: castore.Store, wiki: Path, tmp_path: Path):
+    store.service("wiki").snapshot(parts(wiki), revision="r1")
+    (wiki / "wiki" / "settings.conf").write_text("mode = 2\n")
+    (wiki / "wiki" / "new").write_text("x")
+    pages = store.select("wiki@r1:pages")
+    plan = pages.plan_in_place(wiki / "wiki")
+    assert (plan.tree.summary, plan.doubt) == ((0, 1, 1), "")
+    assert (wiki / "wiki" / "new").exists()
+    report = pages.restore_in_place(plan)
+    assert (report.placed, report.warnings, report.damaged) == ([str(wiki / "wiki")], [], [])
+    assert (wiki / "wiki" / "settings.conf").read_text() == "mode = 1\n"
+    assert not (wiki / "wiki" / "new").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").write_text("x")
+    plan = pages.plan_in_place(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"is not the directory that was taken.*1 removed.*accept_doubts"):
+        pages.restore_in_place(plan)
+    assert (tmp_path / "other" / "precious").exists()
+    pages.restore_in_place(plan, accept_doubts=True)
+    assert not (tmp_path / "other" / "precious").exists()
+    one = store.select("wiki@r1:pages/settings.conf")
+    assert (one.generation.number, one.part.name, one.path) == (1, "pages", "settings.conf")
+    (wiki / "wiki" / "settings.conf").unlink()
+    one.restore_in_place(one.plan_in_place(wiki / "wiki" / "settings.conf"))
+    assert (wiki / "wiki" / "settings.conf").read_text() == "mode = 1\n"
+    with one.open() as file:
+        assert file.read() == b"mode = 1\n"
