@@ -33,10 +33,10 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from castore.crypto import Identity
-from castore.services.snapshot import Tree
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, open_store
+from tests.support.stores import take_snapshot
 
 A_DIRECTORY = 100
 

@@ -20,10 +20,10 @@ from castore.crypto import Cipher, Identity, RecordSealer, random_key
 from castore.kernel import Cutter
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, open_store
+from tests.support.stores import take_snapshot
 
 if TYPE_CHECKING:
     from castore.model.generation import Generation

@@ -33,12 +33,12 @@ from castore.crypto import Identity
 from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify
 from castore.services.prune import forget
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.storage.os_files import Files
 from castore.store import MachinePaths, Store
 from castore.store.index import lmdb_env
+from tests.support.stores import take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from castore.maintenance.verify import Verification
     from castore.progress import Progress
     from castore.services.config import Keep as Retention
-    from castore.services.snapshot import Stream, Tree
+    from castore.services.sources import Stream, Tree
     from castore.state.paths import MachinePaths
 
 __all__ = [
@@ -96,8 +96,8 @@ _WHERE = {
     "Selection": "castore.api.selection",
     "Service": "castore.api.service",
     "Store": "castore.api.store",
-    "Stream": "castore.services.snapshot",
-    "Tree": "castore.services.snapshot",
+    "Stream": "castore.services.sources",
+    "Tree": "castore.services.sources",
     "Verification": "castore.maintenance.verify",
     "create": "castore.api.opening",
     "open": "castore.api.opening",

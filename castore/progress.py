@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -37,3 +38,11 @@ class Progress:
     def warn(self, path: bytes, reason: str) -> None:
         """Record that the file at `path` is missing or doubtful."""
         self.warnings.append((path, reason))
+
+
+Watch = Callable[[str, Progress], None]
+"""Called with the name of a part and its counters when work on the part begins."""
+
+
+def unwatched(_name: str, _progress: Progress) -> None:
+    """Show no progress."""

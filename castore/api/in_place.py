@@ -17,7 +17,7 @@ from castore.services.restore_in_place import (
     plan_in_place,
     restore_in_place,
 )
-from castore.services.snapshot import configured_origins
+from castore.services.sources import configured_origins
 from castore.state.directories import absolute
 
 if TYPE_CHECKING:

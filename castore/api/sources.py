@@ -10,14 +10,14 @@ import msgspec
 
 from castore.engines import name_of
 from castore.engines.base import Engine
-from castore.services.snapshot import EngineSource, Tree, origin
+from castore.services.sources import EngineSource, Tree, origin
 from castore.state.directories import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from castore.model.generation import Origin
-    from castore.services.snapshot import Source, Stream
+    from castore.services.sources import Source, Stream
 
     AnySource = Tree | Stream | Engine[Any] | EngineSource
     AnyParts = Mapping[str, AnySource]

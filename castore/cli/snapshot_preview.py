@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from castore.cli.context import CliContext
     from castore.cli.service_results import ServiceResults
     from castore.services.preview import PartPreview
-    from castore.services.snapshot import Source
+    from castore.services.sources import Source
 
 
 _SHOWN = 10

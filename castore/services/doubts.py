@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from castore.engines.base import settings_of
 from castore.engines.command import Command
-from castore.services.snapshot import engine_of, taker_of
+from castore.services.sources import engine_of, taker_of
 
 if TYPE_CHECKING:
     from castore.model.generation import Generation, Origin, Part

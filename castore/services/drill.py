@@ -22,7 +22,7 @@ from castore.services.events import event
 from castore.services.recorded import trusted_origins
 from castore.services.rollback.plan import read_details
 from castore.services.rollback.steps import contents_of
-from castore.services.snapshot import engine_of
+from castore.services.sources import engine_of
 
 if TYPE_CHECKING:
     import pwd

@@ -17,7 +17,7 @@ from castore.services.events import event
 from castore.services.hooks import check_health
 from castore.services.revision import current
 from castore.services.rollback.journal import refuse_interrupted
-from castore.services.snapshot import EngineSource, present_parts, sources_of
+from castore.services.sources import EngineSource, present_parts, sources_of
 from castore.services.state_revision import state_revision
 
 if TYPE_CHECKING:

@@ -23,13 +23,8 @@ from castore.services.rollback.execute import check_plan, rollback
 from castore.services.rollback.journal import refuse_interrupted, unfinished
 from castore.services.rollback.plan import plan_rollback, read_details
 from castore.services.selectors import part_of
-from castore.services.snapshot import (
-    configured_origins,
-    lacking,
-    snapshot,
-    sources_of,
-    unrestorable,
-)
+from castore.services.snapshot import SnapshotRequest, snapshot
+from castore.services.sources import configured_origins, lacking, sources_of, unrestorable
 from castore.services.state_revision import filed_under, newest_of, state_revision
 
 if TYPE_CHECKING:
@@ -42,7 +37,7 @@ if TYPE_CHECKING:
     from castore.services.drill import Drilled
     from castore.services.rollback.execute import RolledBack
     from castore.services.rollback.plan import RollbackPlan
-    from castore.services.snapshot import Source
+    from castore.services.sources import Source
     from castore.store import Store
 
 
@@ -143,17 +138,17 @@ class ServiceOperations:
             filed, noting, warning = filed_under(self.store, service, revision, configured)
             if warning:
                 self.say(warning)
-            generation = snapshot(
-                self.store,
-                service,
-                parts,
+            request = SnapshotRequest(
+                service=service,
+                sources=parts,
                 revision=filed,
                 interrupted=interrupted,
                 missing_parts=missing_parts,
                 leave_out=self.leave_out,
-                around=hooks,
-                progress=watch,
+                hooks=hooks,
+                watch=watch,
             )
+            generation = snapshot(self.store, request)
             # A revision on the command line, with only some of the parts, does not cover the other parts.
             noting = noting and not (missing_parts and revision is not None)
             failures = [*hooks.failures, *self._noted(generation, noting=noting)]

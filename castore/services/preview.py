@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 from castore.content.scan.preview import preview_tree
 from castore.engines.command import Command
 from castore.errors import CastoreError
-from castore.services.snapshot import EngineSource, Tree, directory_ids, rules_of
+from castore.services.sources import EngineSource, Tree, directory_ids, rules_of
 from castore.services.underway import refuse_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from castore.services.snapshot import Source
+    from castore.services.sources import Source
 
 
 @dataclass

@@ -20,7 +20,7 @@ from castore.errors import StorageError
 from castore.model.generation import Origin
 from castore.model.odd_text import escaped, lossless
 from castore.services.folders import path_of
-from castore.services.snapshot import merged_origins
+from castore.services.sources import merged_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

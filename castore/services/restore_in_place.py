@@ -16,9 +16,10 @@ from castore.model.counting import count as counted
 from castore.model.generation import MAX_DETAILS, Origin, decode_details
 from castore.model.odd_text import printable
 from castore.process.signal_shield import DeferInterrupts
+from castore.services.last_scan import last_scan
 from castore.services.recorded import trusted_origins
 from castore.services.restore import child_of
-from castore.services.snapshot import directory_ids, last_scan, left_out, rules_of
+from castore.services.sources import directory_ids, left_out, rules_of
 from castore.services.underway import refuse_unfinished, report_foreign
 from castore.services.unread import unread_paths
 

@@ -17,7 +17,7 @@ from castore.content.patterns import PathPattern
 from castore.content.streams import StreamReader
 from castore.content.versions import Found
 from castore.errors import DamageError, IdentityError, NotFoundError, UsageError
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from tests.support.stores import Sandbox
 
 

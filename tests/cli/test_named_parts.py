@@ -11,7 +11,7 @@ import pytest
 from castore.cli.main import cli
 from castore.errors import NotFoundError, UsageError
 from castore.services.selectors import find_range
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from tests.support.checkout import ROOT
 from tests.support.stores import Sandbox
 

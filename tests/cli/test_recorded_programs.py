@@ -13,7 +13,7 @@ import pytest
 from castore.model.generation import Details, Generation, Origin, Part, StoredRef
 from castore.model.refs import RefKind
 from castore.services.recorded import remember, trusted_origins
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from castore.store import MachinePaths, open_store
 from tests.support.forged_generations import forge
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from castore.services.snapshot import file_source
+from castore.services.sources import file_source
 from castore.store import open_store
 from castore.store.format.generation import encode_generation, generation_name
 from tests.support.stores import Sandbox

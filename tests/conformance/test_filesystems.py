@@ -17,7 +17,7 @@ from castore.content.restore.metadata import Ownership
 from castore.content.scan import cache, small_files
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from tests.support.feature_tree import make_feature_tree
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk

@@ -14,7 +14,7 @@ import pytest
 
 from castore.content.restore import recover as recovering
 from castore.errors import UsageError
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 

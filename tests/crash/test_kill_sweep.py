@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from castore.crypto import Identity
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import Store
 from tests.support.fault_sweep import AVERAGE, KILLED, Machine, Sweep, compiled
+from tests.support.stores import take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

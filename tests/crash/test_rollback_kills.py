@@ -20,7 +20,7 @@ from castore.engines.file import File
 from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
 from castore.services.config import Service
-from castore.services.snapshot import EngineSource, Tree
+from castore.services.sources import EngineSource, Tree
 from tests.support.stores import Sandbox
 
 WATCHED = ("rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "utime", "write")

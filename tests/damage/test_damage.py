@@ -27,7 +27,7 @@ from castore.maintenance.verify import verify as verify_store
 from castore.model.refs import PackId
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 

@@ -23,7 +23,7 @@ from castore.model.generation import (
 )
 from castore.model.names import check_host, check_name, check_path, host_name
 from castore.services import folders
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from castore.store import MachinePaths, open_store
 from castore.store.format import generation
 from tests.support.checkout import ROOT

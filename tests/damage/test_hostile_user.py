@@ -28,8 +28,7 @@ from castore.content.scan import small_files
 from castore.errors import BusyError, CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
-from castore.services.snapshot import snapshot as take_snapshot
-from tests.support.stores import Sandbox
+from tests.support.stores import Sandbox, take_snapshot
 from tests.support.tree_walker import compare, walk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights that a user may want")

@@ -25,7 +25,7 @@ from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
 from castore.process.open_files import refuse_open
 from castore.services import detect, folders
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.stores import Sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be harmed in this way")

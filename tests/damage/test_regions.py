@@ -27,7 +27,7 @@ from castore.model.refs import PackId
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from castore.store.format.deletion import write_deletion
 from tests.support.fault_sweep import plain_tree, stored_tree
 from tests.support.stores import Sandbox

@@ -17,7 +17,7 @@ from pathlib import Path
 import zstandard
 
 from castore.crypto import Identity
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from castore.store.format.pack import DELTA, DELTA_PAIR, GROUPED
 from castore.store.write import session
 from castore.store.write.delta_encoder import Deltas, Encoded

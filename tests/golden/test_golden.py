@@ -19,12 +19,12 @@ from castore.maintenance.verify import verify as verify_store
 from castore.services.restore import restore as restore_parts
 from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.pack import DELTA, DELTA_PAIR
 from tests.golden.make import night, plain
+from tests.support.stores import take_snapshot
 from tests.support.tree_walker import walk
 
 GOLDEN = Path(__file__).parent / "format-1"

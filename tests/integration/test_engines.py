@@ -34,7 +34,7 @@ from castore.services.rollback import (
 from castore.services.rollback import (
     recover as recovery,
 )
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
 from tests.support.stores import Sandbox

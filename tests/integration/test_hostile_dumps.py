@@ -33,7 +33,7 @@ from castore.engines.sqlite import SQLite
 from castore.errors import CastoreError
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres, missing
 from tests.support.stores import Sandbox

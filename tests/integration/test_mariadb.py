@@ -23,7 +23,7 @@ from castore.services import drill
 from castore.services.config import Service
 from castore.services.rollback.plan import read_details
 from castore.services.rollback.steps import contents_of
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Sandbox
 

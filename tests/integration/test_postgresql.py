@@ -23,7 +23,7 @@ from castore.engines.postgresql.sql import creation, plain
 from castore.errors import CastoreError, ProgramError
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.postgres import Postgres, missing
 from tests.support.stores import Sandbox
 

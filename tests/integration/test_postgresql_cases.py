@@ -14,7 +14,7 @@ from castore.content.restore.metadata import Ownership
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError, ProgramError
 from castore.services.rollback.plan import read_details
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.postgres import Postgres, missing
 from tests.support.stores import Sandbox
 

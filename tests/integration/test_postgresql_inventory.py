@@ -12,7 +12,7 @@ from castore.engines.inventory import INVENTORY, differences
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError
 from castore.services.rollback import execute
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.stores import Sandbox
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from castore.engines.postgresql.engine import PostgreSQL
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.random_postgres import ROLES, RandomDatabase, contents, differing, run
 from tests.support.stores import Sandbox

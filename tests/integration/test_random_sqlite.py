@@ -13,7 +13,7 @@ import pytest
 
 from castore.engines.sqlite import SQLite
 from castore.engines.sqlite_check import look
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.random_sqlite import RandomDatabase, contents, run
 from tests.support.stores import Sandbox
 

@@ -27,7 +27,7 @@ from castore.errors import CastoreError, ProgramError
 from castore.services import drill
 from castore.services.config import Service
 from castore.services.rollback import execute
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.postgres import missing
 from tests.support.stores import Sandbox
 

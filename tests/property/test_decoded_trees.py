@@ -26,7 +26,7 @@ from castore.model.generation import Generation, Part, StoredRef
 from castore.model.refs import RecordId, Ref, RefKind
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from tests.property.test_hostile_bytes import Hostile
 
 if TYPE_CHECKING:

@@ -41,8 +41,7 @@ from castore.model.refs import RecordId, Ref, RefKind, SessionId, decode_node, e
 from castore.model.tree import decode_entries, decode_entry
 from castore.services import config as toml
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.store.format import pack as packs
 from castore.store.format.codecs import Codecs
 from castore.store.format.config import SealedConfig
@@ -69,7 +68,7 @@ from castore.store.reachability import Walk, is_whole
 from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_cache import ReferenceCache
 from castore.store.write.session import Session
-from tests.support.stores import Sandbox, certified, signed
+from tests.support.stores import Sandbox, certified, signed, take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -734,7 +733,8 @@ import sys
 from castore.errors import CastoreError
 from castore.crypto import Identity
 from castore.process.own_process import declare_own_process
-from castore.services.snapshot import file_source, snapshot
+from castore.services.snapshot import SnapshotRequest, snapshot
+from castore.services.sources import file_source
 from castore.store import MachinePaths, open_store
 
 declare_own_process()  # as the command line: a crash by the index is recorded
@@ -743,7 +743,7 @@ found = Identity.parse(identity, lambda: "")
 try:
     with open_store(store, MachinePaths(state, cache), lambda: found) as opened:
         opened.sync()
-        taken = snapshot(opened, "web", {"d": file_source(dump)})
+        taken = snapshot(opened, SnapshotRequest(service="web", sources={"d": file_source(dump)}))
         print("taken", taken.number)
 except CastoreError as error:
     print("refused", error)

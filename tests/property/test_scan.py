@@ -24,7 +24,7 @@ from castore.kernel.dir_listing import entries_of
 from castore.model.generation import Generation
 from castore.services.restore_in_place import plan_in_place
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, program_source
+from castore.services.sources import Tree, program_source
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 

@@ -28,11 +28,10 @@ from castore.services.restore import read
 from castore.services.restore import restore as restore_parts
 from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
-from tests.support.stores import Sandbox, admins
+from tests.support.stores import Sandbox, admins, take_snapshot
 
 SERVICES = ["web", "mail"]
 REVISIONS = ["", "r1", "r2", "r2-more", "sha256:ab:tree", "/gnu/store/x1y2-system", "2", "7"]
@@ -398,7 +397,7 @@ class Machine(RuleBasedStateMachine):
 
         with self.writing() as store:
             try:
-                self.note(take_snapshot(store, service, sources, progress=progress), "")
+                self.note(take_snapshot(store, service, sources, watch=progress), "")
             except KeyboardInterrupt:
                 assert dies
 

@@ -24,8 +24,7 @@ from castore.services.config import Keep, Service
 from castore.services.prune import judged
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.config import LabelledAdmin, LabelledRecipient, encode_config
@@ -33,7 +32,7 @@ from castore.store.format.deletion import write_deletion
 from castore.store.format.generation import MAX_NUMBER, encode_generation, generation_name
 from castore.store.format.removal import record_removal
 from castore.store.format.session_key import read_session, session_numbers
-from tests.support.stores import Sandbox
+from tests.support.stores import Sandbox, take_snapshot
 
 pytestmark = pytest.mark.timeout(300)
 HOSTS = ("owner", "other")

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from castore.model import generation as model
 from castore.services import snapshot as snapshots
-from castore.services.snapshot import snapshot as take_snapshot
+from tests.support.stores import take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,7 @@ import castore
 from castore.crypto import Identity
 from castore.errors import NotFoundError
 from castore.maintenance.verify import verify as verify_store
-from castore.services.snapshot import file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.session_key import read_session, session_name, session_numbers
@@ -29,6 +28,7 @@ from tests.support.store_histories import (
     SimulatedHost,
     restored,
 )
+from tests.support.stores import take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

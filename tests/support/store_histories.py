@@ -51,8 +51,7 @@ from castore.model.refs import RefKind
 from castore.services.restore import read
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.generation import open_generation
@@ -61,14 +60,14 @@ from castore.store.format.session_key import session_name, session_numbers
 from castore.store.index.generations import GenerationTable
 from castore.store.index.pack_tables import PackTable
 from tests.support.power_loss_disk import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Killed
-from tests.support.stores import admins
+from tests.support.stores import admins, take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     import pytest
 
-    from castore.services.snapshot import Source
+    from castore.services.sources import Source
     from castore.store.index.pack_tables import PackContent
     from castore.store.index.transactions import Tables
 

@@ -23,11 +23,12 @@ from castore.maintenance.verify import verify
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import Source, Tree, _OvertakenError, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.snapshot import _OvertakenError
+from castore.services.sources import Source, Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from tests.support.fault_sweep import plain_tree, stored_tree
+from tests.support.stores import take_snapshot
 
 KEPT = 3
 """Generations of each service that are not forgotten."""

@@ -21,8 +21,8 @@ from castore.services.rollback.execute import RolledBack, rollback
 from castore.services.rollback.plan import read_details
 from castore.services.rollback.recover import recover
 from castore.services.selectors import select
-from castore.services.snapshot import Source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.snapshot import SnapshotRequest, snapshot
+from castore.services.sources import Source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, open_store
 from castore.store.format.config import LabelledAdmin
@@ -52,6 +52,11 @@ def certified(host: str = "h") -> WriterKey:
 def signed(store: Store, generation: Generation) -> Generation:
     """Return a generation as the machine of a store takes it."""
     return replace(generation, host=store.host.name, host_id=store.host.id)
+
+
+def take_snapshot(store: Store, service: str, sources: dict[str, Source], **options: Any) -> Generation:
+    """Take a generation; options: fields of a request."""
+    return snapshot(store, SnapshotRequest(service=service, sources=sources, **options))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from castore.maintenance.verify import verify as verify_store
 from castore.progress import Progress
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from castore.store.format.pack import PACK_BYTES
 from tests.support.stores import Sandbox
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from castore.api.store import Store
     from castore.cli.context import CliContext
     from castore.cli.service_results import ServiceResults
-    from castore.services.snapshot import Source
+    from castore.services.sources import Source
 
 
 @click.command(
@@ -145,7 +145,7 @@ def _given_sources(given: _Given) -> dict[str, Source]:
     """Return the parts that options describe. Raises UsageError."""
     from castore.errors import UsageError
     from castore.fs.regular import descriptor_of, open_stream
-    from castore.services.snapshot import Stream, Tree, file_source, program_source
+    from castore.services.sources import Stream, Tree, file_source, program_source
     from castore.state.directories import expanded
 
     sources: dict[str, Source] = {}
@@ -205,8 +205,7 @@ def _configured_sources(context: CliContext, service: str, limits: TreeLimits) -
     """Return the parts that castore.toml describes, with the limits of the options. Raises UsageError."""
     import dataclasses
 
-    from castore.services.snapshot import Tree
-    from castore.services.sources import described_sources
+    from castore.services.sources import Tree, described_sources
 
     sources = described_sources(context.settings, service)
     for name, source in sources.items():
@@ -224,7 +223,7 @@ def _note_useless(sources: dict[str, Source]) -> None:
     """Print which exclude patterns cannot match anything in any of the trees."""
     from castore.cli.formatting import printable
     from castore.content.scan.exclude import why_useless
-    from castore.services.snapshot import Tree
+    from castore.services.sources import Tree
 
     reasons: dict[str, list[str]] = {}
     for source in sources.values():

@@ -54,13 +54,8 @@ from castore.services.rollback.steps import (
     contents_of,
     planned_move,
 )
-from castore.services.snapshot import (
-    EngineSource,
-    Tree,
-    left_out,
-    rules_of,
-    snapshot,
-)
+from castore.services.snapshot import SnapshotRequest, snapshot
+from castore.services.sources import EngineSource, Tree, left_out, rules_of
 from castore.services.state_revision import after_rollback
 from castore.services.unread import unread_paths
 
@@ -176,18 +171,18 @@ def _roll_back(
             # On a new machine, what exists at the paths of the service is the state of no revision. 'follow'
             # would restore it if it were filed under the configured one.
             empty = bool(absent.kinds) and store.live_revision(target.service) is None
-            taken = snapshot(
-                store,
-                target.service,
-                now,
+            request = SnapshotRequest(
+                service=target.service,
+                sources=now,
                 revision="" if empty else revision,
                 pre_rollback=True,
                 missing_parts=plan.untouched,
                 leave_out=leave_out,
-                around=around,
+                hooks=around,
                 absent=absent,
-                progress=progress,
+                watch=progress,
             )
+            taken = snapshot(store, request)
         for failure in around.failures:
             say(failure)
         progress(RESTORING, tally)

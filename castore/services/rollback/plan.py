@@ -14,16 +14,16 @@ from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from castore.errors import UsageError
 from castore.model.generation import MAX_DETAILS, Details, Origin, decode_details
+from castore.services.last_scan import last_scan
 from castore.services.nested_parts import below, configured_path, with_endings
 from castore.services.rollback.steps import refuse_without_folder
-from castore.services.snapshot import (
+from castore.services.sources import (
     Absent,
     EngineSource,
     Source,
     Tree,
     engine_of,
     lacking,
-    last_scan,
     left_out,
     origin,
     rules_of,

@@ -20,7 +20,7 @@ from castore.services.rollback.steps import (
     TreeRemoval,
     contents_of,
 )
-from castore.services.snapshot import recorded_engine
+from castore.services.sources import recorded_engine
 
 if TYPE_CHECKING:
     from castore.store import Store

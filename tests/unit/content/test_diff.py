@@ -10,7 +10,7 @@ import pytest
 
 from castore.content.diff import Difference, diff_streams, diff_trees
 from castore.content.streams import StreamReader
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import walk
 

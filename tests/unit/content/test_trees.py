@@ -16,7 +16,7 @@ from castore.errors import UsageError
 from castore.services.restore import restore as restore_parts
 from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from tests.support.feature_tree import FeatureTree, make_feature_tree
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk

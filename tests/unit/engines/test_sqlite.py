@@ -19,7 +19,7 @@ from castore.engines import sqlite_process
 from castore.engines.sqlite import SQLite
 from castore.engines.sqlite_check import look
 from castore.errors import CastoreError, ProgramError
-from castore.services.snapshot import EngineSource
+from castore.services.sources import EngineSource
 from tests.support.stores import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess]

@@ -20,8 +20,7 @@ from castore.services.config import Keep, Service
 from castore.services.prune import forget, prune, spans
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import Store
 from castore.store.format.deletion import pending_deletions
@@ -29,7 +28,7 @@ from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name
 from castore.store.format.header import GENERATION
 from castore.store.reachability import is_whole, roots_of
-from tests.support.stores import Sandbox
+from tests.support.stores import Sandbox, take_snapshot
 
 
 class Lockless(LocalStorage):
@@ -283,7 +282,7 @@ def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(sandbox, tmp_p
                 sandbox.compact(lockless=True, grace=0)
 
     with sandbox.opened(lockless=lockless) as store:
-        take_snapshot(store, "new", sources, progress=progress)
+        take_snapshot(store, "new", sources, watch=progress)
     with sandbox.opened() as store:
         assert verify(store, Progress(), read_data=True).sound
         assert b"".join(read(StreamReader(store), select(store, "new@1:b"))) == shared
@@ -306,7 +305,7 @@ def test_unchanged_directories_are_not_read_again_after_a_prune(sandbox, tmp_pat
     tally = []
     with sandbox.open(identity=False) as store:
         take_snapshot(
-            store, "web", {"t": Tree(str(tree))}, progress=lambda _name, one: tally.append(one)
+            store, "web", {"t": Tree(str(tree))}, watch=lambda _name, one: tally.append(one)
         )
         assert store.index.epoch() == epoch
     assert tally[0].new_chunks == 0

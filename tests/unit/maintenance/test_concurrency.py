@@ -29,12 +29,12 @@ from castore.progress import Progress
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import Stream, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Stream, file_source
 from castore.state import first_seen
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.rotation import encode_rotation
+from tests.support.stores import take_snapshot
 from tests.unit.maintenance.test_compact import Lockless, SandboxWithDumps, noise
 
 OLD = 30 * 86400 * 10**9
@@ -280,7 +280,7 @@ def killed(sandbox, data):
 
     with sandbox.opened() as store, pytest.raises(Killed):
         sources = {"a": file_source(str(path)), "b": file_source(str(path))}
-        take_snapshot(store, "web", sources, progress=progress)
+        take_snapshot(store, "web", sources, watch=progress)
     return {pack: size for pack, size in sandbox.packs().items() if pack not in before}
 
 
@@ -304,7 +304,7 @@ def test_chunks_of_a_running_snapshot_survive_a_concurrent_prune(sandbox, lockle
 
     with sandbox.opened(lockless=lockless) as store, open(second, "rb") as stream:
         sources = {"a": file_source(str(path)), "b": Stream(stream.fileno())}
-        take_snapshot(store, "web", sources, progress=progress)
+        take_snapshot(store, "web", sources, watch=progress)
     assert len(kept) == 2  # once, that is
     assert sum(done.removed for done in kept) == 1
     assert sum(kept[1].plan.unfinished.values()) > 2 << 20

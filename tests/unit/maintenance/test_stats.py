@@ -50,7 +50,7 @@ def bases_only(store) -> tuple[int, float]:
 
 
 def test_chunks_that_only_deltas_need_are_those_that_sets_of_ids_find(tmp_path) -> None:
-    from castore.services.snapshot import file_source
+    from castore.services.sources import file_source
 
     sandbox = Sandbox(tmp_path / "sandbox", average=4096)
     data = random.Random(1).randbytes(600_000)

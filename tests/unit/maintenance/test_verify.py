@@ -21,7 +21,7 @@ from castore.progress import Progress
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from castore.store.format.envelope import seal_object
 from castore.store.format.generation import generation_name
 from castore.store.format.header import DELETION, GENERATION, PACK, REMOVAL, SESSION

@@ -10,7 +10,7 @@ from castore.errors import StorageError
 from castore.maintenance.verify import PACKS, verify
 from castore.model.events import Event
 from castore.services.events import drills, event
-from castore.services.snapshot import file_source
+from castore.services.sources import file_source
 from castore.state import event_log
 from castore.state.event_log import EventLog
 from tests.support.stores import Sandbox

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from castore.crypto import Identity
 from castore.errors import StaleStoreError, StorageError
-from castore.services.snapshot import file_source
+from castore.services.sources import file_source
 from castore.state.freshness import FreshnessGuard, FreshnessState, ServiceHighWater
 from tests.support.stores import Sandbox
 

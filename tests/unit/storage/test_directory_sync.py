@@ -11,7 +11,7 @@ import pytest
 
 from castore.errors import StorageError
 from castore.services.config import Service
-from castore.services.snapshot import Tree, file_source
+from castore.services.sources import Tree, file_source
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 

@@ -20,8 +20,7 @@ from castore.maintenance.stats import stats
 from castore.maintenance.verify import verify as verify_store
 from castore.model.generation import Generation
 from castore.model.refs import PackId, RecordId, RefKind, SessionId
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.store import NewChunk
 from castore.store.format.codecs import Codecs, Groups, member_of
 from castore.store.format.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
@@ -29,7 +28,7 @@ from castore.store.index.pack_tables import PackContent
 from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_provider import MAX_DEPTH
 from tests.support.checkout import ROOT
-from tests.support.stores import Sandbox
+from tests.support.stores import Sandbox, take_snapshot
 
 RESCUE = ROOT / "tools" / "rescue.py"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from castore.services.snapshot import file_source
+from castore.services.sources import file_source
 from castore.store import generation_log
 from tests.support.stores import Sandbox
 

@@ -11,7 +11,7 @@ import pytest
 
 from castore.content.restore import in_place, large_files
 from castore.errors import CastoreError
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from castore.store import Store
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk

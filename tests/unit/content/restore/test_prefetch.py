@@ -18,7 +18,7 @@ from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from castore.errors import DamageError
 from castore.model.generation import Generation
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
@@ -192,7 +192,7 @@ ALONE = """
 import os, signal, sys, time
 from pathlib import Path
 from castore.content.restore import prefetch
-from castore.services.snapshot import Tree
+from castore.services.sources import Tree
 from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from tests.support.stores import Sandbox

@@ -14,8 +14,7 @@ import pytest
 
 from castore.errors import StorageError
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.services.snapshot import file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import file_source
 from castore.store import MachinePaths, open_store
 from castore.store.format.pack import PackEntry
 from castore.store.index import (
@@ -25,7 +24,7 @@ from castore.store.index import (
 )
 from castore.store.index.pack_tables import PackContent
 from tests.support.checkout import ROOT
-from tests.support.stores import Sandbox
+from tests.support.stores import Sandbox, take_snapshot
 
 STORE = bytes(16)
 

@@ -31,8 +31,7 @@ from castore.maintenance.verify import verify as verify_store
 from castore.services.prune import forget
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format.config import (
@@ -62,7 +61,7 @@ from castore.store.format.signed import open_signed, sign
 from castore.store.keys import replicas
 from castore.store.write import session as session_module
 from tests.support.checkout import ROOT
-from tests.support.stores import Sandbox, admins, signed
+from tests.support.stores import Sandbox, admins, signed, take_snapshot
 
 RESCUE = ROOT / "tools" / "rescue.py"
 

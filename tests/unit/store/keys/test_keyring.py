@@ -16,7 +16,7 @@ from castore.crypto import Identity
 from castore.errors import IdentityError
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
-from castore.services.snapshot import file_source
+from castore.services.sources import file_source
 from castore.store import open_store
 from castore.store.keys.keyring import IdentitySource
 from tests.support.stores import Sandbox

@@ -16,7 +16,7 @@ from castore.maintenance.verify import verify
 from castore.progress import Progress
 from castore.services.restore import read
 from castore.services.selectors import select
-from castore.services.snapshot import file_source
+from castore.services.sources import file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.keys import replicas

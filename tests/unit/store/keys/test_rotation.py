@@ -26,8 +26,7 @@ from castore.errors import (
 from castore.maintenance.verify import verify as verify_store
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
-from castore.services.snapshot import Tree, file_source
-from castore.services.snapshot import snapshot as take_snapshot
+from castore.services.sources import Tree, file_source
 from castore.state.writer_key_file import next_of
 from castore.storage import LocalStorage, Storage
 from castore.store import MachinePaths, Store
@@ -35,7 +34,7 @@ from castore.store.format.config import config_numbers
 from castore.store.format.generation import encode_generation, generation_name
 from castore.store.format.rotation import decode_rotation, encode_rotation, rotation_numbers
 from tests.support.checkout import ROOT
-from tests.support.stores import Sandbox, admins, remove_copies, signed
+from tests.support.stores import Sandbox, admins, remove_copies, signed, take_snapshot
 
 RESCUE = ROOT / "tools" / "rescue.py"
 SAME = random.Random(1).randbytes(300_000)

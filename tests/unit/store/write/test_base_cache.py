@@ -9,7 +9,7 @@ from pathlib import Path
 import castore
 from castore.kernel.id_set import IdSet
 from castore.services.prune import compact_and_record, forget
-from castore.services.snapshot import file_source
+from castore.services.sources import file_source
 from castore.store.format.pack import CHUNK
 from castore.store.reachability import Walk, mark, roots_of
 from tests.support.stores import Sandbox
