@@ -305,10 +305,10 @@ class _Transaction:
                 self._add(TreeStep(journal, plan, apply))
                 continue
             source = self._sources[part.name]
-            journal = self._journal_of(part.name, source)
+            journal, state = self._journal_of(part.name, source)
             contents = contents_of(self._reader, part, lambda: self.pre_rollback, tally)
             own = partial(self._own, found.file, ownership)
-            self._add(DumpStep(source.engine, journal, contents, own), source.engine.sidecar_suffixes)
+            self._add(DumpStep(source.engine, state, journal, contents, own), source.engine.sidecar_suffixes)
         # Parts that did not exist in the target.
         for removal in self._removals:
             if not removal.there:
@@ -316,14 +316,15 @@ class _Transaction:
             if removal.source is None:
                 path = os.fsencode(removal.path)
                 work = partial(self._removal, removal.name, removal.path, ownership, leave_out, tally)
-                journal = PartJournal(removal.name, path=path, move=planned_move(removal.path))
-                self._add(TreeRemoval(journal, self._store.places.journals, work))
+                move = planned_move(removal.path)
+                journal = PartJournal(removal.name, path=path, move=move)
+                self._add(TreeRemoval(journal, move, self._store.places.journals, work))
                 continue
-            journal = self._journal_of(removal.name, removal.source)
+            journal, state = self._journal_of(removal.name, removal.source)
             contents = contents_of(self._reader, None, lambda: self.pre_rollback)
             kept = partial(self._has_all_of, removal.name)
             engine = removal.source.engine
-            self._add(EngineRemoval(engine, journal, contents, kept), engine.sidecar_suffixes)
+            self._add(EngineRemoval(engine, state, journal, contents, kept), engine.sidecar_suffixes)
         refuse_same(self._live_paths)
 
     def _own(self, file: FileOwner | None, ownership: Ownership, path: str, inode: tuple[int, int]) -> None:
@@ -334,9 +335,9 @@ class _Transaction:
                 raise CastoreError(f"cannot set the recorded owner and mode of {path}: {error}") from error
 
     @staticmethod
-    def _journal_of(name: str, source: EngineSource) -> PartJournal:
-        settings = settings_of(source.engine)
-        return PartJournal(name, engine=source.name, settings=settings, state=source.engine.prepare())
+    def _journal_of(name: str, source: EngineSource) -> tuple[PartJournal, EngineState]:
+        settings, state = settings_of(source.engine), source.engine.prepare()
+        return PartJournal(name, engine=source.name, settings=settings, state=state), state
 
     def _add(self, change: RollbackStep, endings: tuple[str, ...] = ()) -> None:
         self._changes.append(change)

@@ -146,14 +146,15 @@ def _recover(store: Store, service: str, journal: Journal) -> str:
     with StreamReader(store) as reader:
         changes: list[RollbackStep] = []
         for part in journal.parts:
-            if not part.engine:
-                kind = RecoveredTreeStep if part.move is None else TreeRemoval
-                changes.append(kind(part, store.places.journals))
+            if part.state is None:
+                journals = store.places.journals
+                tree = RecoveredTreeStep(part, journals)
+                changes.append(tree if part.move is None else TreeRemoval(part, part.move, journals))
                 continue
             source = recorded_engine(part.engine, part.settings)
             found = target.part(part.name) if target is not None else None
             contents = contents_of(reader, found, lambda: pre_rollback)
-            changes.append(DumpStep(source.engine, part, contents))
+            changes.append(DumpStep(source.engine, part.state, part, contents))
         if journal.phase == "done":
             remember(store, journal)
             problems = finish(store, journal, changes)

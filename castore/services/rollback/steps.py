@@ -61,11 +61,12 @@ class RollbackStep:
 
 
 class DumpStep(RollbackStep):
-    """A dump that an engine restores."""
+    """A dump that an engine restores. state: that of the journal, which the engine may change."""
 
     def __init__(
         self,
         engine: Engine[Any],
+        state: EngineState,
         journal: PartJournal,
         contents: Contents,
         own: Callable[[str, tuple[int, int]], None] = lambda _path, _inode: None,
@@ -74,12 +75,8 @@ class DumpStep(RollbackStep):
         super().__init__(journal)
         self._own = own
         self._engine = engine
+        self._state = state
         self._contents = contents
-
-    @property
-    def _state(self) -> EngineState:
-        assert self.journal.state is not None
-        return self.journal.state
 
     def stage(self) -> list[str]:
         """Restore what can be restored next to the live state, without changing it; return remarks."""
@@ -111,10 +108,15 @@ class EngineRemoval(DumpStep):
     """A dump that did not exist in the target generation, and is removed."""
 
     def __init__(
-        self, engine: Engine[Any], journal: PartJournal, contents: Contents, is_kept: Callable[[], bool]
+        self,
+        engine: Engine[Any],
+        state: EngineState,
+        journal: PartJournal,
+        contents: Contents,
+        is_kept: Callable[[], bool],
     ) -> None:
         """is_kept: return whether the pre-rollback generation has all of the part."""
-        super().__init__(engine, journal, contents)
+        super().__init__(engine, state, journal, contents)
         self._is_kept = is_kept
 
     def stage(self) -> list[str]:
@@ -219,17 +221,17 @@ class TreeRemoval(RollbackStep):
     def __init__(
         self,
         journal: PartJournal,
+        move: TreeMove,
         journals: str,
         work: Callable[[], tuple[InPlace, bool]] | None = None,
     ) -> None:
-        """journal: of a tree with a `move`. journals: the directory with the journals of restores in place.
+        """journals: the directory with the journals of restores in place.
 
         work: return the in-place removal of the tree, and whether nothing in it has to stay; None: another
         process has begun the removal.
         """
         super().__init__(journal)
-        assert journal.move is not None
-        self._move = journal.move
+        self._move = move
         self._live = os.fsdecode(journal.path)
         self._journals = journals
         self._prepare = work
