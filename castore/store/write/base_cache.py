@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.errors import StorageError
 from castore.fs.durable import NewFile, make_private_directory
@@ -46,7 +46,7 @@ _DEFAULT_LIMIT: Final = 20 * 10**9
 
 
 class ReferenceWriter:
-    """The cache file of a pack being written. Frames can be read immediately.
+    """The cache file of a pack being written. Its payloads can be read immediately.
 
     If this machine has no space for it, it is silently discarded: it only saves space in the store.
     """
@@ -113,6 +113,27 @@ class ReferenceWriter:
         self._buffer.clear()
 
 
+class _CacheFile(NamedTuple):
+    """A file in the folder of the cache."""
+
+    name: str
+    size: int
+    """Bytes that it takes on disk."""
+    modified: float
+
+
+class _OpenFile(NamedTuple):
+    """The open cache file of a pack."""
+
+    descriptor: int
+    """-1 if there is no usable file."""
+    overhead: int
+    """Bytes that a record is longer than its payload."""
+
+
+_UNUSABLE: Final = _OpenFile(-1, 0)
+
+
 class ReferenceCache:
     """The cache files in a folder; safe to share between threads.
 
@@ -123,7 +144,7 @@ class ReferenceCache:
         self._folder = folder
         self.limit = limit
         self._lock = threading.Lock()
-        self._open: OrderedDict[PackId, tuple[int, int]] = OrderedDict()
+        self._open: OrderedDict[PackId, _OpenFile] = OrderedDict()
         self._adding = -1
         """A shared lock, held while files are added whose generation is not written yet."""
 
@@ -151,14 +172,14 @@ class ReferenceCache:
         if self.limit == 0:
             return None
         with self._lock:
-            descriptor, overhead = self._opened(pack)
-            if descriptor < 0:
+            file = self._opened(pack)
+            if file.descriptor < 0:
                 return None
-            return _pread(descriptor, offset, sealed_length - overhead)
+            return _pread(file.descriptor, offset, sealed_length - file.overhead)
 
     def size(self) -> int:
         """Return the bytes that the cache takes on disk."""
-        return sum(size for _, size, _ in self._files())
+        return sum(file.size for file in self._files())
 
     def evict(self, used: Mapping[PackId, int]) -> None:
         """Remove files that are too old or not used by a last generation, then the oldest beyond the limit.
@@ -167,25 +188,28 @@ class ReferenceCache:
         """
         kept = {pack.hex(): size for pack, size in used.items()}
         now = time.time()
-        files = sorted(self._files(), key=lambda file: -file[2])
-        bound = self._bound(sum(size for _, size, _ in files))
+        files = sorted(self._files(), key=lambda file: -file.modified)
+        bound = self._bound(sum(file.size for file in files))
         total = 0
-        for name, size, modified in files:
-            age = now - modified
-            unfinished = name.endswith(_UNFINISHED)
-            unused = name not in kept or kept[name] < size // _USED_ENOUGH
-            total += size
+        for file in files:
+            age = now - file.modified
+            unfinished = file.name.endswith(_UNFINISHED)
+            unused = kept.get(file.name, -1) < file.size // _USED_ENOUGH
+            total += file.size
             if unfinished and age < _OTHERS_SECONDS:
                 continue
             if (unused and age > _OTHERS_SECONDS) or total > bound or age > _MAX_AGE_SECONDS:
-                total -= size
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(self._folder, name))
+                total -= file.size
+                self._remove(file.name)
         self.close()
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._folder, name))
 
     def packs(self) -> list[PackId]:
         """Return the packs that have cache files."""
-        return [PackId(bytes.fromhex(name)) for name, _, _ in self._files() if _NAME.fullmatch(name)]
+        return [PackId(bytes.fromhex(file.name)) for file in self._files() if _NAME.fullmatch(file.name)]
 
     @contextlib.contextmanager
     def trimming(self) -> Iterator[Callable[[PackId, list[tuple[int, int]]], None]]:
@@ -212,10 +236,9 @@ class ReferenceCache:
         try:
             if alone:
                 # No snapshot is running: a killed one left these files.
-                for name, _, _ in self._files():
-                    if name.endswith(_UNFINISHED):
-                        with contextlib.suppress(OSError):
-                            os.unlink(os.path.join(self._folder, name))
+                for file in self._files():
+                    if file.name.endswith(_UNFINISHED):
+                        self._remove(file.name)
             yield trim
         finally:
             if lock >= 0:
@@ -246,40 +269,46 @@ class ReferenceCache:
         free = info.f_bavail * info.f_frsize + (self.size() if size is None else size)
         return min(free // 10, _DEFAULT_LIMIT)
 
-    def _files(self) -> list[tuple[str, int, float]]:
+    def _files(self) -> list[_CacheFile]:
         found = []
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     info = entry.stat(follow_symlinks=False)
-                    found.append((entry.name, info.st_blocks * 512, info.st_mtime))
+                    found.append(_CacheFile(entry.name, info.st_blocks * 512, info.st_mtime))
         return found
 
-    def _opened(self, pack: PackId) -> tuple[int, int]:
-        """Return the descriptor of a pack's file, -1 if there is no usable one, and its overhead."""
+    def _opened(self, pack: PackId) -> _OpenFile:
+        """Return the open file of a pack; a bounded number of files stays open."""
         found = self._open.get(pack)
         if found is not None:
             self._open.move_to_end(pack)
             return found
         if len(self._open) >= _OPEN_FILES:
             self._close_oldest()
-        descriptor, overhead = -1, 0
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self.path_of(pack), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            header = os.pread(descriptor, _HEADER.size, 0)
-            magic, version, overhead, made = (
-                _HEADER.unpack(header) if len(header) == _HEADER.size else (b"", 0, 0, 0)
-            )
-            if (magic, version) != (_MAGIC, _VERSION) or time.time() - made > _MAX_AGE_SECONDS:
-                os.close(descriptor)
-                descriptor = -1
-        self._open[pack] = descriptor, overhead
-        return descriptor, overhead
+        found = self._open[pack] = _open_file(self.path_of(pack))
+        return found
 
     def _close_oldest(self) -> None:
-        _, (descriptor, _) = self._open.popitem(last=False)
-        if descriptor >= 0:
-            os.close(descriptor)
+        _, file = self._open.popitem(last=False)
+        if file.descriptor >= 0:
+            os.close(file.descriptor)
+
+
+def _open_file(path: str) -> _OpenFile:
+    """Open a cache file, unless it is missing, too old, or not a valid one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return _UNUSABLE
+    with contextlib.suppress(OSError):
+        header = os.pread(descriptor, _HEADER.size, 0)
+        if len(header) == _HEADER.size:
+            magic, version, overhead, created = _HEADER.unpack(header)
+            if (magic, version) == (_MAGIC, _VERSION) and time.time() - created <= _MAX_AGE_SECONDS:
+                return _OpenFile(descriptor, overhead)
+    os.close(descriptor)
+    return _UNUSABLE
 
 
 def _copy_records(path: str, records: list[tuple[int, int]]) -> None:
