@@ -81,7 +81,7 @@ def make(folder: str, files: int, generations: int, *, clustered: bool) -> None:
         file.write(identity.text() + "\n")
     places = MachinePaths(os.path.join(folder, "state", "castore"), os.path.join(folder, "cache", "castore"))
     storage = LocalStorage(os.path.join(folder, "store"), create=True)
-    Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
+    Store.create(storage, places, [(identity.recipient, "")], lambda: identity).close()
     for number in range(generations):
         if number:
             change(tree, files, number, clustered=clustered)

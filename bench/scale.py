@@ -59,9 +59,9 @@ def make(folder: str, chunks: int, generations: int) -> dict:
     storage = LocalStorage(f"{folder}/store", create=True)
     places = MachinePaths(f"{folder}/state", f"{folder}/cache")
     identity = Identity.generate()
-    Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
+    Store.create(storage, places, [(identity.recipient, "")], lambda: identity).close()
     with open_store(folder) as store:
-        key = store.writer_key
+        key = store.keys.writer_key
         os.makedirs(f"{folder}/store/packs")
         os.makedirs(f"{folder}/store/generations")
         os.makedirs(f"{folder}/store/sessions")
@@ -101,7 +101,7 @@ def generation(number: int, store: Store) -> Generation:
     revision = f"{number // SERVICES:040x}"[::-1]
     details = StoredRef(RefKind.CHUNK, ids_of(0, 1), 1)
     place = number % SERVICES, number // SERVICES + 1
-    host, key = store.host.name, store.host.id
+    host, key = store.hosts.current.name, store.hosts.current.id
     return Generation(
         *(f"s{place[0]}", place[1], number * 10**9, revision, host, (), details, bytes(16)), host_id=key
     )
@@ -110,11 +110,11 @@ def generation(number: int, store: Store) -> Generation:
 def reindex(folder: str, chunks: int, generations: int) -> dict:
     with open_store(folder) as store:
         began = time.perf_counter()
-        store.sync_generations()
+        store.generations.sync()
         between, cpu = time.perf_counter(), time.process_time()
         store.sync()
         seconds, cpu = time.perf_counter() - between, time.process_time() - cpu
-        found = store.count_chunks() + store.index.count("nodes")
+        found = store.index.count("chunks") + store.index.count("nodes")
         assert found == chunks // A_PACK * A_PACK, found
         size = os.path.getsize(os.path.join(store.index.path, "data.mdb"))
     return {
@@ -134,7 +134,8 @@ def one_by_one(folder: str, chunks: int, generations: int) -> dict:
         for at in range(0, len(listed), 50):
             found = []
             for pack in listed[at : at + 50]:
-                entries, length = packs.read_footer(store.storage, packs.pack_name(pack), store.writer_key)
+                name = packs.pack_name(pack)
+                entries, length = packs.read_footer(store.storage, name, store.keys.writer_key)
                 found.append(PackContent(pack, length, entries))
             store.index.packs.put(found)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -148,7 +149,7 @@ def look_up(folder: str, chunks: int, generations: int) -> dict:
     began = time.perf_counter()
     store = open_store(folder)
     opened = time.perf_counter()
-    found = store.by_revision(wanted.service, wanted.revision[:12])
+    found = store.generations.by_revision(wanted.service, wanted.revision[:12])
     done = time.perf_counter()
     assert found == [wanted]
     store.close()
@@ -209,7 +210,7 @@ def marking(folder: str, chunks: int, generations: int) -> dict:
 
 def remove(folder: str, chunks: int, generations: int) -> dict:
     with open_store(folder) as store:
-        gone = [pack for pack, _ in store.packs()][::50][:20]
+        gone = [pack for pack, _ in store.index.packs.lengths()][::50][:20]
         began = time.perf_counter()
         store.index.packs.remove(gone)
         return {f"forget {len(gone)} packs": f"{time.perf_counter() - began:.2f} s"}
@@ -219,11 +220,11 @@ def listing(folder: str, chunks: int, generations: int) -> dict:
     results = {}
     with open_store(folder) as store:
         for name, do in (
-            ("sync_generations, nothing new", store.sync_generations),
+            ("sync_generations, nothing new", store.generations.sync),
             ("sync, nothing new", store.sync),
-            ("next_number", lambda: store.next_number("s1")),
-            ("last generation", lambda: store.newest("s1")),
-            ("all generations, decoded", lambda: sum(1 for _ in store.generations())),
+            ("next_number", lambda: store.generations.next_number("s1")),
+            ("last generation", lambda: store.generations.newest("s1")),
+            ("all generations, decoded", lambda: sum(1 for _ in store.generations.all())),
         ):
             began = time.perf_counter()
             do()

@@ -54,7 +54,7 @@ class Machine:
         identity = Identity.generate()
         places = MachinePaths(os.path.join(folder, "state"), os.path.join(folder, "cache"))
         storage = LocalStorage(os.path.join(folder, "store"), create=True)
-        Store.create(storage, places, [(identity.recipient, "")], identity=lambda: identity).close()
+        Store.create(storage, places, [(identity.recipient, "")], lambda: identity).close()
         self.store = open_store(storage.location, places, lambda: identity)
 
     def snapshot(self, service: str, source) -> Generation:
@@ -74,7 +74,8 @@ def report(benchmark, size: int, taken: Generation | None = None, store: Store |
     line = f"{size / MB / seconds:8.0f} MB/s" if seconds else ""
     benchmark.extra_info["MB/s"] = round(size / MB / seconds) if seconds else None
     if taken is not None and store is not None:
-        ratio = sum(g.size for g in store.generations()) / max(store.stored_bytes(), 1)
+        stored = sum(length for _, length in store.index.packs.lengths())
+        ratio = sum(g.size for g in store.generations.all()) / max(stored, 1)
         benchmark.extra_info["dedup ratio"] = round(ratio, 2)
         line += f"   dedup ratio {ratio:.2f}"
     print(f"\n  {benchmark.name}: {line}")
@@ -114,8 +115,9 @@ def test_sealing(benchmark, cipher) -> None:
 
 def test_index_look_up(benchmark, machine, dump) -> None:
     machine.snapshot("s", file_source(dump))
-    ids = [entry.id for pack, _ in machine.store.packs() for entry in machine.store.pack_entries(pack)]
-    benchmark(lambda: [machine.store.has_chunk(chunk) for chunk in ids])
+    index, reader = machine.store.index, machine.store.reader
+    ids = [entry.id for pack, _ in index.packs.lengths() for entry in reader.pack_entries(pack)]
+    benchmark(lambda: [index.locations.has_chunk(chunk) for chunk in ids])
     benchmark.extra_info["look-ups"] = len(ids)
     print(f"\n  {benchmark.name}: {len(ids)} look-ups")
 

@@ -96,7 +96,7 @@ class Place:
         storage = LocalStorage(folder + "/store", create=True, files=files)
         self.places = MachinePaths(folder + "/state", folder + "/cache")
         recipients = [(self.identity.recipient, "")]
-        Store.create(storage, self.places, recipients, identity=lambda: self.identity).close()
+        Store.create(storage, self.places, recipients, lambda: self.identity).close()
 
     def open(self) -> Store:
         storage = LocalStorage(self.folder + "/store", files=self.files)
@@ -168,8 +168,8 @@ def upkeep(folder: str, nights: list[dict]) -> None:
         print(f"verify --{name}: {took:.2f}s, {size / took / 1e6:.0f} MB/s")
     with place.open() as store:
         store.sync()
-        forget(store, "s", store.generations("s")[1:])
-        forget(store, "noise", store.generations("noise")[1:])
+        forget(store, "s", store.generations.all("s")[1:])
+        forget(store, "noise", store.generations.all("noise")[1:])
         began = time.perf_counter()
         done = compact(store, castore.Progress())
         took = time.perf_counter() - began
@@ -177,7 +177,7 @@ def upkeep(folder: str, nights: list[dict]) -> None:
         again = compact(store, castore.Progress())
         nothing = time.perf_counter() - began
         assert again.removed == 0
-        store.reindex()
+        store.updater.rebuild()
         assert verify(store, castore.Progress(), read_data=True).sound
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     moved = f"{done.removed_bytes / 1e6:.0f} MB removed, {done.written_bytes / 1e6:.0f} MB written"

@@ -141,11 +141,11 @@ class Generation:
 
     def pin(self, note: str = "") -> bool:
         """Keep it whatever the retention rules say; return whether it was not pinned yet."""
-        return self._owner.internal.pin(self.service, self.number, note)
+        return self._owner.internal.generations.pin(self.service, self.number, note)
 
     def unpin(self) -> bool:
         """Let the retention rules decide about it again; return whether it was pinned."""
-        return self._owner.internal.unpin(self.service, self.number)
+        return self._owner.internal.generations.unpin(self.service, self.number)
 
     def forget(self) -> None:
         """Delete it permanently; `Store.compact` reclaims the space. Raises UsageError if it is pinned."""

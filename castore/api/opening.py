@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from castore.api.identity import files_of, provider_of
@@ -12,6 +12,7 @@ from castore.crypto import Admin, Recipient
 from castore.errors import UsageError
 from castore.state.directories import absolute, home, machine_paths
 from castore.storage import LocalStorage
+from castore.store import NewStore, StoreOptions
 from castore.store import Store as OpenStore
 from castore.store.format.config import DEFAULT_AVERAGE
 
@@ -94,31 +95,36 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
 
 def open_store(request: OpenRequest) -> Store:
     """Open a store as the request says. Raises as `open` does."""
-    opened = OpenStore.open(
-        LocalStorage(request.path),
-        request.paths,
-        request.identity,
-        local_key=request.local_key,
-        accept_older=request.accept_older,
-        trust=[Admin.parse(one).key for one in request.trust_admins],
-        agree=request.agree,
-    )
-    settings = request.settings
-    if settings is not None:
-        if settings.reference_cache is not None:
-            opened.references.limit = settings.reference_cache
-        opened.configured_host = settings.host or ""
-        opened.isolate_writers = settings.isolate_writers
-        opened.configured_recipients = settings.recipients
-        opened.former_hosts = frozenset(settings.former_hosts)
-    opened.chosen_host = request.host
-    opened.say = messages = Messages(request.note)
-    for name, reason in opened.passed_over.items():
+    messages = Messages(request.note)
+    options = _options(request, messages)
+    opened = OpenStore.open(LocalStorage(request.path), request.paths, request.identity, options)
+    for name, reason in opened.keys.passed_over.items():
         messages(
             f"{name} is not accepted, and nothing depends on it: {reason} ('castore repair' with the "
             "identity of an admin deletes it)"
         )
-    return Store(opened, messages, settings, request.leave_out, request.report)
+    return Store(opened, messages, request.settings, request.leave_out, request.report)
+
+
+def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
+    options = StoreOptions(
+        local_key=request.local_key,
+        accept_older=request.accept_older,
+        trust=[Admin.parse(one).key for one in request.trust_admins],
+        agree=request.agree,
+        chosen_host=request.host,
+        say=say,
+    )
+    if (settings := request.settings) is None:
+        return options
+    return replace(
+        options,
+        host=settings.host or "",
+        former_hosts=frozenset(settings.former_hosts),
+        recipients=settings.recipients,
+        isolate_writers=settings.isolate_writers,
+        reference_cache=settings.reference_cache,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,16 +189,19 @@ def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str
         raise UsageError("nobody could read the store: give an identity, or recipients")
     admins = [Admin.parse(one).key for one in request.admins]
     refuse_others(request.path)
-    owner = request.owner
+    owner, messages = request.owner, Messages(None)
+    new = NewStore(
+        average_chunk_size=request.average_chunk_size,
+        host=request.host,
+        admins=admins,
+        before_create=request.keep,
+        options=StoreOptions(say=messages),
+    )
     opened = OpenStore.create(
         LocalStorage(request.path, create=True),
         request.paths,
         [(recipient, "") for recipient in request.recipients],
-        average=request.average_chunk_size,
-        identity=None if owner is None else lambda: owner,
-        keep=request.keep,
-        host=request.host,
-        admins=admins,
+        None if owner is None else lambda: owner,
+        new,
     )
-    opened.say = messages = Messages(None)
     return Store(opened, messages, None, leave_out, None)

@@ -45,7 +45,7 @@ class Service:
     @property
     def live_revision(self) -> str | None:
         """The revision that the live state belongs to, as this machine has recorded it; None: unknown."""
-        return self._owner.internal.live_revision(self.name)
+        return self._owner.internal.state.live_revision(self.name)
 
     # Generations
 
@@ -58,11 +58,11 @@ class Service:
         from castore.services.hosts import listed
 
         store = self._owner.internal
-        store.sync_generations()
-        if store.newest(self.name) is None:
+        store.generations.sync()
+        if store.generations.newest(self.name) is None:
             return
         shown = listed(store, self.name)
-        for one in store.newest_first(self.name):
+        for one in store.generations.newest_first(self.name):
             if revision is not None and one.revision != revision:
                 continue
             if shown(one) and (not revision_prefix or revision_begins(one.revision, revision_prefix)):
@@ -77,7 +77,7 @@ class Service:
         from castore.services.selectors import find
 
         store = self._owner.internal
-        store.sync_generations()
+        store.generations.sync()
         return Generation(self._owner, find(store, self.name, str(selector)))
 
     def replaced_generation(self) -> Generation:
@@ -89,7 +89,7 @@ class Service:
         from castore.services.selectors import undo_of
 
         store = self._owner.internal
-        store.sync_generations()
+        store.generations.sync()
         refuse_interrupted(store, self.name)
         return Generation(self._owner, undo_of(store, self.name))
 
@@ -155,10 +155,10 @@ class Service:
         from castore.services.rollback.journal import refuse_interrupted
 
         store = self._owner.internal
-        with store.lock(self.name):
+        with store.state.lock(self.name):
             refuse_interrupted(store, self.name)
-            store.sync_generations()
-            found = {number: store.generation(self.name, number) for number in numbers}
+            store.generations.sync()
+            found = {number: store.generations.get(self.name, number) for number in numbers}
             if missing := [number for number, one in found.items() if one is None]:
                 raise NotFoundError(f"there is no generation {missing[0]} of {self.name!r}")
             forget(store, self.name, [one for one in found.values() if one is not None])
@@ -239,7 +239,7 @@ class Service:
     @property
     def has_interrupted_rollback(self) -> bool:
         """Whether a rollback on this machine has not ended: `recover` completes or undoes it."""
-        return self._owner.internal.has_begun_rollback(self.name)
+        return self._owner.internal.state.has_rollback_journal(self.name)
 
     def recover(self, *, forget: bool = False) -> str:
         """Complete or undo a rollback that was interrupted; return what was done.
@@ -250,8 +250,8 @@ class Service:
         from castore.services.rollback import recover as recovery
 
         store = self._owner.internal
-        store.sync_generations()
-        with store.lock(self.name):
+        store.generations.sync()
+        with store.state.lock(self.name):
             return (recovery.forget if forget else recovery.recover)(store, self.name)
 
     def _record(self, to: str | int | Generation) -> Record:

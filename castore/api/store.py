@@ -114,7 +114,7 @@ class Store:
     def warnings(self) -> tuple[str, ...]:
         """What the caller should know: an older store than expected, damaged objects, chosen hosts."""
         store = self.internal
-        older = (store.older,) if store.older else ()
+        older = (store.generations.older,) if store.generations.older else ()
         damaged = (f"{name}: {reason}" for name, reason in sorted(store.damaged.items()))
         return (*older, *damaged, *self._messages)
 
@@ -127,8 +127,8 @@ class Store:
     def services(self) -> list[str]:
         """Return the names of the services that have generations."""
         store = self.internal
-        store.sync_generations()
-        return store.services()
+        store.generations.sync()
+        return store.generations.services()
 
     def generations(self, *, revision_prefix: str = "", at_once: bool = False) -> Iterator[Generation]:
         """Yield the generations of all services, newest first.
@@ -139,14 +139,14 @@ class Store:
         from castore.services.hosts import listed
 
         store = self.internal
-        store.sync_generations()
+        store.generations.sync()
         shown = {}
-        for service in store.services():
+        for service in store.generations.services():
             try:
                 shown[service] = listed(store, service)
             except NotFoundError:
                 continue  # this service has no generation of the chosen host
-        for one in store.generations() if at_once else store.newest_of_all():
+        for one in store.generations.all() if at_once else store.generations.newest_of_all():
             if one.service not in shown or not shown[one.service](one):
                 continue
             if not revision_prefix or revision_begins(one.revision, revision_prefix):
@@ -161,7 +161,7 @@ class Store:
         from castore.services.selectors import select
 
         store = self.internal
-        store.sync_generations()
+        store.generations.sync()
         found = select(store, what)
         return Selection(self, found)
 
@@ -190,7 +190,7 @@ class Store:
         from castore.services import prune as pruning
 
         store = self.internal
-        store.sync_generations()
+        store.generations.sync()
         described = self.settings.of if self.settings is not None else lambda _name: None
         chosen, mistaken = pruning.services_to_prune(store, list(services), described, keep)
         if dry_run:
@@ -259,7 +259,7 @@ class Store:
 
         store = self.internal
         if read_data:
-            store.identity()
+            store.keys.identity()
         return verify(
             store,
             counters("verifying", progress),

@@ -98,7 +98,8 @@ def _plain_decision(decision: RetentionDecision) -> dict[str, Any]:
 def _decisions_table(store: Store, decisions: list[RetentionDecision]) -> str:
     from castore.model.names import short_revision
 
-    notes = {service: store.pins(service) for service in {one.generation.service for one in decisions}}
+    services = {one.generation.service for one in decisions}
+    notes = {service: store.generations.pins(service) for service in services}
     rows = []
     for decision in decisions:
         one = decision.generation

@@ -49,16 +49,16 @@ def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> S
 
     store = context.open_store(local_key=local_key, agree=agree).internal
     try:
-        if not store.is_signed_by_admin:
-            is_agreed = bool(asked) or agree(store.config, store.signer)
+        if not store.keys.is_signed_by_admin:
+            is_agreed = bool(asked) or agree(store.keys.config, store.keys.signer)
             _refuse(
                 "" if is_agreed else "nothing was signed",
                 # The configuration with the highest number may be an attacker's.
                 "there are several configurations: run the command without --yes to compare them"
-                if yes and not store.has_one_configuration
+                if yes and not store.admin.has_one_configuration
                 else "",
             )
-            store.sign()
+            store.admin.sign()
     except BaseException:
         store.close()
         raise

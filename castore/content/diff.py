@@ -219,7 +219,7 @@ def _chunks(store: Store, ref: Ref | None) -> Iterator[tuple[bytes, list[int]]]:
         return
     seen, waiting = {ref.id}, [ref.id]
     while waiting:
-        refs = store.read_node(waiting.pop())
+        refs = store.reader.read_node(waiting.pop())
         chunks = [one for one in refs if one.kind is RefKind.CHUNK]
         yield b"".join([one.id for one in chunks]), [one.size for one in chunks]
         for one in refs:

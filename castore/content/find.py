@@ -220,7 +220,7 @@ def _read_batch(
     nodes: dict[bytes, bytes] = {}
     with contextlib.suppress(DamageError, MissingError):  # then one by one, to find out which
         ids = [ref.id for _, ref in batch]
-        nodes.update(zip(ids, reader.store.read_nodes_bytes(ids), strict=True))
+        nodes.update(zip(ids, reader.store.reader.read_nodes_bytes(ids), strict=True))
     some: list[_Opened] = []
     size = 0
     for key, ref in batch:
@@ -240,7 +240,7 @@ def _read_batch(
 def _references(reader: StreamReader, ref: Ref, plain: bytes | None) -> list[Ref]:
     """Return the references of a directory; of one without subdirectories, at least the first two."""
     if plain is None:
-        plain = reader.store.read_node_bytes(ref.id)
+        plain = reader.store.reader.read_node_bytes(ref.id)
     kinds = plain[REF_BYTES - 1 :: REF_BYTES]
     if RefKind.INNER in kinds:
         return references(reader, ref)

@@ -16,6 +16,7 @@ import contextlib
 import mmap
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from castore.content.batches import Batch, Stretch
@@ -42,6 +43,12 @@ _WINDOW: Final = 63
 """How many bytes before a stretch decide whether a chunk ends at its first byte."""
 
 
+def _put_node(session: Session, tally: Progress, refs: list[Ref]) -> RecordId:
+    record_id, stored = session.put_node(refs)
+    tally.stored += stored
+    return record_id
+
+
 class Pipeline:
     """Stores streams, one after the other, through `session`; counts in `tally`.
 
@@ -65,7 +72,9 @@ class Pipeline:
         """The offset, in its stream, of the chunk that this step has reached."""
         self._sealing: set[RecordId] = set()
         self._free: list[mmap.mmap] = []
-        self._builder = ListBuilder(self.put_node)
+        # Not a method: a reference cycle would keep the keys of the session in memory.
+        self._put_node = partial(_put_node, session, tally)
+        self._builder = ListBuilder(self._put_node)
         self._parent: PreviousStream | None = None
         self._begins = True
         self._offset = 0
@@ -153,20 +162,18 @@ class Pipeline:
 
     def put_list(self, refs: list[Ref]) -> Ref:
         """Store a list of references, not empty; for use in actions."""
-        builder = ListBuilder(self.put_node)
+        builder = ListBuilder(self._put_node)
         for ref in refs:
             builder.add(ref)
         return builder.list()
 
     def put_node(self, refs: list[Ref]) -> RecordId:
         """Store a node; for use in actions."""
-        record_id, stored = self._session.put_node(refs)
-        self.tally.stored += stored
-        return record_id
+        return self._put_node(refs)
 
     def _end_list(self) -> Ref | None:
         ref = self._builder.stream()
-        self._builder = ListBuilder(self.put_node)
+        self._builder = ListBuilder(self._put_node)
         return ref
 
     def _end_stretch(self, *, final: bool) -> None:

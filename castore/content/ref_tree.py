@@ -127,7 +127,7 @@ def _from_byte(runs: Iterable[tuple[int, list[Ref]]], start: int) -> Iterator[tu
 
 
 def _children(store: Store, parent: Ref) -> list[Ref]:
-    refs = store.read_node(parent.id)
+    refs = store.reader.read_node(parent.id)
     if sum(ref.size for ref in refs) != parent.size:
         raise DamageError(
             f"the node {parent.id.hex()} has a content of another length than the reference to it says"
@@ -157,7 +157,7 @@ def iter_runs_of_chunks(
         return
     # A few nodes that often name a chunk of one byte can represent more references than any machine can
     # process.
-    room = _FEW_CHUNKS + ref.size // max(store.cutter.min // 4, 1)
+    room = _FEW_CHUNKS + ref.size // max(store.keys.cutter.min // 4, 1)
     for offset, run in _iter_runs(store, ref, start):
         room -= len(run)
         if room < 0:

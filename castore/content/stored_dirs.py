@@ -130,7 +130,7 @@ def fetch_directories(reader: StreamReader, wanted: list[Ref]) -> list[Fetched |
     Returns None for a directory that has to be read by itself: it is large, or a part of it is damaged.
     """
     try:
-        nodes = reader.store.read_nodes_bytes([ref.id for ref in wanted])
+        nodes = reader.store.reader.read_nodes_bytes([ref.id for ref in wanted])
         listed = [_flat(ref, plain) for ref, plain in zip(wanted, nodes, strict=True)]
         firsts = {refs[0].id: refs[0] for refs in listed if refs}
         opened = reader.store.read_chunks(list(firsts))

@@ -55,7 +55,7 @@ def audit(store: Store) -> Audit:
     Raises StorageError, StaleStoreError.
     """
     store.sync(report_older=True)
-    config = store.config
+    config = store.keys.config
     found = [
         Added(one.key.hex(), "writer", one.host, one.since, one.roles, one.revoked, one.replaced)
         for one in config.writers
@@ -63,7 +63,7 @@ def audit(store: Store) -> Audit:
     found += [Added(one.key.hex(), "admin", one.label, 0) for one in config.admins]
     found += [Added(key.hex(), "former admin", "", 0) for key in config.previous_admins]
     by_key = {one.key: one for one in found}
-    for generation in store.all_generations():
+    for generation in store.generations.iterate():
         _count(by_key[generation.host_id], generation)
     sessions: Counter[str] = Counter()
     for owner in store.index.packs.owners():
@@ -71,13 +71,13 @@ def audit(store: Store) -> Audit:
         if added is not None:
             added.packs += 1
             added.bytes += owner.length
-    for writer in store.session_writers():
+    for writer in store.keys.session_writers():
         sessions[writer.hex()] += 1
     for key, count in sessions.items():
         if key in by_key:
             by_key[key].sessions = count
     refused = {name: reason for name, reason in store.damaged.items() if isinstance(reason, Refusal)}
-    return Audit(found, _former(store), {**store.passed_over, **refused})
+    return Audit(found, _former(store), {**store.keys.passed_over, **refused})
 
 
 def _count(added: Added, generation: Generation) -> None:
@@ -88,6 +88,6 @@ def _count(added: Added, generation: Generation) -> None:
 
 def _former(store: Store) -> int:
     try:
-        return len(store.writer_key.listed()) if store.writer_key.previous_keys else 0
+        return len(store.keys.writer_key.listed()) if store.keys.writer_key.previous_keys else 0
     except (DamageError, FormatError):
         return 0

@@ -93,8 +93,8 @@ def compact(
     interrupted, the store stays intact, and the next run continues. Raises DamageError if damage makes it
     unknown what is needed; BusyError, StorageError.
     """
-    store.check_may_maintain("compact")
-    with store.upkeep_lock():
+    store.keys.check_may_maintain("compact")
+    with store.state.upkeep_lock():
         needed = _needed_now(store)
         planned = Planner(store, needed, max_unused, unfinished).plan()
         return _Compaction(store, needed, planned).run(tally, grace)
@@ -102,7 +102,7 @@ def compact(
 
 def _needed_now(store: Store, without: Callable[[Generation], bool] | None = None) -> NeededRecords:
     """Bring the index up to date, and return what is to find out what generations need."""
-    store.refresh_config()
+    store.keys.refresh()
     store.sync(reread=True)
     refuse_damage(store)
     return NeededRecords(store, without)
@@ -166,8 +166,8 @@ class _Compaction:
                 self._delete_unneeded(packs)
                 return
         # Objects that a replaced writer key sealed are not accepted.
-        self._store.refresh_config()
-        write_deletion(self._store.storage, self._store.writer_key, packs)
+        self._store.keys.refresh()
+        write_deletion(self._store.storage, self._store.keys.writer_key, packs)
         self._done.pending_deletion += len(packs)
         self._store.sync()
 
@@ -175,7 +175,7 @@ class _Compaction:
         """Check packs again, and delete those that are not needed. The caller keeps commits out."""
         store = self._store
         # Records that were moved under a writer key that has been replaced since are not accepted.
-        store.refresh_config()
+        store.keys.refresh()
         # A machine that lost its state may have reused the number of another generation.
         store.sync(reread=True)
         refuse_damage(store)
@@ -198,21 +198,21 @@ class _Compaction:
         found = {}
         for pack in packs:
             with contextlib.suppress(ObjectMissingError, DamageError, FormatError):
-                found[pack] = [entry.id for entry in self._store.pack_entries(pack)]
+                found[pack] = [entry.id for entry in self._store.reader.pack_entries(pack)]
         return found
 
     def _delete_pending(self, grace: float) -> None:
         """Delete packs whose pending deletion is old enough."""
         store = self._store
         with store.storage.lock(exclusive=True) as held:
-            pending = pending_deletions(store.storage, store.writer_key)[0]
+            pending = pending_deletions(store.storage, store.keys.writer_key)[0]
             wanted = int(grace * 10**9)
-            ages = store.first_seen.observe("deletions", [one.name for one in pending], wanted)
+            ages = store.state.first_seen.observe("deletions", [one.name for one in pending], wanted)
             for one in pending:
                 if not held and ages[one.name] < wanted:
                     self._done.pending_deletion += len(one.packs)
                     continue
-                lengths = dict(store.packs())
+                lengths = dict(store.index.packs.lengths())
                 self._delete_unneeded({pack: lengths[pack] for pack in one.packs if pack in lengths})
                 # Packs that turned out to be needed may be referenced again.
                 store.storage.delete_all([one.name])
@@ -230,11 +230,11 @@ class _Compaction:
             store.sync()
             refuse_damage(store)
             # Packs of sessions that a generation names may be missing only temporarily.
-            committed = (SessionId(one.session) for one in store.all_generations())
+            committed = (SessionId(one.session) for one in store.generations.iterate())
             used = store.index.packs.sessions().union(committed)
             numbers = session_numbers(store.storage)
             idle = {session.hex(): session for session in numbers.keys() - used}
-            ages = store.first_seen.observe("sessions", idle, wanted)
+            ages = store.state.first_seen.observe("sessions", idle, wanted)
             for session in (idle[one] for one, age in ages.items() if age >= wanted):
                 store.storage.delete_all(session_name(session, one) for one in numbers[session])
                 self._done.sessions += 1

@@ -103,8 +103,8 @@ class Planner:
 
     def _plan_distrusted(self, found: Plan, young: set[SessionId]) -> None:
         """Add packs of revoked machines, once no generation needs anything of them."""
-        lengths = dict(self._store.packs())
-        for pack in self._store.distrusted & lengths.keys():
+        lengths = dict(self._store.index.packs.lengths())
+        for pack in self._store.updater.distrusted & lengths.keys():
             if not self._holds(pack, young) and not self._needed.is_pack_needed(pack, {pack}):
                 found.dead[pack] = lengths[pack]
 
@@ -119,8 +119,8 @@ class Planner:
         ended = store.index.generations.ended_sessions()
         numbers = session_numbers(store.storage).keys()
         store.index.generations.forget_ended(ended - numbers)
-        known = ended.union(one.session for one in store.all_generations())
-        ages = store.first_seen.observe("unfinished", [one.hex() for one in numbers - known], wanted)
+        known = ended.union(one.session for one in store.generations.iterate())
+        ages = store.state.first_seen.observe("unfinished", [one.hex() for one in numbers - known], wanted)
         return {SessionId(bytes.fromhex(one)) for one, age in ages.items() if age < wanted}
 
     def _holds(self, pack: PackId, sessions: set[SessionId]) -> bool:
@@ -128,6 +128,6 @@ class Planner:
         if not sessions:
             return False
         try:
-            return any(entry.session in sessions for entry in self._store.pack_entries(pack))
+            return any(entry.session in sessions for entry in self._store.reader.pack_entries(pack))
         except ObjectMissingError:
             return False

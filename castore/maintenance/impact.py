@@ -137,7 +137,7 @@ class Reasons:
         self.nodes += 1
         try:
             refs, sound = self._read.pop(node.id, ([], False))
-            refs = refs or self._store.read_node(node.id)
+            refs = refs or self._store.reader.read_node(node.id)
             if sum(ref.size for ref in refs) != node.size:
                 raise DamageError(  # noqa: TRY301 - reported like the others
                     f"the node {node.id.hex()} does not hold the number of bytes that its parent says"

@@ -44,7 +44,7 @@ class NeededRecords:
         What was marked before stays marked. Raises DamageError, StorageError.
         """
         count = 0
-        for generation in self._store.all_generations():
+        for generation in self._store.generations.iterate():
             if self._without is None or not self._without(generation):
                 mark(self._walk, roots_of(generation), self._marks)
                 count += 1
@@ -68,7 +68,7 @@ class NeededRecords:
 
     def records(self, pack: PackId) -> list[list[PackEntry]]:
         """Return the entries of each record that generations read from this pack."""
-        entries = self._store.pack_entries(pack)
+        entries = self._store.reader.pack_entries(pack)
         live = self._live(entries)
         chosen = self._store.index.liveness.are_chosen(pack, live)
         # The deltas of a group share a record, which is kept with all of them.
@@ -90,7 +90,7 @@ class NeededRecords:
     def is_pack_needed(self, pack: PackId, without: set[PackId]) -> bool:
         """Return whether a generation needs something of a pack that it cannot read without these packs."""
         try:
-            entries = self._store.pack_entries(pack)
+            entries = self._store.reader.pack_entries(pack)
         except ObjectMissingError:
             return False
         live = self._live(entries)

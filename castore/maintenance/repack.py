@@ -33,7 +33,7 @@ class _OpenPack:
     """A pack that records are moved to, with its file in the base cache."""
 
     def __init__(self, store: Store) -> None:
-        self.pack = PackWriter(store.storage, store.writer_key)
+        self.pack = PackWriter(store.storage, store.keys.writer_key)
         self.sources: set[PackId] = set()
         """The packs that its records come from."""
         self._cache = store.references
@@ -107,7 +107,7 @@ class RecordMover:
     def _finish_pack(self, done: _OpenPack, *, full: bool) -> None:
         self._open = None
         pack_id, length = done.commit(full=full)
-        signer = self._store.writer_key.signer.public
+        signer = self._store.keys.writer_key.signer.public
         self._store.index.packs.put([PackContent(pack_id, length, done.pack.entries, signer)])
         self._store.index.usage.move((old, pack_id) for old in done.sources)
         self.written += length

@@ -57,7 +57,7 @@ def repair(
     alone. agree: decides, given the damage and the plan, whether to go on.
     Raises IdentityError, StorageError.
     """
-    with store.upkeep_lock():
+    with store.state.upkeep_lock():
         _refuse_other_keys(store)
         readable = _can_read(store)
         found = verify(store, tally, packs=True, read_data=readable)
@@ -65,10 +65,10 @@ def repair(
         planned.drop += _stray(store) if readable else []
         if not agree(found, planned):
             return planned, found
-        store.check_may_maintain("repair")
+        store.keys.check_may_maintain("repair")
         planned.done = True
         if planned.repaired:
-            store.repair_copies()
+            store.admin.repair_copies()
         if planned.rewrite and not readable:
             raise IdentityError(
                 f"{pack_name(planned.rewrite[0])} is damaged, and only an identity can say which of its "
@@ -80,9 +80,9 @@ def repair(
         with store.storage.lock(exclusive=True):
             _refuse_other_keys(store)
             # A configuration that was only partly read before may be accepted by now.
-            stray = store.stray_configurations()
+            stray = store.keys.stray_configurations()
             dropped = [one for one in planned.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
-            store.drop([*dropped, *(pack_name(pack) for pack in planned.rewrite)])
+            store.generations.delete_unreadable([*dropped, *(pack_name(pack) for pack in planned.rewrite)])
         store.sync()
         return planned, verify(store, tally)
 
@@ -92,14 +92,14 @@ def _refuse_other_keys(store: Store) -> None:
 
     Raises KeyRotatedError; MissingError or DamageError for the list of objects that former keys sealed.
     """
-    store.refresh_config()
-    if store.writer_key.previous_keys:
-        store.writer_key.listed()
+    store.keys.refresh()
+    if store.keys.writer_key.previous_keys:
+        store.keys.writer_key.listed()
 
 
 def _can_read(store: Store) -> bool:
     try:
-        store.identity()
+        store.keys.identity()
     except IdentityError:
         return False
     return True
@@ -130,7 +130,8 @@ def _stray(store: Store) -> list[str]:
     A machine could mistake an admin's next configuration for one: if a machine was revoked in it, the
     configuration does not open.
     """
-    return store.stray_configurations() if store.identity().admin.public in store.config.admin_keys else []
+    is_admin = store.keys.identity().admin.public in store.keys.config.admin_keys
+    return store.keys.stray_configurations() if is_admin else []
 
 
 def _generations(store: Store) -> list[str]:
@@ -143,24 +144,24 @@ def _sessions(store: Store) -> list[str]:
 
 
 def _removals(store: Store) -> list[str]:
-    return list(damaged_removals(store.storage, store.writer_key))
+    return list(damaged_removals(store.storage, store.keys.writer_key))
 
 
 def _is_damaged(store: Store, name: str) -> bool:
     """Return whether an object is damaged. An object of a newer castore version is not."""
     try:
         if name.startswith("packs/"):
-            store.pack_entries(PackId(bytes.fromhex(name.removeprefix("packs/"))))
+            store.reader.pack_entries(PackId(bytes.fromhex(name.removeprefix("packs/"))))
         elif name.startswith("generations/"):
-            open_generation(name, store.storage.get(name), store.writer_key)
+            open_generation(name, store.storage.get(name), store.keys.writer_key)
         elif name.startswith("deletions/"):
-            open_deletion(name, store.storage.get(name), store.writer_key)
+            open_deletion(name, store.storage.get(name), store.keys.writer_key)
         elif name.startswith(f"{REMOVALS}/"):
-            open_removal(name, store.storage.get(name), store.writer_key)
+            open_removal(name, store.storage.get(name), store.keys.writer_key)
         else:
             session, _, number = name.removeprefix("sessions/").partition(".")
             session_id = SessionId(bytes.fromhex(session))
-            decode_session(session_id, int(number), store.storage.get(name), store.writer_key)
+            decode_session(session_id, int(number), store.storage.get(name), store.keys.writer_key)
     except DamageError:
         return True
     except (FormatError, StorageError):
@@ -171,7 +172,7 @@ def _is_damaged(store: Store, name: str) -> bool:
 def _entries(store: Store, pack: PackId) -> list[PackEntry]:
     """Return the entries of a pack: from its footer or, if that is damaged, from the index."""
     try:
-        return store.pack_entries(pack)
+        return store.reader.pack_entries(pack)
     except ObjectMissingError:
         return []
     except DamageError:
@@ -198,9 +199,9 @@ def _write_anew(store: Store, pack: PackId, tally: Progress, planned: Repair) ->
 def _is_whole(store: Store, pack: PackId, entries: list[PackEntry], sealed: memoryview) -> bool:
     """Return whether a record is intact and holds the right content, as far as its bases exist."""
     first = entries[0]
-    if len(sealed) != first.sealed_length or not store.is_intact(pack, first, sealed):
+    if len(sealed) != first.sealed_length or not store.reader.is_intact(pack, first, sealed):
         return False
-    for entry, _ in store.broken_entries(pack, entries):
+    for entry, _ in store.reader.broken_entries(pack, entries):
         if entry.kind != CHUNK or all(store.index.locations.contains(list(entry.bases))):
             return False
     return True

@@ -96,9 +96,9 @@ def stats(store: Store) -> Stats:
     Memory grows by 12 to 16 bytes per chunk, and by about 100 bytes per node, which has about 100 chunks.
     """
     store.sync()
-    services, total = _totals(store.all_generations())
+    services, total = _totals(store.generations.iterate())
     packs, pack_bytes = 0, 0
-    for _, size in store.packs():
+    for _, size in store.index.packs.lengths():
         packs, pack_bytes = packs + 1, pack_bytes + size
     return Stats(
         services,
@@ -125,10 +125,10 @@ def _records(store: Store) -> Records:
     if found.deltas:
         marks = IdSet(found.chunks)
         walk = Walk(store)
-        for generation in store.all_generations():
+        for generation in store.generations.iterate():
             mark(walk, roots_of(generation), marks)
         for node in walk.lost:
-            store.read_node(node)  # raises the error that says what is missing
+            store.reader.read_node(node)  # raises the error that says what is missing
         referenced, referenced_bytes = store.index.liveness.weigh_chunks(marks)
         store.index.liveness.mark_bases(marks)
         needed, needed_bytes = store.index.liveness.weigh_chunks(marks)

@@ -36,7 +36,8 @@ def trim_base_cache(store: Store) -> None:
     marks = IdSet()
     known = True
     try:
-        newest = itertools.chain.from_iterable(_last(store, service) for service in store.services())
+        services = store.generations.services()
+        newest = itertools.chain.from_iterable(_last(store, service) for service in services)
         roots = itertools.chain.from_iterable(map(roots_of, newest))
         mark(Walk(store), roots, marks)
         store.index.liveness.mark_bases(marks)
@@ -56,8 +57,9 @@ def _last(store: Store, service: str) -> Iterator[Generation]:
 
     If this host has none, yield the newest of any host: the next snapshot is compared with it.
     """
-    first = next(filter(store.is_own, store.newest_first(service)), None)
-    mine = filter(store.is_own, store.newest_first(service)) if first else store.newest_first(service)
+    log, is_own = store.generations, store.hosts.is_own
+    first = next(filter(is_own, log.newest_first(service)), None)
+    mine = filter(is_own, log.newest_first(service)) if first else log.newest_first(service)
     for position, generation in enumerate(mine):
         if position == 0 or not generation.partial:
             yield generation
@@ -67,7 +69,7 @@ def _last(store: Store, service: str) -> Iterator[Generation]:
 
 def _live(store: Store, pack: PackId, marks: IdSet) -> list[tuple[int, int]]:
     """Return offset and sealed length of each record that generations read from this pack."""
-    chunks = [entry for entry in store.pack_entries(pack) if entry.kind == CHUNK]
+    chunks = [entry for entry in store.reader.pack_entries(pack) if entry.kind == CHUNK]
     needed = list(itertools.compress(chunks, marks.find(b"".join([entry.id for entry in chunks]))))
     chosen = itertools.compress(needed, store.index.liveness.are_chosen(pack, needed))
     # The deltas of a group share a record.

@@ -100,19 +100,19 @@ def verify(
     was interrupted, only the packs that it did not reach. tally: counts the bytes of packs read, and in
     total. Raises IdentityError, StorageError, BusyError if the store changes too fast.
     """
-    store.refresh_config()
+    store.keys.refresh()
     if read_data:
-        store.identity()
+        store.keys.identity()
     store.sync()
     found = Verification()
     found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
     found.damage += [f"{name}: {reason}" for name, reason in damaged_of_two(store).items()]
     _verify_generations(store, found)
     _verify_sessions(store, found)
-    found.damage += damaged_removals(store.storage, store.writer_key).values()
+    found.damage += damaged_removals(store.storage, store.keys.writer_key).values()
     bad: dict[bytes, str] = {}
     whole = []
-    for pack, size in store.packs():
+    for pack, size in store.index.packs.lengths():
         if _verify_length(store, pack, size, found):
             found.packs += 1
             whole.append((pack, size))
@@ -126,7 +126,7 @@ def verify(
     # The next snapshot then references nothing in the damaged packs, and stores their content again.
     with contextlib.suppress(StorageError):
         store.index.verification.set_damaged(found.damaged_packs)
-        store.keep_verified()
+        store.updater.record_verified()
     lost = _without_copies(store, bad)
     for _ in range(_LOOKS):
         store.sync()
@@ -146,15 +146,15 @@ def damaged_of_two(store: Store) -> dict[str, str]:
     """Return what is wrong with the objects that are stored twice, and with their copies, by name."""
     while True:
         found: dict[str, str] = {}
-        looked = [(folder, number) for folder, number, _ in store.kept_twice()]
-        for folder, number, read in store.kept_twice():
+        looked = [(folder, number) for folder, number, _ in store.keys.replicated()]
+        for folder, number, read in store.keys.replicated():
             try:
                 found |= replicas.check(store.storage, folder, number, read())
             except (DamageError, FormatError, StorageError) as error:
                 found[f"{folder}/{number}"] = str(error)
-        store.refresh_config()
+        store.keys.refresh()
         # Look again if another castore replaced the objects meanwhile.
-        if looked == [(folder, number) for folder, number, _ in store.kept_twice()]:
+        if looked == [(folder, number) for folder, number, _ in store.keys.replicated()]:
             return found
 
 
@@ -164,11 +164,11 @@ def _walk(store: Store, lost: dict[bytes, str], found: Verification, *, decode: 
     reasons = Reasons(store, lost)
     with StreamReader(store) as reader:
         trees = Trees(reader, reasons)
-        for generation in store.all_generations():
+        for generation in store.generations.iterate():
             found.generations += 1
             hits = list(affected(generation, reasons, trees, reader, decode=decode))
             # The generation may have been forgotten meanwhile.
-            if hits and store.generation_objects(generation.service, [generation.number]):
+            if hits and store.generations.objects(generation.service, [generation.number]):
                 found.affected += hits
     found.nodes, found.chunks = reasons.nodes, reasons.chunks
 
@@ -188,7 +188,7 @@ def _verify_generations(store: Store, found: Verification) -> None:
         if name in store.damaged or not NAME.fullmatch(short):
             continue
         try:
-            one, plain = open_generation(name, store.storage.get(name), store.writer_key)
+            one, plain = open_generation(name, store.storage.get(name), store.keys.writer_key)
             others |= store.index.generations.get(one.service, one.number) != plain
         except ObjectMissingError:
             continue
@@ -203,13 +203,13 @@ def _verify_sessions(store: Store, found: Verification) -> None:
 
     If an identity is at hand, also check the seal for it in each object.
     """
-    identity = store.known_identity()
+    identity = store.keys.known_identity()
     numbers = session_numbers(store.storage)
     for session, several in sorted(numbers.items()):
         try:
-            number, record = read_session(store.storage, session, several, store.writer_key)
+            number, record = read_session(store.storage, session, several, store.keys.writer_key)
             if identity is not None:
-                store.check_seal(session, number, record)
+                store.keys.check_seal(session, number, record)
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
@@ -258,7 +258,7 @@ def _chosen(
     began = 0 if restart else store.index.verification.begun(depth)
     if not began:
         store.index.verification.set_begun(depth, time.time_ns())
-        store.keep_verified()
+        store.updater.record_verified()
         return packs
     found.resumed = began
     return [(pack, size) for pack, size in packs if when.get(pack, 0) < began]
@@ -298,13 +298,13 @@ def _look_into(
                 tally.files += 1
                 if time.monotonic() - noted > _NOTED_SECONDS:
                     store.index.verification.set_verified(sound, depth, time.time_ns())
-                    store.keep_verified()
+                    store.updater.record_verified()
                     sound, noted = [], time.monotonic()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             with contextlib.suppress(StorageError):
                 store.index.verification.set_verified(sound, depth, time.time_ns())
-                store.keep_verified()
+                store.updater.record_verified()
 
 
 def _look(
@@ -328,7 +328,7 @@ def _look(
     if not damage and depth < DATA:
         return damage, {}
     try:
-        entries = store.pack_entries(pack)
+        entries = store.reader.pack_entries(pack)
     except ObjectMissingError:
         return damage, {}
     except (DamageError, StorageError) as error:
@@ -338,7 +338,7 @@ def _look(
         reason = f"it is in {name}, which is damaged: --read-data checks whether the chunk itself is"
         return damage, {one.id: f"chunk {one.id.hex()}: {reason}" for one in entries if one.kind == CHUNK}
     lost = {}
-    for entry, failure in list(store.broken_entries(pack, entries)):
+    for entry, failure in list(store.reader.broken_entries(pack, entries)):
         if not _is_there(store, name):
             return damage, {}
         lost[bytes(entry.id)] = str(failure)

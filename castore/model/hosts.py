@@ -37,7 +37,7 @@ def host_key(generation: Generation) -> str:
 
 
 class HostGroups:
-    """The hosts of generations; key: returns a generation's host (`Remembered.host_key` knows more)."""
+    """The hosts of generations; key: returns a generation's host (`HostNames.name_of` knows more)."""
 
     def __init__(
         self, generations: Iterable[Generation], key: Callable[[Generation], str] = host_key

@@ -31,10 +31,11 @@ def doubts(
     """
     found = []
     # A new machine has noted no revision of the service, and its servers may have other addresses.
-    same = _NOT_A_PLACE if store.live_revision(target.service) is not None else _NOT_A_PLACE | _ADDRESS
-    if not store.is_own(target) and any(_is_live(part, origins) for part in target.parts):
+    same = _NOT_A_PLACE if store.state.live_revision(target.service) is not None else _NOT_A_PLACE | _ADDRESS
+    if not store.hosts.is_own(target) and any(_is_live(part, origins) for part in target.parts):
         found.append(
-            f"{target.service}@{target.number} was taken on host {target.host}, and this is {store.host_name}"
+            f"{target.service}@{target.number} was taken on host {target.host}, and this is "
+            f"{store.hosts.name}"
         )
     for part in target.parts:
         before, now = recorded.get(part.name), origins.get(part.name)

@@ -49,7 +49,7 @@ def event(store: Store, kind: str, service: str) -> Iterator[Note]:
     finally:
         # A failure to record the event must not fail the operation.
         with contextlib.suppress(StorageError):
-            store.event_log.append(
+            store.state.event_log.append(
                 Event(
                     kind,
                     service,
@@ -67,6 +67,6 @@ def drills(store: Store) -> dict[tuple[str, int], Event]:
     """Return the last drill of each drilled generation, by service and number."""
     return {
         (found.service, found.number): found
-        for found in reversed(store.event_log.read())
+        for found in reversed(store.state.event_log.read())
         if found.kind == "drill" and found.number is not None
     }

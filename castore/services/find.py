@@ -11,7 +11,6 @@ from castore.content.patterns import PathPattern
 from castore.content.stored_dirs import read_file
 from castore.content.versions import Damaged, Found, Version
 from castore.errors import NotFoundError
-from castore.model.hosts import HostGroups
 from castore.model.tree import Content
 from castore.services.rollback.plan import read_details
 
@@ -58,7 +57,7 @@ class _Series(NamedTuple):
 
 
 def _series(reader: StreamReader, generations: list[Generation]) -> list[_Series]:
-    groups = HostGroups(generations, reader.store.host_key)
+    groups = reader.store.hosts.groups(generations)
     hosts: dict[str, list[Generation]] = {}
     for generation in sorted(generations, key=lambda one: one.number):
         hosts.setdefault(groups.key(generation), []).append(generation)

@@ -100,7 +100,7 @@ def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = 
             if not dry_run:
                 with event(work.store, "follow", service) as note:
                     note.revision, note.text = now, "a new revision"
-                    work.store.set_live_revision(service, now)
+                    work.store.state.set_live_revision(service, now)
             found.append(Followed(service, now, before))
             continue
         restoring = settings.follow == "restore" and not dry_run

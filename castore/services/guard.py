@@ -68,7 +68,7 @@ def guard(
         work.of(service)
     with ExitStack() as stack:
         for service in services:
-            stack.enter_context(work.store.guard_lock(service))
+            stack.enter_context(work.store.state.guard_lock(service))
         return _guard(work, services, command, wanted)
 
 
@@ -159,7 +159,7 @@ def _note_deployment(work: ServiceOperations, service: str, now: str | None, don
     if now is not None and service not in done.known:
         state = state_revision(work.store, service, now)
         if state.revision != state.noted:
-            work.store.set_live_revision(service, state.revision)
+            work.store.state.set_live_revision(service, state.revision)
     healthy = "healthy" if work.of(service).health else "castore.toml names no health check"
     live = f"deployed, {healthy}; revision {short_revision(now or '') or 'unknown'} is live"
     if service in done.restored:
@@ -243,7 +243,7 @@ def _stopped(
     remaining = [f"{shlex.join(undo)} was interrupted, or was not run" for undo in undos]
     for service in left:
         taken = done.taken[service]
-        begun = work.store.has_begun_rollback(service)
+        begun = work.store.state.has_rollback_journal(service)
         state = "may be inconsistent" if begun else "is that of the deployment"
         remaining.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
         with contextlib.suppress(RevertInterruptedError), event(work.store, "guard", service) as note:
@@ -256,14 +256,14 @@ def _stopped(
 def _way_back(work: ServiceOperations, taken: Generation) -> str:
     """Return the commands that restore the generation that was taken before a deployment."""
     first = ""
-    if work.store.has_begun_rollback(taken.service):
+    if work.store.state.has_rollback_journal(taken.service):
         first = f"castore recover {taken.service}, then "
     return f"to go back: {first}castore rollback {taken.service} --to {taken.number}"
 
 
 def _unhealthy(work: ServiceOperations, service: str, taken: Generation) -> str:
     """Check the health of a service after a revert; return what is wrong, or an empty text."""
-    if work.store.has_begun_rollback(service):
+    if work.store.state.has_rollback_journal(service):
         return ""
     try:
         check_health(work.of(service))

@@ -23,11 +23,11 @@ def chosen(store: Store, service: str) -> Predicate:
     Without a choice: this host's, or, if it has no complete one, those of the only other host that has some.
     Raises NotFoundError if several other hosts have some, or if the chosen host has none.
     """
-    if store.chosen_host == ALL_HOSTS:
+    if store.options.chosen_host == ALL_HOSTS:
         return lambda _one: True
-    if store.chosen_host is None:
-        return _own_or_only(store, service, store.say)
-    return _of_named_host(store, service, store.chosen_host)
+    if store.options.chosen_host is None:
+        return _own_or_only(store, service, store.options.say)
+    return _of_named_host(store, service, store.options.chosen_host)
 
 
 def listed(store: Store, service: str) -> Predicate:
@@ -35,7 +35,7 @@ def listed(store: Store, service: str) -> Predicate:
 
     Raises NotFoundError if the chosen host has none.
     """
-    return chosen(store, service) if store.chosen_host is not None else lambda _one: True
+    return chosen(store, service) if store.options.chosen_host is not None else lambda _one: True
 
 
 def removable(store: Store, service: str) -> Predicate:
@@ -44,15 +44,15 @@ def removable(store: Store, service: str) -> Predicate:
     Unlike `chosen`, it never selects another host's generations unless that host is named. Raises
     NotFoundError.
     """
-    if store.chosen_host is not None:
+    if store.options.chosen_host is not None:
         return chosen(store, service)
-    if not any(map(store.is_of_this_host, store.generations(service))):
+    if not any(map(store.hosts.is_of_this_host, store.generations.all(service))):
         names = ", ".join(sorted(groups_of(store, service).names().values()))
-        store.say(
-            f"this host, {store.host_name}, has no generation of {service!r}: nothing is removed; choose a "
+        store.options.say(
+            f"this host, {store.hosts.name}, has no generation of {service!r}: nothing is removed; choose a "
             f"host with --host NAME ({names})"
         )
-    return store.is_of_this_host
+    return store.hosts.is_of_this_host
 
 
 def _of_named_host(store: Store, service: str, name: str) -> Predicate:
@@ -70,7 +70,7 @@ def _of_named_host(store: Store, service: str, name: str) -> Predicate:
 
 def groups_of(store: Store, service: str) -> HostGroups:
     """Return the hosts of a service."""
-    return HostGroups(store.newest_first(service), store.host_key)
+    return store.hosts.groups(store.generations.newest_first(service))
 
 
 def shown(store: Store, service: str) -> Predicate:
@@ -78,7 +78,7 @@ def shown(store: Store, service: str) -> Predicate:
     try:
         return chosen(store, service)
     except NotFoundError:
-        if store.chosen_host is not None:
+        if store.options.chosen_host is not None:
             raise
         return lambda _one: True
 
@@ -88,16 +88,16 @@ def note_taken(store: Store, service: str, number: int) -> None:
 
     Raises StorageError.
     """
-    last, key = store.last_taken(service), store.host.id
-    newer = itertools.takewhile(lambda one: one.number > last, store.newest_first(service))
+    last, key = store.state.last_taken(service), store.hosts.current.id
+    newer = itertools.takewhile(lambda one: one.number > last, store.generations.newest_first(service))
     others = [one.number for one in newer if one.host_id == key]
     if others and last:
-        store.say(
-            f"{service}@{others[0]} is signed with the key of this host, {store.host.name}, but was taken by "
-            "another machine with a copy of that key (for example, a clone of one image): give that machine "
-            "its own key with 'castore key adopt --new-key --host NAME' there"
+        store.options.say(
+            f"{service}@{others[0]} is signed with the key of this host, {store.hosts.name}, but was taken "
+            "by another machine with a copy of that key (for example, a clone of one image): give that "
+            "machine its own key with 'castore key adopt --new-key --host NAME' there"
         )
-    store.note_taken(service, number)
+    store.state.set_last_taken(service, number)
 
 
 def own(store: Store, service: str) -> Predicate:
@@ -105,26 +105,30 @@ def own(store: Store, service: str) -> Predicate:
     try:
         return _own_or_only(store, service, lambda _text: None)
     except NotFoundError:
-        return store.is_own
+        return store.hosts.is_own
 
 
 def _own_or_only(store: Store, service: str, say: Callable[[str], None]) -> Predicate:
-    mine = store.is_own
-    if any(mine(one) and not one.number_only for one in store.newest_first(service)):
+    mine = store.hosts.is_own
+    if any(mine(one) and not one.number_only for one in store.generations.newest_first(service)):
         return mine
     groups = groups_of(store, service)
-    others = {groups.key(one) for one in store.newest_first(service) if not mine(one) and not one.number_only}
+    newest_first = store.generations.newest_first(service)
+    others = {groups.key(one) for one in newest_first if not mine(one) and not one.number_only}
     names = groups.names()
     if len(others) > 1:
         known = ", ".join(sorted({names[key] for key in others}))
         raise NotFoundError(
-            f"this host, {store.host_name}, has no complete generation of {service!r}, but several others "
+            f"this host, {store.hosts.name}, has no complete generation of {service!r}, but several others "
             f"have ({known}): choose one with --host NAME, or a generation by its number"
         )
     if not others:
         return mine
     (other,) = others
-    say(f"this host, {store.host_name}, has no complete generation of {service!r}: {names[other]}'s are used")
+    say(
+        f"this host, {store.hosts.name}, has no complete generation of {service!r}: {names[other]}'s are "
+        "used"
+    )
     return lambda one: groups.key(one) == other
 
 
@@ -134,11 +138,11 @@ def take_over(store: Store, target: Generation) -> None:
     Generations that the other host adds later remain its own. Raises StorageError.
     """
     service = target.service
-    if store.is_own(target) or any(
-        store.is_own(one) and not one.number_only for one in store.newest_first(service)
+    if store.hosts.is_own(target) or any(
+        store.hosts.is_own(one) and not one.number_only for one in store.generations.newest_first(service)
     ):
         return
     groups = groups_of(store, service)
-    newest = store.newest(service)
+    newest = store.generations.newest(service)
     key = groups.key(target)
-    store.take_over(service, {key}, newest.number if newest is not None else target.number)
+    store.state.take_over(service, {key}, newest.number if newest is not None else target.number)

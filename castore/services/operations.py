@@ -130,9 +130,9 @@ class ServiceOperations:
             self.progress(name, progress)
 
         self.store.check_settings()
-        with self.store.lock(service):
+        with self.store.state.lock(service):
             # Also after a failed rollback: without new generations, its damage would only grow.
-            interrupted = self.store.has_begun_rollback(service)
+            interrupted = self.store.state.has_rollback_journal(service)
             if interrupted and not after_interruption:
                 refuse_interrupted(self.store, service)
             filed, noting, warning = filed_under(self.store, service, revision, configured)
@@ -164,7 +164,7 @@ class ServiceOperations:
         if not noting:
             return []
         try:
-            self.store.set_live_revision(taken.service, taken.revision)
+            self.store.state.set_live_revision(taken.service, taken.revision)
         except StorageError as error:
             return [f"that its revision is the live one was not recorded: {error}"]
         return []
@@ -227,7 +227,7 @@ class ServiceOperations:
         configured = self._configured(service)
         if settings is not None and not request.health:
             settings = msgspec.structs.replace(settings, health=())
-        with self.store.lock(service):
+        with self.store.state.lock(service):
             live = state_revision(self.store, service, configured).revision
             return rollback(
                 self.store,
@@ -271,8 +271,8 @@ class ServiceOperations:
         taken = self.snapshot(service)
         for failure in taken.failures:
             self.say(f"{service}: {failure}")
-        if self.store.older:
-            self.say(f"warning: {self.store.older}")
+        if self.store.generations.older:
+            self.say(f"warning: {self.store.generations.older}")
         return taken.generation
 
     def restore(self, target: Generation, *, take_pre_rollback: bool = True, health: bool = True) -> None:

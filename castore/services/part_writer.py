@@ -82,8 +82,8 @@ class PartWriter:
             number=0,
             time=started,
             revision=request.revision,
-            host=store.host.name,
-            host_id=store.host.id,
+            host=store.hosts.current.name,
+            host_id=store.hosts.current.id,
             parts=tuple(self.parts),
             details=stored,
             session=self._session.id,
@@ -117,7 +117,7 @@ class PartWriter:
         roots: list[Ref | None] = []
         with (
             last_scan(store, service, name, tree.path, rules) as old,
-            Pipeline(self._session, store.cutter, progress) as pipeline,
+            Pipeline(self._session, store.keys.cutter, progress) as pipeline,
         ):
             store_tree(pipeline, tree.path, rules, roots.append, new, old)
         return roots[0]
@@ -126,11 +126,11 @@ class PartWriter:
         store, service = self._store, self._request.service
         previous = last_part(store, service, name)
         roots: list[Ref | None] = []
-        with Pipeline(self._session, store.cutter, progress) as pipeline, ExitStack() as stack:
+        with Pipeline(self._session, store.keys.cutter, progress) as pipeline, ExitStack() as stack:
             if previous is not None and previous.kind == "dump":
                 pipeline.compare_with(PreviousStream(iter_runs_of_chunks(store, previous.content)))
             if isinstance(source, EngineSource):
-                secret = store.writer_key.dump_key(service, name)
+                secret = store.keys.writer_key.dump_key(service, name)
                 dump = stack.enter_context(source.engine.stable_dump(secret))
             elif isinstance(source, Stream):
                 dump = DumpStream(_stream_reader(source))
@@ -180,7 +180,7 @@ def _stream_reader(source: Stream) -> Callable[[memoryview], int]:
 def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
     found: list[Ref | None] = []
     # A delta would save a few bytes only, and keep packs of earlier generations in use.
-    with Pipeline(session, store.cutter, Progress(), deltas=False) as pipeline:
+    with Pipeline(session, store.keys.cutter, Progress(), deltas=False) as pipeline:
         pipeline.write(data)
         pipeline.end_stream(found.append)
     stored = StoredRef.of(found[0])

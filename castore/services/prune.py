@@ -42,14 +42,14 @@ def judged(store: Store, service: str, settings: Service | None, now: int) -> li
     now: ns since 1970. Raises StorageError, and NotFoundError if the chosen host has no generation.
     """
     wanted = removable(store, service)
-    live = store.live_revision(service)
+    live = store.state.live_revision(service)
     return apply_policy(
-        filter(wanted, store.generations(service)),
+        filter(wanted, store.generations.all(service)),
         settings.keep if settings is not None else None,
         now,
         live=[live] if live else [],
-        pinned=frozenset(store.pins(service)),
-        key=store.host_key,
+        pinned=frozenset(store.generations.pins(service)),
+        key=store.hosts.name_of,
     )
 
 
@@ -62,7 +62,7 @@ def services_to_prune(
     of a service in castore.toml. keep: the rules of every service, instead of those of castore.toml. Raises
     NotFoundError for a named service that has no generations, ConfigError if its description has mistakes.
     """
-    known = store.services()
+    known = store.generations.services()
     if unknown := [service for service in named if service not in known]:
         raise unknown_service(store, unknown[0])
     chosen: dict[str, Service | None] = {}
@@ -84,7 +84,7 @@ def _has_removable(store: Store, service: str) -> bool:
     try:
         removable(store, service)
     except NotFoundError as error:
-        store.say(f"{service} is left out: {error}")
+        store.options.say(f"{service} is left out: {error}")
         return False
     return True
 
@@ -120,7 +120,7 @@ def prune(
     left_out: list[CastoreError] = []
     for service, settings in services.items():
         try:
-            with store.lock(service):
+            with store.state.lock(service):
                 refuse_interrupted(store, service)
                 verdicts = judged(store, service, settings, time.time_ns())
                 expired = [verdict.generation for verdict in verdicts if not verdict.rules]
@@ -129,8 +129,8 @@ def prune(
             left_out.append(error)
             continue
         removed += expired
-    if not store.writer_key.may_maintain:
-        store.say(
+    if not store.keys.writer_key.may_maintain:
+        store.options.say(
             "this machine may not compact the store: another machine has to reclaim the space; 'castore key "
             "adopt --maintain' gives this machine the role"
         )
@@ -162,9 +162,9 @@ def forget(store: Store, service: str, generations: Collection[Generation]) -> N
 def _forget(store: Store, service: str, generations: Collection[Generation]) -> None:
     if not generations:
         return
-    if not all(map(store.is_of_this_host, generations)):
-        store.check_may_maintain("remove generations of other hosts from")
-    pinned = store.pins(service)
+    if not all(map(store.hosts.is_of_this_host, generations)):
+        store.keys.check_may_maintain("remove generations of other hosts from")
+    pinned = store.generations.pins(service)
     if kept := sorted({one.number for one in generations} & pinned.keys()):
         raise UsageError(
             f"{service}@{kept[0]} is pinned{_in_parentheses(pinned[kept[0]])}: first castore unpin "
@@ -174,7 +174,7 @@ def _forget(store: Store, service: str, generations: Collection[Generation]) -> 
         numbers = [one.number for one in generations]
         note.number = numbers[0] if len(numbers) == 1 else None
         note.text = f"generation{'s' if len(numbers) > 1 else ''} {spans(numbers)}"
-        store.forget(service, numbers)
+        store.generations.forget(service, numbers)
 
 
 def _in_parentheses(note: str) -> str:

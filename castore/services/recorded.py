@@ -48,7 +48,7 @@ def remember(store: Store, service: str, origins: Mapping[str, Origin]) -> None:
             known[part] = [*(one for one in known.get(part, ()) if one != digest), digest]
         while sum(map(len, known.values())) > _MOST and any(len(digests) > 1 for digests in known.values()):
             del max(known.values(), key=len)[0]
-        store.set_known_origins(service, json.dumps(known, sort_keys=True))
+        store.state.set_known_origins(service, json.dumps(known, sort_keys=True))
 
 
 def trusted_origins(
@@ -94,7 +94,7 @@ def trusted_origins(
 
 def _known(store: Store, service: str) -> dict[str, list[str]]:
     try:
-        found = json.loads(store.known_origins(service) or "{}")
+        found = json.loads(store.state.known_origins(service) or "{}")
         return {str(part): [str(one) for one in digests] for part, digests in found.items()}
     except (ValueError, TypeError, AttributeError):
         return {}

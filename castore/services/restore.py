@@ -67,7 +67,7 @@ def restore(
         # Look paths up before making the destination: a wrong path then leaves no directory.
         children = {part.name: child_of(reader, part, selection.path) for part in parts}
         # The same for a wrong identity.
-        store.identity()
+        store.keys.identity()
         tally.total = sum(size_below(part, children[part.name], selection.path) for part in parts)
         tally.most_files = sum(part.files for part in parts)
         begun = Begun.of(store, selection)

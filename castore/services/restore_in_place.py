@@ -125,7 +125,7 @@ def doubt_of(store: Store, selection: Selection, plan: TreePlan, place: str, ori
     returns it; empty: not known.
     """
     added, changed, removed = plan.summary
-    is_own = store.is_own(selection.generation)
+    is_own = store.hosts.is_own(selection.generation)
     is_same = bool(origin) and os.path.realpath(origin) == os.path.realpath(place)
     is_emptied = plan.empties and removed
     if not (changed or removed) or (is_own and is_same and not is_emptied):

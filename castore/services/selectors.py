@@ -16,7 +16,6 @@ from castore.errors import (
     UsageError,
 )
 from castore.model.counting import count as counted
-from castore.model.hosts import HostGroups
 from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
 from castore.services.dates import parse_date
 from castore.services.hosts import chosen, own
@@ -76,7 +75,7 @@ def select(store: Store, text: str) -> Selection:
 
 def _goes_on(store: Store, service: str, selector: str, part_name: str) -> bool:
     """Whether the colon after `selector` more likely belongs to a revision than to a part."""
-    generations = store.generations(service)
+    generations = store.generations.all(service)
     begun = selector.removeprefix("=") + ":"
     return any(revision_begins(generation.revision, begun) for generation in generations) and not any(
         generation.part(part_name) for generation in generations
@@ -116,7 +115,7 @@ def find(store: Store, service: str, selector: str) -> Generation:
     number = selector.removeprefix("#")
     if number.lstrip("0") != str(found.number):
         _refuse_damaged(store, service, found.number)
-    confirmed = store.confirmed(found)
+    confirmed = store.generations.confirmed(found)
     # In another copy of the store, the selector may name another generation.
     return confirmed if confirmed == found else _find(store, service, selector)
 
@@ -129,7 +128,7 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
     numbers = re.fullmatch(r"#?([0-9]{1,10})-#?([0-9]{1,10})", selector)
     if numbers is None or parse_date(selector) is not None:
         return [find(store, service, selector)]
-    generations = store.generations(service)
+    generations = store.generations.all(service)
     if any(revision_begins(one.revision, selector) for one in generations) or not generations:
         return [find(store, service, selector)]
     first, last = int(numbers[1]), int(numbers[2])
@@ -138,8 +137,8 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
     within = [one for one in generations if first <= one.number <= last]
     found = list(filter(chosen(store, service), within))
     if within and len(found) < len(within):
-        of = HostGroups(within, store.host_key).names().values()
-        store.say(
+        of = store.hosts.groups(within).names().values()
+        store.options.say(
             f"{service}@{selector}: of {counted(len(within), 'generation')}, {len(within) - len(found)} of "
             f"other hosts left out (hosts: {', '.join(sorted(of))}; choose with --host)"
         )
@@ -148,7 +147,7 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
             f"no generation of {service!r} has a number from {first} to {last}; "
             f"'castore log {service}' lists them"
         )
-    return [store.confirmed(one) for one in found]
+    return [store.generations.confirmed(one) for one in found]
 
 
 def _refuse_damaged(store: Store, service: str, older: int) -> None:
@@ -158,19 +157,19 @@ def _refuse_damaged(store: Store, service: str, older: int) -> None:
     """
     if not store.damaged:
         return
-    tags = store.writer_key.tags(service)
-    highest = store.next_number(service) + MAX_JUMP
+    tags = store.keys.writer_key.tags(service)
+    highest = store.generations.next_number(service) + MAX_JUMP
     for name in sorted(store.damaged, key=lambda name: name[-10:], reverse=True):
         tag, number = split_name(name)
         if tag not in tags or not older < number <= highest:
             continue
         try:
-            open_generation(name, store.storage.get(name), store.writer_key)
+            open_generation(name, store.storage.get(name), store.keys.writer_key)
         except ObjectMissingError:
             continue
         except (DamageError, FormatError) as error:
             # An attacker may have replaced a generation that had this name before, to hide it.
-            if isinstance(error, RevokedKeyError) and name not in store.writer_key.listed():
+            if isinstance(error, RevokedKeyError) and name not in store.keys.writer_key.listed():
                 continue
             hint = "it may be the generation that is meant; select another one by its number"
             raise type(error)(f"{error} ({hint})") from None
@@ -195,10 +194,10 @@ def _find(store: Store, service: str, selector: str) -> Generation:
     quick = _found_at_once(store, service, selector, chosen_host)
     if quick is not None:
         return quick
-    generations = store.generations(service)
+    generations = store.generations.all(service)
     if not generations:
         raise unknown_service(store, service)
-    by_number = _is_number(selector) and store.chosen_host is None
+    by_number = _is_number(selector) and store.options.chosen_host is None
     wanted: Predicate = own(store, service) if by_number else chosen_host
     regular = [one for one in generations if not one.number_only and wanted(one)]
     try:
@@ -210,7 +209,7 @@ def _find(store: Store, service: str, selector: str) -> Generation:
 
 def unknown_service(store: Store, service: str) -> NotFoundError:
     """Return the error for a service that has no generation in the store."""
-    known = ", ".join(store.services()) or "none"
+    known = ", ".join(store.generations.services()) or "none"
     return NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
 
 
@@ -285,11 +284,11 @@ def _meant(
 def _earlier(store: Store, service: str, selector: str, steps: int) -> Generation:
     """Return the generation that is `steps` generations before the one that `selector` names."""
     named = _find(store, service, selector)
-    generations = store.generations(service)
-    groups = HostGroups(generations, store.host_key)
+    generations = store.generations.all(service)
+    groups = store.hosts.groups(generations)
     host = groups.key(named)
     # This host's generations include those that it took over from another host.
-    same = store.is_own if store.is_own(named) else lambda one: groups.key(one) == host
+    same = store.hosts.is_own if store.hosts.is_own(named) else lambda one: groups.key(one) == host
     earlier = [g for g in generations if not g.number_only and g.number <= named.number and same(g)]
     what = f"generation {named.number}"
     if _names_revision(selector, named):
@@ -319,14 +318,14 @@ def _found_at_once(
 ) -> Generation | None:
     """Return what is meant if the index can answer without reading every generation of the service."""
     if selector == "latest":
-        newest_first = (one for one in store.newest_first(service) if not one.number_only)
+        newest_first = (one for one in store.generations.newest_first(service) if not one.number_only)
         return next((one for one in newest_first if chosen_host(one)), None)
     if selector.startswith("#") and (number := selector[1:]).isascii() and number.isdecimal():
-        return store.generation(service, int(number)) if len(number) <= _MAX_DIGITS else None
+        return store.generations.get(service, int(number)) if len(number) <= _MAX_DIGITS else None
     revision = selector.removeprefix("=")
     if selector.startswith("=") or not (selector.isascii() and selector.isdigit()):
         numbers = store.index.generations.numbers_by_revision(service, revision)
-        found = (store.generation(service, number) for number in numbers)
+        found = (store.generations.get(service, number) for number in numbers)
         exact = (one for one in found if one is not None and one.revision == revision)
         return next((one for one in exact if chosen_host(one)), None)
     return None
@@ -426,10 +425,10 @@ def _shared(one: str, other: str) -> int:
 
 def undo_of(store: Store, service: str) -> Generation:
     """Return the pre-rollback generation of a service's last rollback. Raises NotFoundError."""
-    number = store.undo_number(service)
-    generation = store.generation(service, number) if number is not None else None
+    number = store.state.undo_number(service)
+    generation = store.generations.get(service, number) if number is not None else None
     if generation is None:
         raise NotFoundError(
             f"nothing to undo: the last rollback of {service!r} here took no pre-rollback generation"
         )
-    return store.confirmed(generation)
+    return store.generations.confirmed(generation)

@@ -107,7 +107,7 @@ def _take(store: Store, request: SnapshotRequest) -> tuple[Generation, dict[str,
     started = time.time_ns()
     clock = time.monotonic_ns()
     store.sync(report_older=not request.pre_rollback)
-    older = store.older
+    older = store.generations.older
     epoch = store.index.epoch()
     with store.session() as session, PartWriter(store, session, request) as writer:
         with request.hooks if request.hooks is not None else contextlib.nullcontext():
@@ -115,7 +115,7 @@ def _take(store: Store, request: SnapshotRequest) -> tuple[Generation, dict[str,
                 writer.write(name, source)
         record = writer.finish(started, time.monotonic_ns() - clock)
         generation = _commit(store, record, epoch)
-        store.older = store.older or older
+        store.generations.older = store.generations.older or older
         writer.keep_scans()
     return generation, writer.origins
 
@@ -136,13 +136,13 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
                 f"chunks that this snapshot of {generation.service!r} shares with older ones were removed "
                 "from the store while it was taken; nothing was committed, try again"
             )
-        newest = next(filter(store.is_own, store.newest_first(generation.service)), None)
+        newest = next(filter(store.hosts.is_own, store.generations.newest_first(generation.service)), None)
         generation = msgspec.structs.replace(
             generation,
-            number=store.next_number(generation.service),
+            number=store.generations.next_number(generation.service),
             parent=newest.number if newest is not None else 0,
         )
         with contextlib.suppress(StorageError):
             note_taken(store, generation.service, generation.number)
-        store.commit(generation)
+        store.generations.commit(generation)
     return generation

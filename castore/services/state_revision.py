@@ -68,10 +68,10 @@ def state_revision(
 
     report_older: for a snapshot: if the store is older than before, note that in `store.older`, and continue.
     """
-    noted = store.live_revision(service)
+    noted = store.state.live_revision(service)
     if configured and noted and noted != configured:
         # A new index has no generations until it is synchronised.
-        store.sync_generations(report_older=report_older)
+        store.generations.sync(report_older=report_older)
     return decide(configured, noted, lambda revision: newest_of(store, service, revision) is not None)
 
 
@@ -85,10 +85,10 @@ def filed_under(
     if given is None:
         state = state_revision(store, service, configured, report_older=True)
         return (state.revision if configured else ""), True, state.warning(service)
-    noted = store.live_revision(service)
+    noted = store.state.live_revision(service)
     warning = ""
     if given and noted and given != noted:
-        store.sync_generations(report_older=True)
+        store.generations.sync(report_older=True)
         if newest_of(store, service, given) is not None:
             warning = (
                 f"the state was noted as of revision {short_revision(noted)}, and {short_revision(given)} "
@@ -111,7 +111,7 @@ def after_rollback(store: Store, target: Generation, before: str) -> str:
     before: the one that it belongs to now. A partial generation changes only some parts, so the state still
     belongs to `before`; undoing such a rollback reverts exactly what it changed.
     """
-    if target.partial and target.number != store.undo_number(target.service):
+    if target.partial and target.number != store.state.undo_number(target.service):
         return before
     return target.revision
 
@@ -122,15 +122,15 @@ def newest_of(store: Store, service: str, revision: str) -> Generation | None:
     If only a pre-rollback generation has the state of the revision, return that one.
     """
     mine = own(store, service)
-    indexed = map(store.confirmed, filter(mine, store.by_revision(service, revision)))
+    indexed = map(store.generations.confirmed, filter(mine, store.generations.by_revision(service, revision)))
     found = next((one for one in indexed if one.revision == revision and not one.interrupted), None)
     if found is not None:
         return found
     # After an interrupted rollback, parts belong to two revisions; a partial generation lacks parts.
     kept = (
         one
-        for one in store.newest_first(service)
+        for one in store.generations.newest_first(service)
         if one.pre_rollback and not one.interrupted and not one.partial and mine(one)
     )
     found = next((one for one in kept if one.revision == revision), None)
-    return None if found is None else store.confirmed(found)
+    return None if found is None else store.generations.confirmed(found)

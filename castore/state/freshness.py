@@ -13,19 +13,20 @@ that it is right (`accept`); a snapshot reports it and is committed nevertheless
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from castore.errors import StaleStoreError, StorageError
 from castore.fs.durable import read_private, write_private
-from castore.model.removals import Removals
 from castore.state.locks import waiting_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from castore.model.generation import Generation
+    from castore.model.removals import Removals
     from castore.state.paths import MachinePaths
     from castore.storage import Storage
     from castore.store.format.config import SealedConfig
@@ -74,6 +75,21 @@ class FreshnessState(msgspec.Struct, frozen=True, omit_defaults=True):
     """The public keys whose configurations are accepted if this machine has no writer key."""
 
 
+@dataclass(frozen=True)
+class PresentGenerations:
+    """The generations that a store has now."""
+
+    newest: Mapping[str, Generation]
+    """The highest generation of each service."""
+    session_of: Callable[[str, int], str | None]
+    """Returns the session of a generation, in hex.
+
+    "" if the generation is damaged, which is reported elsewhere; None if it does not exist.
+    """
+    removals: Callable[[str], Removals]
+    """Returns the generations of a service that other machines removed on purpose."""
+
+
 class FreshnessGuard:
     """The memory of a store, in the file `path`; safe to use from several processes at once."""
 
@@ -88,19 +104,19 @@ class FreshnessGuard:
 
         All places count, because the state of a service on this machine names generations by their numbers.
         """
-        others = (FreshnessGuard(path, self._location)._read() for path in self._elsewhere)  # noqa: SLF001
-        return max(self._of(memory, service).last for memory in (self._read(), *others))
+        memories = [self.memory(), *self._memories_elsewhere()]
+        return max(self._of(memory, service).last for memory in memories)
 
     def services(self) -> list[str]:
         """Return the services of which a generation was seen."""
-        return sorted(self._read().services)
+        return sorted(self.memory().services)
 
     def check_config(self, number: int, digest: bytes = b"") -> None:
         """Refuse a store with an older configuration than seen before. Raises StaleStoreError, StorageError.
 
         digest: the hash of the configuration's bytes, if it is authentic.
         """
-        memory = self._read()
+        memory = self.memory()
         if number < memory.config:
             raise StaleStoreError(
                 f"the store at {self._location} is older than this machine has seen it: its "
@@ -130,44 +146,35 @@ class FreshnessGuard:
 
     def admins(self) -> frozenset[bytes]:
         """Return the keys whose configurations are accepted here or, if none, at the store's other places."""
-        others = (FreshnessGuard(path, self._location)._read().admins for path in self._elsewhere)  # noqa: SLF001
-        return frozenset(self._read().admins or (key for one in others for key in one))
-
-    def memory(self) -> FreshnessState:
-        """Return what is remembered now."""
-        return self._read()
+        own = self.memory().admins
+        return frozenset(own or (key for one in self._memories_elsewhere() for key in one.admins))
 
     def compare(
         self,
         memory: FreshnessState,
-        present: Mapping[str, Generation],
-        session_of: Callable[[str, int], str | None],
+        present: PresentGenerations,
         *,
         accept: bool,
-        removals: Callable[[str], Removals] = lambda _service: Removals(),
         report: Callable[[str], None] | None = None,
     ) -> None:
         """Refuse a store in which a service is older than seen before; remember the highest generations.
 
-        memory: what was remembered before the store was read. present: the highest generation of each
-        service. session_of: the session, in hex, of a generation; "" if it is damaged, which is reported
-        elsewhere; None if it does not exist. removals: the generations of a service that other machines
-        removed on purpose. report: receives the message instead of an error being raised; the generations
-        that disappeared are remembered as missing. Raises StaleStoreError, which names all services that are
-        older, and StorageError.
+        memory: what was remembered before the store was read. report: receives the message instead of an
+        error being raised; the generations that disappeared are remembered as missing. Raises
+        StaleStoreError, which names all services that are older, and StorageError.
         """
-        memory_before = memory
+        memory_before, newest = memory, present.newest
         lost: dict[str, dict[int, str]] = {}
         # Services whose newest generation was removed on purpose, or disappeared without explanation.
         went = {
             name
             for name, seen in memory.services.items()
-            if seen.number > (present[name].number if name in present else 0)
+            if seen.number > (newest[name].number if name in newest else 0)
         }
         if not accept:
             reasons = []
             for service, seen in sorted(memory.services.items()):
-                found = _went_back(service, seen, present.get(service), session_of, removals)
+                found = _went_back(service, seen, present)
                 if found:
                     lost[service] = {number: session for number, session, _ in found}
                     reasons += [reason for *_, reason in found]
@@ -190,9 +197,9 @@ class FreshnessGuard:
                 if seen.number == before.number and (seen.number in missing or name in went):
                     seen = msgspec.structs.replace(seen, number=0, session="", host="")
                 services[name] = msgspec.structs.replace(seen, missing=missing)
-            for name, newest in present.items():
+            for name, one in newest.items():
                 seen = services.get(name, ServiceHighWater())
-                services[name] = seen.with_generation(newest.number, newest.session.hex(), newest.host)
+                services[name] = seen.with_generation(one.number, one.session.hex(), one.host)
             return msgspec.structs.replace(memory, services=services)
 
         self._change(change, strict=accept)
@@ -232,11 +239,15 @@ class FreshnessGuard:
 
         self._change(change, strict=True)
 
+    def _memories_elsewhere(self) -> list[FreshnessState]:
+        return [FreshnessGuard(path, self._location).memory() for path in self._elsewhere]
+
     @staticmethod
     def _of(memory: FreshnessState, service: str) -> ServiceHighWater:
         return memory.services.get(service, ServiceHighWater())
 
-    def _read(self) -> FreshnessState:
+    def memory(self) -> FreshnessState:
+        """Return what this machine remembers now. Raises StorageError."""
         text = read_private(self._path)
         if text is None:
             return FreshnessState()
@@ -250,13 +261,13 @@ class FreshnessGuard:
 
     def _change(self, change: Callable[[FreshnessState], FreshnessState], *, strict: bool = False) -> None:
         """Change the file if its content differs. Raises StorageError if reading fails or `strict` is set."""
-        memory = self._read()
+        memory = self.memory()
         if change(memory) == memory:
             return
         try:
             with waiting_lock(f"{self._path}.lock"):
                 # Another process may have changed it meanwhile: apply the change to what it wrote.
-                memory = self._read()
+                memory = self.memory()
                 changed = change(memory)
                 if changed != memory:
                     write_private(self._path, msgspec.json.encode(changed) + b"\n")
@@ -267,21 +278,18 @@ class FreshnessGuard:
 
 
 def _went_back(
-    service: str,
-    seen: ServiceHighWater,
-    newest: Generation | None,
-    session_of: Callable[[str, int], str | None],
-    removals: Callable[[str], Removals],
+    service: str, seen: ServiceHighWater, state: PresentGenerations
 ) -> list[tuple[int, str, str]]:
     """Return (number, session, message) of each generation that is missing or differs from what was seen."""
+    newest = state.newest.get(service)
     expected = dict(seen.missing)
     if seen.number:
         expected[seen.number] = seen.session
     found = []
     for number, session in sorted(expected.items()):
-        present = session_of(service, number)
+        present = state.session_of(service, number)
         newer = number == seen.number and newest is not None and newest.number > number
-        if present is None and not newer and not _is_removed(removals, service, number, seen):
+        if present is None and not newer and not _is_removed(state, service, number, seen):
             now = f"is {service}@{newest.number}" if newest is not None else "there is none"
             what = "the newest generation was" if number == seen.number else "there was also"
             found.append((number, session, f"{what} {service}@{number}, and now {now}"))
@@ -291,11 +299,9 @@ def _went_back(
     return found
 
 
-def _is_removed(
-    removals: Callable[[str], Removals], service: str, number: int, seen: ServiceHighWater
-) -> bool:
+def _is_removed(state: PresentGenerations, service: str, number: int, seen: ServiceHighWater) -> bool:
     host = seen.host if number == seen.number else ""
-    return removals(service).includes(number, host)
+    return state.removals(service).includes(number, host)
 
 
 def seen_at(places: MachinePaths, store_id: bytes, storage: Storage) -> FreshnessGuard:

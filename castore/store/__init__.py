@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from castore.state.paths import MachinePaths
 from castore.storage import LocalStorage
+from castore.store.options import NewStore, StoreOptions
 from castore.store.store import Store
 
 if TYPE_CHECKING:
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from castore.store.write.delta_encoder import NewChunk
     from castore.store.write.session import SealedRecord, Session
 
-__all__ = ["MachinePaths", "NewChunk", "SealedRecord", "Session", "Store", "open_store"]
+__all__ = [
+    "MachinePaths",
+    "NewChunk",
+    "NewStore",
+    "SealedRecord",
+    "Session",
+    "Store",
+    "StoreOptions",
+    "open_store",
+]
 
 
 def open_store(
@@ -30,8 +40,8 @@ def open_store(
     *,
     accept_older: bool = False,
 ) -> Store:
-    """Open the store in a directory, with the arguments of `Store.open`."""
-    return Store.open(LocalStorage(path), paths, identity, accept_older=accept_older)
+    """Open the store in a directory, as `Store.open` does."""
+    return Store.open(LocalStorage(path), paths, identity, StoreOptions(accept_older=accept_older))
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING
 
 from castore.errors import (
@@ -21,8 +22,7 @@ from castore.errors import (
     UsageError,
 )
 from castore.model.generation import MAX_NUMBER, decode_generation, decode_order
-from castore.store.format.deletion import FOLDER as DELETIONS
-from castore.store.format.deletion import pending_deletions
+from castore.state.freshness import PresentGenerations
 from castore.store.format.generation import (
     MAX_JUMP,
     encode_generation,
@@ -33,122 +33,72 @@ from castore.store.format.generation import (
 )
 from castore.store.format.pin import pin, pins, unpin
 from castore.store.format.removal import record_removal, removals
-from castore.store.format.session_key import session_numbers
-from castore.store.keys.key_manager import Keyed
-from castore.store.sync import sync_generations, sync_packs
+from castore.store.sync import sync_generations
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Collection, Iterable, Iterator
 
     from castore.model.generation import Generation
-    from castore.model.refs import PackId
     from castore.model.removals import Removals
-    from castore.progress import Progress
+    from castore.storage import Storage
+    from castore.store.index import Index
+    from castore.store.keys.key_manager import KeyManager
 
 
-class History(Keyed):
-    """The generations of a store, and the index of them on this machine."""
+class GenerationLog:
+    """The generations of a store: find, commit and forget them, and keep the index of them up to date."""
 
-    damaged: dict[str, str]
-    """Objects that were found damaged, by name, with the reasons; they are not indexed."""
-    distrusted: frozenset[PackId] = frozenset()
-    """Packs that new snapshots here do not reference, because a revoked machine added them."""
-    older: str
-    """What is wrong with a store that is older than seen before, if that is only reported; else empty."""
-    _accept_older: bool
-    _syncing: threading.Lock
-    _settled: set[tuple[tuple[bytes, int, int], str]]
-    """States of the index that a sync left as they were, with the missing object that was the reason."""
+    def __init__(self, index: Index, keys: KeyManager, *, accept_older: bool) -> None:
+        """accept_older: with the first sync, accept a store that is older than this machine has seen it."""
+        self.damaged: dict[str, str] = {}
+        """Generations that were found damaged, by name, with the reasons; they are not indexed."""
+        self.older = ""
+        """What is wrong with a store that is older than seen before, if that is only reported; else empty."""
+        self.sync_count = 0
+        """How often the generations were synchronised."""
+        self._storage: Storage = keys.storage
+        self._index = index
+        self._keys = keys
+        self._accept_older = accept_older
+        self._lock = threading.Lock()
 
-    # The index
+    # Synchronisation
 
-    def sync(
-        self, *, reread: bool = False, report_older: bool = False, tally: Progress | None = None
-    ) -> None:
-        """Bring the index up to date with the store, and list damaged objects in `damaged`.
-
-        reread: also read indexed generations again: the store may have another one under the same name.
-        report_older: as for `sync_generations`. tally: counts the packs that are read.
-        """
-        self.index.reset_error()
-        self.sync_generations(reread=reread, report_older=report_older)
-        with self._syncing:
-            # Packs are listed after the pending deletions: a pack is off that list only once it is deleted.
-            pending, found = pending_deletions(self.storage, self.writer_key)
-            self._replace_damaged(DELETIONS, found)
-            self._replace_damaged("packs/", self._sync_packs(tally))
-            self._recall_verified()
-            # Packs without a key, and damaged packs, are not referenced either: snapshots store their
-            # content again as long as they have it.
-            doubted = self.index.verification.damaged()
-            keyless = self.index.packs.without_key(lambda: session_numbers(self.storage).keys())
-            removing = {pack for one in pending for pack in one.packs}
-            self.distrusted = frozenset(self._distrusted())
-            self.index.liveness.set_pending_deletion({*keyless, *doubted, *removing, *self.distrusted})
-
-    def _sync_packs(self, tally: Progress | None) -> dict[str, str]:
-        return sync_packs(self.storage, self.index, self.writer_key, tally, self._keyring.writer_of)
-
-    def _distrusted(self) -> set[PackId]:
-        """Return the packs that new snapshots here do not reference, neither directly nor as bases.
-
-        Those are the packs of revoked machines; with `isolate_writers`, those of every other machine. A
-        maintainer may have moved a machine's records to packs of its own. If a maintainer is revoked, none of
-        its packs is referenced: it could have replaced others' records. All these packs are still read and
-        kept as before.
-        """
-        revoked = {one.key for one in self.config.writers if one.revoked and not one.replaced}
-        if not revoked and not self.isolate_writers:
-            return set()
-        own = self.writer_key.signer.public if self.writer_key.may_add else b""
-
-        def is_distrusted(key: bytes) -> bool:
-            return key in revoked or (self.isolate_writers and key != own)
-
-        writer_of, may_maintain = self._keyring.writer_of, self.writer_key.signers.may_maintain
-        found = set()
-        for pack, _, signer, sessions in self.index.packs.owners():
-            writers = (writer_of(one) or signer for one in sessions) if may_maintain(signer) else [signer]
-            if signer in revoked or any(map(is_distrusted, writers)):
-                found.add(pack)
-        return found
-
-    def sync_generations(self, *, reread: bool = False, report_older: bool = False) -> None:
+    def sync(self, *, reread: bool = False, report_older: bool = False) -> None:
         """Bring the index's generations up to date with the store.
 
         report_older: if generations that this machine has seen disappeared, describe that in `older` and go
         on: a new snapshot must not be refused to protect old ones. Otherwise raises StaleStoreError.
         """
         self.older = ""
-        self._settled.clear()  # what a new generation references may have been missing before
-        with self._syncing:
+        self.sync_count += 1
+        with self._lock:
             older: StaleStoreError | None = None
             # Another copy of the store may have replaced it, with other generations of the same names.
             reread = reread or self._accept_older or self._is_another_copy()
             while True:
-                memory = self._seen.memory()
+                memory = self._keys.freshness.memory()
                 try:
-                    found = sync_generations(self.storage, self.index, self.writer_key, reread=reread)
+                    found = sync_generations(self._storage, self._index, self._keys.writer_key, reread=reread)
                 except StorageError:
                     if older is not None:
                         raise older from None
                     raise
-                self._replace_damaged("generations/", found)
+                self.damaged = found
                 newest = (self._newest_in_sequence(service) for service in self.services())
                 present = {one.service: one for one in newest if one is not None}
                 try:
-                    self._seen.compare(
-                        *(memory, present, self._session_of),
+                    self._keys.freshness.compare(
+                        memory,
+                        PresentGenerations(present, self._session_of, self._removals),
                         accept=self._accept_older,
-                        removals=self._removals,
                         report=self._report_older if report_older and older is not None else None,
                     )
                     break
                 except StaleStoreError as error:
                     # Another process may have removed generations on purpose during the listing; and an
                     # index that a failing disk has changed may lack existing ones.
-                    if reread and not report_older and self._seen.memory() == memory:
+                    if reread and not report_older and self._keys.freshness.memory() == memory:
                         raise
                     older, reread = error, True
             self._accept_older = False
@@ -157,7 +107,7 @@ class History(Keyed):
         self.older = message
 
     def _removals(self, service: str) -> Removals:
-        return removals(self.storage, self.writer_key, service)
+        return removals(self._storage, self._keys.writer_key, service)
 
     def _is_another_copy(self) -> bool:
         """Return whether the newest indexed generation of a service differs from the stored one."""
@@ -169,14 +119,14 @@ class History(Keyed):
 
         A missing or damaged one does not count: a listing reports it.
         """
-        plain = self.index.generations.get(generation.service, generation.number)
+        plain = self._index.generations.get(generation.service, generation.number)
         for name in self._names_of(generation.service, generation.number):
             with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
-                return open_generation(name, self.storage.get(name), self.writer_key)[1] != plain
+                return open_generation(name, self._storage.get(name), self._keys.writer_key)[1] != plain
         return False
 
     def _names_of(self, service: str, number: int) -> list[str]:
-        tags = self.writer_key.tags(service)
+        tags = self._keys.writer_key.tags(service)
         return [f"generations/{tag.hex()}-{number:010d}" for tag in tags]
 
     def confirmed(self, generation: Generation) -> Generation:
@@ -188,89 +138,77 @@ class History(Keyed):
         service, number = generation.service, generation.number
         for name in self._names_of(service, number):
             try:
-                found, plain = open_generation(name, self.storage.get(name), self.writer_key)
+                found, plain = open_generation(name, self._storage.get(name), self._keys.writer_key)
             except (ObjectMissingError, RevokedKeyError):
                 continue
-            if plain != self.index.generations.get(service, number):
-                self.sync_generations(reread=True)
+            if plain != self._index.generations.get(service, number):
+                self.sync(reread=True)
             return found
-        self.sync_generations(reread=True)
+        self.sync(reread=True)
         raise NotFoundError(
-            f"{service}@{number} is not in the store at {self.location} any more; see 'castore log {service}'"
+            f"{service}@{number} is not in the store at {self._keys.location} any more; see "
+            f"'castore log {service}'"
         )
 
     def _session_of(self, service: str, number: int) -> str | None:
         """Return the session of a generation, in hex; "" if it is damaged, None if it does not exist."""
-        found = self.generation(service, number)
+        found = self.get(service, number)
         if found is not None:
             return found.session.hex()
-        names = {(tag, number) for tag in self.writer_key.tags(service)}
+        names = {(tag, number) for tag in self._keys.writer_key.tags(service)}
         return "" if any(split_name(name) in names for name in self.damaged) else None
 
-    def _replace_damaged(self, folder: str, found: dict[str, str]) -> None:
-        kept = {k: reason for k, reason in self.damaged.items() if not k.startswith(folder)}
-        self.damaged = kept | found
-
-    def reindex(self, tally: Progress | None = None) -> None:
-        """Rebuild the index from the store. Raises BusyError while another castore removes from it.
-
-        tally: counts the packs that are read.
-        """
-        with self.upkeep_lock():
-            self.index.clear()
-            self.sync(tally=tally)
-
-    # Generations
+    # Find
 
     def services(self) -> list[str]:
         """Return the names of the services that have generations, sorted."""
-        return self.index.generations.services()
+        return self._index.generations.services()
 
-    def generations(self, service: str | None = None) -> list[Generation]:
+    def all(self, service: str | None = None) -> list[Generation]:
         """Return the generations of a service, or of all, newest first.
 
         Of generations with the same time and number, the one of the last service comes first.
         """
         if service is not None:
             return list(self.newest_first(service))
-        found = list(self.all_generations())
+        found = list(self.iterate())
         found.sort(key=lambda one: (one.time, one.number, one.service), reverse=True)
         return found
 
     def newest_of_all(self) -> Iterator[Generation]:
-        """Yield all generations, in the order of `generations`; each is read when the caller asks for it."""
+        """Yield all generations, in the order of `all`; each is read when the caller asks for it."""
         keys = [(*order, service) for service in self.services() for order in self._orders(service)]
         keys.sort(reverse=True)
         for _, number, service in keys:
             # Another process may have deleted it meanwhile.
-            if (found := self.generation(service, number)) is not None:
+            if (found := self.get(service, number)) is not None:
                 yield found
 
     def _orders(self, service: str) -> Iterator[tuple[int, int]]:
         """Yield the times and numbers of a service's generations."""
         try:
-            yield from map(decode_order, self.index.generations.newest_first(service))
+            yield from map(decode_order, self._index.generations.newest_first(service))
         except DamageError as error:
-            raise self.index.refusal(error) from None
+            raise self._index.refusal(error) from None
 
-    def all_generations(self) -> Iterator[Generation]:
+    def iterate(self) -> Iterator[Generation]:
         """Yield all generations, service by service; each is read when the caller asks for it."""
         for service in self.services():
             yield from self.newest_first(service)
 
     def newest_first(self, service: str) -> Iterator[Generation]:
         """Yield the generations of a service, newest first; each is read when the caller asks for it."""
-        return map(self._decode, self.index.generations.newest_first(service))
+        return map(self._decode, self._index.generations.newest_first(service))
 
     def newest(self, service: str) -> Generation | None:
         """Return the generation of a service with the highest number, or None."""
         return next(self.newest_first(service), None)
 
-    def generation(self, service: str, number: int) -> Generation | None:
+    def get(self, service: str, number: int) -> Generation | None:
         """Return a generation, or None."""
         if not 0 < number <= MAX_NUMBER:
             return None
-        plain = self.index.generations.get(service, number)
+        plain = self._index.generations.get(service, number)
         return None if plain is None else self._decode(plain)
 
     def by_revision(self, service: str, prefix: str) -> list[Generation]:
@@ -278,8 +216,8 @@ class History(Keyed):
 
         Pre-rollback and partial generations are found by number only.
         """
-        numbers = self.index.generations.numbers_by_revision(service, prefix)
-        found = (self.generation(service, number) for number in numbers)
+        numbers = self._index.generations.numbers_by_revision(service, prefix)
+        found = (self.get(service, number) for number in numbers)
         return [generation for generation in found if generation is not None]
 
     def has_revision(self, service: str, revision: str) -> bool:
@@ -293,14 +231,14 @@ class History(Keyed):
         number is not used twice. Numbers far above all others are ignored: a stolen machine could use up all
         numbers. Numbers whose names exist are skipped, whether the object is damaged or not a record at all.
         """
-        tag, *former = self.writer_key.tags(service)
-        names = [split_name(short) for short in self.storage.list("generations")]
+        tag, *former = self._keys.writer_key.tags(service)
+        names = [split_name(short) for short in self._storage.list("generations")]
         listed = names
         with contextlib.suppress(DamageError, FormatError):
-            listed = [split_name(name) for name in self.writer_key.listed()]
+            listed = [split_name(name) for name in self._keys.writer_key.listed()]
         reused = (number for one, number in listed if one in former)
-        singles = {*self.index.generations.numbers(service), *reused}
-        number = last_in_sequence({*singles, self._seen.last(service)}, self._removals(service)) + 1
+        singles = {*self._index.generations.numbers(service), *reused}
+        number = last_in_sequence({*singles, self._keys.freshness.last(service)}, self._removals(service)) + 1
         taken = {one for found, one in names if found == tag and one >= number}
         while number in taken:
             number += 1
@@ -311,22 +249,22 @@ class History(Keyed):
         newest = self.newest(service)
         if newest is None or newest.number <= MAX_JUMP:
             return newest
-        last = last_in_sequence(self.index.generations.numbers(service), self._removals(service))
+        last = last_in_sequence(self._index.generations.numbers(service), self._removals(service))
         return next((one for one in self.newest_first(service) if one.number <= last), None)
 
-    def generation_objects(self, service: str, numbers: Iterable[int]) -> list[str]:
+    def objects(self, service: str, numbers: Iterable[int]) -> list[str]:
         """Return the names of the objects of these generations of a service.
 
         That includes objects under any writer key, and forged ones.
         """
-        wanted = {(tag, number) for number in numbers for tag in self.writer_key.tags(service)}
-        return [f"generations/{n}" for n in self.storage.list("generations") if split_name(n) in wanted]
+        wanted = {(tag, number) for number in numbers for tag in self._keys.writer_key.tags(service)}
+        return [f"generations/{n}" for n in self._storage.list("generations") if split_name(n) in wanted]
 
     def _decode(self, plain: bytes) -> Generation:
         try:
             return decode_generation(plain)
         except DamageError as error:
-            raise self.index.refusal(error) from None
+            raise self._index.refusal(error) from None
 
     # Commit and forget
 
@@ -338,14 +276,14 @@ class History(Keyed):
         """
         if not 0 < generation.number <= MAX_NUMBER:
             raise UsageError(f"a generation cannot have the number {generation.number}")
-        name = generation_name(self.writer_key, generation.service, generation.number)
-        data, plain = encode_generation(generation, self.writer_key)
+        name = generation_name(self._keys.writer_key, generation.service, generation.number)
+        data, plain = encode_generation(generation, self._keys.writer_key)
         # The session made its own objects durable. The generation may also reference objects of others,
         # known from a listing, whose writer may have been killed before it synced their names.
         for folder in ("sessions", "packs"):
-            self.storage.sync_dir(folder)
+            self._storage.sync_dir(folder)
         try:
-            self.storage.put(name, data)
+            self._storage.put(name, data)
         except ObjectExistsError:
             raise BusyError(
                 f"another castore has just taken the number {generation.number} of "
@@ -355,7 +293,7 @@ class History(Keyed):
             self._revert_commit(generation, name, data, error)
             raise
         try:
-            self.refresh_config()
+            self._keys.refresh()
         except KeyRotatedError as error:
             raise KeyRotatedError(
                 f"{generation.service}@{generation.number} is not committed, since meanwhile {error}"
@@ -366,8 +304,8 @@ class History(Keyed):
             raise
         # It is committed; if updating the index fails, the next synchronisation adds it.
         with contextlib.suppress(StorageError):
-            self._seen.committed(generation)
-            self.index.generations.put([(name.partition("/")[2], generation, plain)])
+            self._keys.freshness.committed(generation)
+            self._index.generations.put([(name.partition("/")[2], generation, plain)])
 
     def _revert_commit(
         self, generation: Generation, name: str, data: bytes, error: CastoreError
@@ -377,14 +315,14 @@ class History(Keyed):
         If that fails, raises `error` with that added.
         """
         try:
-            if self.storage.get(name) == data:
+            if self._storage.get(name) == data:
                 # Others may have seen it: its number is not used again.
-                self.forgotten(generation.service, [generation.number])
+                self.expect_removal(generation.service, [generation.number])
                 with contextlib.suppress(StorageError):
                     record_removal(
-                        self.storage, self.writer_key, generation.service, [generation.number]
+                        self._storage, self._keys.writer_key, generation.service, [generation.number]
                     )
-                self.storage.delete_all([name])
+                self._storage.delete_all([name])
         except ObjectMissingError:
             pass
         except StorageError:
@@ -393,48 +331,48 @@ class History(Keyed):
                 "listed, it is complete"
             ) from error
 
-    def forgotten(self, service: str, numbers: Iterable[int]) -> None:
-        """Remember that generations are removed on purpose. Call this before their objects are deleted.
+    def expect_removal(self, service: str, numbers: Iterable[int]) -> None:
+        """Record that generations are removed on purpose. Call this before their objects are deleted.
 
         This machine then does not report them as missing, and never uses their numbers again. Raises
         StorageError.
         """
         gone = set(numbers)
         rest = (one for one in self.newest_first(service) if one.number not in gone)
-        self._seen.forget(service, gone, next(rest, None))
+        self._keys.freshness.forget(service, gone, next(rest, None))
 
     def forget(self, service: str, numbers: Collection[int]) -> None:
         """Delete the records of generations, durably; `compact` reclaims the space of their content.
 
         Raises StorageError.
         """
-        names = self.generation_objects(service, numbers)
-        self.forgotten(service, numbers)
+        names = self.objects(service, numbers)
+        self.expect_removal(service, numbers)
         # First, so that no other machine reports them missing. On a full disk the record is skipped: removal
         # is what makes space, and compaction needs it. Other machines then report an unexplained removal.
         with contextlib.suppress(StorageFullError):
-            record_removal(self.storage, self.writer_key, service, numbers)
-        self.storage.delete_all(names)
-        self.index.generations.remove(name.partition("/")[2] for name in names)
+            record_removal(self._storage, self._keys.writer_key, service, numbers)
+        self._storage.delete_all(names)
+        self._index.generations.remove(name.partition("/")[2] for name in names)
 
-    def drop(self, names: Collection[str]) -> None:
+    def delete_unreadable(self, names: Collection[str]) -> None:
         """Delete objects that no key can read, durably. Raises StorageError."""
         for name in names:
             tag, number = split_name(name)
-            for service in self._seen.services() if number else ():
-                if tag in self.writer_key.tags(service):
-                    self.forgotten(service, [number])
-                    record_removal(self.storage, self.writer_key, service, [number])
-        self.storage.delete_all(names)
+            for service in self._keys.freshness.services() if number else ():
+                if tag in self._keys.writer_key.tags(service):
+                    self.expect_removal(service, [number])
+                    record_removal(self._storage, self._keys.writer_key, service, [number])
+        self._storage.delete_all(names)
 
     def pin(self, service: str, number: int, note: str) -> bool:
         """Keep a generation whatever the retention rules say; return whether it was not pinned yet."""
-        return pin(self.storage, self.writer_key, service, number, note)
+        return pin(self._storage, self._keys.writer_key, service, number, note)
 
     def unpin(self, service: str, number: int) -> bool:
         """Let the retention rules decide about a generation again; return whether it was pinned."""
-        return unpin(self.storage, self.writer_key, service, number)
+        return unpin(self._storage, self._keys.writer_key, service, number)
 
     def pins(self, service: str) -> dict[int, str]:
         """Return the pinned numbers of a service, with the reasons."""
-        return pins(self.storage, self.writer_key, service)
+        return pins(self._storage, self._keys.writer_key, service)

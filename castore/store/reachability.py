@@ -53,7 +53,7 @@ class Walk:
         while todo:
             node = todo.pop()
             try:
-                plain = self._store.read_node_bytes(RecordId(node))
+                plain = self._store.reader.read_node_bytes(RecordId(node))
             except MissingError as error:
                 if self._store.index.locations.locate(NODE, RecordId(node)) is not None:
                     # It exists, but its key is missing, perhaps only for now: what is below is unknown.

@@ -186,3 +186,8 @@ def _reason(name: str, error: Exception) -> str:
     """Return the reason without the object's name, which the caller adds."""
     reason = str(error).removeprefix(name).removeprefix(" is damaged").lstrip(": ")
     return Refusal(reason) if isinstance(error, RevokedKeyError) else reason
+
+
+def replace_damaged(before: dict[str, str], folder: str, found: dict[str, str]) -> dict[str, str]:
+    """Return damaged objects, by name with reasons, after a folder was listed again."""
+    return {name: reason for name, reason in before.items() if not name.startswith(folder)} | found

@@ -178,7 +178,7 @@ def test_random_trees_match_what_a_walk_finds(sandbox, tree):
         take(sandbox, tree)
         seen.append({str(p.relative_to(tree)): p.lstat() for p in tree.rglob("*")})
     with sandbox.open() as store, StreamReader(store) as reader:
-        generations = sorted(store.generations("s"), key=lambda one: one.number)
+        generations = sorted(store.generations.all("s"), key=lambda one: one.number)
         roots = [(one.time, one.parts[0].content) for one in generations]
         for pattern in ("*.x", "*", "a", "g.?"):
             actual = {}
@@ -286,8 +286,8 @@ def test_only_directories_that_changed_are_read(sandbox, tree, monkeypatch):
     with sandbox.open() as store, StreamReader(store) as reader:
         store.sync()
         reads = []
-        read = store.read_nodes_bytes
-        monkeypatch.setattr(store, "read_nodes_bytes", lambda ids: (reads.extend(ids), read(ids))[1])
-        roots = [(one.time, one.parts[0].content) for one in reversed(store.generations("s"))]
+        read = store.reader.read_nodes_bytes
+        monkeypatch.setattr(store.reader, "read_nodes_bytes", lambda ids: (reads.extend(ids), read(ids))[1])
+        roots = [(one.time, one.parts[0].content) for one in reversed(store.generations.all("s"))]
         assert len(list(find(reader, roots, PathPattern("f")))) == 40
     assert len(reads) == 5 + 5 + 39 + 5  # roots, tops, the others once, 00

@@ -315,13 +315,13 @@ def test_two_hosts_share_a_store_for_several_nights(tmp_path: Path) -> None:
         one.run("prune")
 
     for night in range(1, 4):
-        a.take(f"state of {night}")
+        a.take(f"a, night {night}")
         b.take(f"b night {night}")
     check(a, "a")
     check(b, "b")
     a.take("a after the upgrade", "r2")
     a.run("rollback", "web", "--to", "r1")
-    assert (a.top / "file").read_text() == "state of 3"
+    assert (a.top / "file").read_text() == "a, night 3"
     assert (b.top / "file").read_text() == "b night 3"
     b.take("b after the upgrade", "r2")
     a.run("rollback", "web", "--undo")

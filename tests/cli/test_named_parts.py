@@ -94,7 +94,7 @@ def test_log_and_show_say_what_is_pinned(two, sandbox, capsys):
     assert "pinned" not in run(capsys, "log", "s")
     with sandbox.open() as store:
         store.sync()
-        store.pin("s", 1, "before the move")
+        store.generations.pin("s", 1, "before the move")
     pinned, free = reversed(run(capsys, "log", "s").splitlines()[1:])
     assert "(pinned: before the move)" in pinned
     assert "pinned" not in free
@@ -113,7 +113,7 @@ def nine(sandbox, tmp_path):
 def numbers(sandbox):
     with sandbox.open() as store:
         store.sync()
-        return sorted(one.number for one in store.generations("s"))
+        return sorted(one.number for one in store.generations.all("s"))
 
 
 def test_forget_ranges(nine, capsys):

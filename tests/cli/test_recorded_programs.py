@@ -91,6 +91,7 @@ class Machine:
 
     def __init__(self, known: str | None = None) -> None:
         self.known = known
+        self.state = self
 
     def known_origins(self, service: str) -> str | None:
         return self.known

@@ -76,7 +76,7 @@ def crowded(home: Path, tmp_path: Path, castore: Run, monkeypatch: pytest.Monkey
     from castore.state.directories import machine_paths
 
     with open_store(str(tmp_path / "store"), machine_paths()) as store:
-        (model,) = store.generations()
+        (model,) = store.generations.all()
         storage = store.storage
         for i in range(1, GENERATIONS):
             made = msgspec.structs.replace(
@@ -87,8 +87,8 @@ def crowded(home: Path, tmp_path: Path, castore: Run, monkeypatch: pytest.Monkey
                 time=model.time + i * 10**9,
                 revision=f"/gnu/store/{i:032x}-system",
             )
-            name = generation_name(store.writer_key, made.service, made.number)
-            data, _ = encode_generation(made, store.writer_key)
+            name = generation_name(store.keys.writer_key, made.service, made.number)
+            data, _ = encode_generation(made, store.keys.writer_key)
             with open(os.path.join(tmp_path / "store", name), "xb") as file:  # as put does, but for fsync
                 file.write(data)
         assert len(list(storage.list("generations"))) == GENERATIONS
@@ -119,5 +119,5 @@ def test_a_lab_lists_nothing_without_packs(tmp_path: Path) -> None:
         if pack.is_file():
             pack.unlink()
     with sandbox.open(identity=False) as store:
-        store.sync_generations()
-        assert [g.number for g in store.generations("s")] == [1]
+        store.generations.sync()
+        assert [g.number for g in store.generations.all("s")] == [1]

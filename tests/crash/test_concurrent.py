@@ -25,7 +25,7 @@ from castore.crypto import Identity
 from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, NewStore, Store
 from tests.support.checkout import ROOT
 from tests.support.store_worker import KEPT, Worker, check_generation
 
@@ -63,12 +63,12 @@ class Workers:
         storage = LocalStorage(str(folder / "store"), create=True)
         first = Worker(folder, ROLES[0][0], lockless=lockless, grace=GRACE)
         recipients = [(identity.recipient, "")]
-        Store.create(storage, first.places, recipients, average=4096, identity=lambda: identity).close()
+        Store.create(storage, first.places, recipients, lambda: identity, NewStore(average_chunk_size=4096)).close()
         if lockless:
             for name, _, _ in ROLES[1:]:
                 worker = Worker(folder, name, lockless=True, grace=GRACE)
                 with worker.open() as store:
-                    store.adopt(name, maintain=True)
+                    store.admin.adopt(name, maintain=True)
 
     def start(self, name: str, role: str, service: str) -> None:
         self.counts["started"] += 1
@@ -155,7 +155,7 @@ class Workers:
         for places in (first.places, fresh):
             with Store.open(LocalStorage(str(self.folder / "store")), places, lambda: identity) as store:
                 store.sync()
-                listed = {(one.service, one.number): one.revision for one in store.generations()}
+                listed = {(one.service, one.number): one.revision for one in store.generations.all()}
                 assert taken.keys() - forgotten <= listed.keys()
                 for (service, number), revision in listed.items():
                     if (service, number) in taken:
@@ -170,7 +170,7 @@ class Workers:
             compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
             compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
             assert verify(store, castore.Progress(), packs=True).sound
-            assert {(one.service, one.number) for one in store.generations()} == listed.keys()
+            assert {(one.service, one.number) for one in store.generations.all()} == listed.keys()
             for service, number in listed:
                 check_generation(store, service, number, self.folder)
         assert len(listed) >= KEPT

@@ -20,7 +20,7 @@ import pytest
 from castore.crypto import Identity
 from castore.errors import CastoreError, StorageError, UsageError
 from castore.storage import LocalStorage
-from castore.store import Store
+from castore.store import NewStore, Store
 from castore.store.format.config import config_numbers
 from tests.support import store_histories
 from tests.support.power_loss_checks import PowerLossChecker
@@ -118,7 +118,7 @@ def _nothing_half_done(host: SimulatedHost, base: HostBeforeStep, before: set, f
     assert set(host.guaranteed.whole) == before
     with host.open("first") as store:
         store.sync()
-        there = {(one.service, one.number) for one in store.generations()}
+        there = {(one.service, one.number) for one in store.generations.all()}
     if fault.mode != ON:
         # A disk that refuses everything may keep what it would not let be removed.
         assert there == before, "what was said to have failed is there"
@@ -212,10 +212,10 @@ def test_a_name_that_another_process_took_is_not_removed(folder: Path) -> None:
     generation = next(iter(host.guaranteed.whole))
     with host.open("first") as store:
         store.sync()
-        found = store.generation(*generation)
+        found = store.generations.get(*generation)
         name = next(name for name in host.disk.live().files if "/generations/" in name)
-        store._revert_commit(found, name.removeprefix(ROOT + "/"), b"of mine", StorageError("reported"))
-        assert store.generation(*generation) == found
+        store.generations._revert_commit(found, name.removeprefix(ROOT + "/"), b"of mine", StorageError("reported"))
+        assert store.generations.get(*generation) == found
         assert name in host.disk.live().files
 
 
@@ -229,5 +229,5 @@ def test_what_must_be_kept_is_kept_before_the_store_is_there(folder: Path) -> No
         kept.append(store_id)
 
     to = [(Identity.generate().recipient, "")]
-    with Store.create(storage, host.places, to, keep=keep) as store:
+    with Store.create(storage, host.places, to, new=NewStore(before_create=keep)) as store:
         assert kept == [store.store_id]

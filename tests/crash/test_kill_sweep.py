@@ -134,7 +134,7 @@ def _keys_are_right(machine: Machine, command: str) -> None:
     if not command.startswith("key"):
         return
     with machine.opened() as store:
-        named = {recipient.text for recipient, _ in store.recipients}
+        named = {recipient.text for recipient, _ in store.keys.recipients}
         assert (NEW.recipient.text in named) == (command == "key add")
     old, machine.identity = machine.identity, NEW
     try:

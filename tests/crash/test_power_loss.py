@@ -178,7 +178,7 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
     run(host, ["init", "snapshot", "snapshot", "snapshot"])
     with host.open("first") as store:
         store.sync()
-        packs = [pack_name(pack) for pack, _ in store.packs()]
+        packs = [pack_name(pack) for pack, _ in store.index.packs.lengths()]
     damaged = host.chance.sample(packs, 2)
     for name in damaged:
         _damage(host, f"{store_histories.ROOT}/{name}")

@@ -102,7 +102,7 @@ class LiveService:
 
     def begun(self) -> bool:
         with self.sandbox.open(identity=False) as store:
-            return store.begun_rollback("s") is not None
+            return store.state.rollback_journal("s") is not None
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> PristineStore:
     with sandbox.open() as store:
         for what in ("pack 1", "pack 2"):
             name = found.names[what]
-            found.layouts[what] = store.pack_entries(PackId(bytes.fromhex(name[6:])))
+            found.layouts[what] = store.reader.pack_entries(PackId(bytes.fromhex(name[6:])))
             # The box holds who signed it, the signature, the count of sessions, the one id, an entry of 48 bytes
             # for each record, and bases.
             box = 32 + 64 + 2 + 16 + sum(48 + 32 * len(entry.bases) for entry in found.layouts[what]) + 40
@@ -305,7 +305,7 @@ def test_damage_is_named_and_nothing_wrong_is_restored(
             report = str(error)
             if isinstance(error, StaleStoreError):
                 assert (what, how) == ("generation 2", "deleted"), "what is damaged is no older store"
-                store._accept_older = True
+                store.generations._accept_older = True
         reports = "".join(_restored_rightly(pristine, store, number, room / str(number)) for number in (1, 2))
         if "padding" in how:
             assert reports == ""
@@ -352,7 +352,7 @@ def test_no_older_generation_is_taken_for_one_that_is_damaged(pristine: Pristine
     sandbox = _copy(pristine, room, "index deleted")
     _damage(pristine, sandbox.store, "generation 2", how)
     with sandbox.open() as store:
-        store.sync_generations()
+        store.generations.sync()
         for selector in ("latest", "2", "#2", "2999-01-01", "r"):
             with pytest.raises(DamageError, match=pristine.names["generation 2"]):
                 select(store, f"s@{selector}:t")

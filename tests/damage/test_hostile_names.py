@@ -59,8 +59,8 @@ def fill(sandbox: Sandbox, tree: Path) -> None:
     with sandbox.open(identity=False) as store:
         for number, name in enumerate(NAMES, 2):
             forge(store, "web", {"t": Tree(str(tree))}, lambda one, name=name: named(name)(one))
-            store.index.generations.remove(g.partition("/")[2] for g in store.generation_objects("web", [number]))
-            store._seen.forget("web", {number}, store.generation("web", 1))
+            store.index.generations.remove(g.partition("/")[2] for g in store.generations.objects("web", [number]))
+            store.keys.freshness.forget("web", {number}, store.generations.get("web", 1))
 
 
 def machine(sandbox: Sandbox, home: Path, castore: Run) -> None:
@@ -196,11 +196,11 @@ def test_one_validator_serves_what_is_written_and_what_is_read() -> None:
 def test_a_name_in_the_store_is_checked_where_it_is_opened(sandbox: Sandbox, tree: Path) -> None:
     with sandbox.open(identity=False) as store:
         forged = forge(store, "web", {"t": Tree(str(tree))}, named("../x"))
-        name = generation.generation_name(store.writer_key, "web", forged.number)
+        name = generation.generation_name(store.keys.writer_key, "web", forged.number)
         with pytest.raises(DamageError, match=name):
-            generation.open_generation(name, store.storage.get(name), store.writer_key)
+            generation.open_generation(name, store.storage.get(name), store.keys.writer_key)
     fresh = MachinePaths(str(sandbox.folder / "state2"), str(sandbox.folder / "cache2"))
     with open_store(str(sandbox.store), fresh, lambda: sandbox.identity) as store:
         store.sync()
         assert list(store.damaged) == [name]
-        assert store.services() == []
+        assert store.generations.services() == []

@@ -97,7 +97,7 @@ def nested(hostile: Hostile, session, ref: Ref, levels: int, width: int = MAX_NO
 
 
 def chunk(hostile: Hostile, session, data: bytes) -> Ref:
-    record = hostile.store.chunk_id(data)
+    record = hostile.store.reader.chunk_id(data)
     hostile.chunk(session, record, packs.ZSTD, zstandard.compress(data), len(data), ())
     return Ref(RefKind.CHUNK, record, len(data))
 
@@ -263,14 +263,14 @@ def api_decode(plain: bytes) -> Details:
 def test_removed_generations_are_spans(hostile: Hostile) -> None:
     """A record of 100 bytes lists up to 2 ** 32 numbers."""
     store = hostile.store
-    name = f"removals/{store.writer_key.tag('web').hex()}-{'0' * 32}"
+    name = f"removals/{store.keys.writer_key.tag('web').hex()}-{'0' * 32}"
     record = Removal(1, 1, ((1, 5), (10, 0xFFFFFFF0), (3, 7)))
-    store.storage.put(name, seal_object(REMOVAL, name, msgspec.msgpack.encode(record), store.writer_key))
+    store.storage.put(name, seal_object(REMOVAL, name, msgspec.msgpack.encode(record), store.keys.writer_key))
     began = time.monotonic()
-    found = removals(store.storage, store.writer_key, "web").by_maintainers
+    found = removals(store.storage, store.keys.writer_key, "web").by_maintainers
     assert (7 in found, 8 in found, 1 << 31 in found, 0xFFFFFFF1 in found, 0 in found, found.last) == (True, False, True, False, False, 0xFFFFFFF0)
-    record_removal(store.storage, store.writer_key, "web", [9])
-    found = removals(store.storage, store.writer_key, "web").by_maintainers
+    record_removal(store.storage, store.keys.writer_key, "web", [9])
+    found = removals(store.storage, store.keys.writer_key, "web").by_maintainers
     assert found.spans == ((1, 7), (9, 0xFFFFFFF0))
     assert time.monotonic() - began < 5
 

@@ -28,6 +28,8 @@ from castore.content.scan import small_files
 from castore.errors import BusyError, CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
+from castore.storage import LocalStorage
+from castore.store import Store, StoreOptions
 from tests.support.stores import Sandbox, take_snapshot
 from tests.support.tree_walker import compare, walk
 
@@ -208,8 +210,7 @@ def test_a_user_s_own_restore_is_theirs_to_recover(sandbox: Sandbox, live: Path,
     as_user(killed)
     (undo,) = (live / "data").glob(".castore-aside-*")
     printed: list[str] = []
-    with sandbox.open() as opened:
-        opened.say = printed.append
+    with Store.open(LocalStorage(str(sandbox.store)), sandbox.places, options=StoreOptions(say=printed.append)) as opened:
         take_snapshot(opened, "s", {"t": package.Tree(str(live))})
         take_snapshot(opened, "d", {"t": package.Tree(str(live / "data"))})
     assert [f"{undo} belongs to no restore" in line for line in printed] == [True]

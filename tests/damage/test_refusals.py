@@ -208,7 +208,7 @@ _HOLD = """
 import sys
 from castore.store import MachinePaths, open_store
 store = open_store(sys.argv[1], MachinePaths(sys.argv[2], sys.argv[3]))
-with store, store.lock("web"):
+with store, store.state.lock("web"):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -59,7 +59,7 @@ class PristineStore:
             self.older |= self.objects()
         with self.sandbox.open() as store:
             store.sync()
-            forget(store, "web", [store.generation("web", 3)])
+            forget(store, "web", [store.generations.get("web", 3)])
             # A machine that never saw the third gives its number again.
             os.unlink(self.sandbox.places.seen_of(store.store_id, store.storage.place))
             # Nor is there a record of the removal.
@@ -70,25 +70,25 @@ class PristineStore:
         self.kept[3] = self.content()
         with self.sandbox.open() as store:
             store.sync()
-            store.pin("web", 1, "old")
+            store.generations.pin("web", 1, "old")
             self.older |= {name: data for name, data in self.objects().items() if name.startswith("pins/")}
-            store.unpin("web", 1)
-            store.pin("web", 1, "new")
-            store.pin("web", 2, "")
+            store.generations.unpin("web", 1)
+            store.generations.pin("web", 1, "new")
+            store.generations.pin("web", 2, "")
             # Packs that nothing needs, set aside.
-            store.reseal([*store.recipients, (other.recipient, "other")])
+            store.admin.reseal([*store.keys.recipients, (other.recipient, "other")])
         for seed in (7, 8):
             self.change(seed)
             self.sandbox.snapshot("gone", self.sources())
         with self.sandbox.open() as store:
             store.sync()
-            gone = store.generations("gone")
+            gone = store.generations.all("gone")
             packs = {p.name for p in (self.sandbox.store / "packs").iterdir()}
             forget(store, "gone", gone)
             needed = {name for name in self.older if name.startswith("packs/")}
             dead = sorted(name for name in packs if f"packs/{name}" not in needed)[-2:]
             for name in dead:
-                write_deletion(store.storage, store.writer_key, [PackId(bytes.fromhex(name))])
+                write_deletion(store.storage, store.keys.writer_key, [PackId(bytes.fromhex(name))])
         # The one at which it is still as it was is what names are looked for in.
         self.names = {kind: sorted(n for n in self.objects() if n.startswith(f"{kind}/")) for kind in KINDS}
 

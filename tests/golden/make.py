@@ -165,11 +165,11 @@ def make_rotated(into: Path) -> None:
             sandbox.snapshot("nights", {"dump": file_source(f"{folder}/dump"), "tree": tree})
             with sandbox.open() as store:
                 if number in {0, 2}:
-                    former.append(store.writer_key.text())
-                    store.rotate_writer(new_ids=number == 2)
+                    former.append(store.keys.writer_key.text())
+                    store.admin.rotate(new_ids=number == 2)
                 if number == 1:
-                    store.reseal([*store.recipients, (second.recipient, "second")])
-                key = store.writer_key.text()
+                    store.admin.reseal([*store.keys.recipients, (second.recipient, "second")])
+                key = store.keys.writer_key.text()
         shutil.copytree(sandbox.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
         (into / "identity").write_text(sandbox.identity.text() + "\n")
         (into / "second").write_text(second.text() + "\n")

@@ -21,7 +21,7 @@ from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.pack import DELTA, DELTA_PAIR
 from tests.golden.make import night, plain
 from tests.support.stores import take_snapshot
@@ -52,7 +52,7 @@ class Copy:
 
     def open(self, *, identity: bool = True, trust: Sequence[bytes] = ()) -> Store:
         provider = (lambda: self.identity) if identity else None
-        return Store.open(LocalStorage(str(self.path)), self.places, provider, trust=trust)
+        return Store.open(LocalStorage(str(self.path)), self.places, provider, StoreOptions(trust=trust))
 
 
 @pytest.fixture
@@ -74,9 +74,9 @@ def test_it_is_listed_with_the_writer_key_only(golden: Copy) -> None:
     with golden.open(identity=False) as store:
         store.sync()
         assert store.damaged == {}
-        listed = [(g.service, g.number, g.revision, g.parent, g.pre_rollback) for g in store.generations()]
+        listed = [(g.service, g.number, g.revision, g.parent, g.pre_rollback) for g in store.generations.all()]
         assert listed == [("golden", 2, "r2", 1, False), ("golden", 1, "r1", 0, False)]
-        for generation in store.generations():
+        for generation in store.generations.all():
             assert [(part.name, part.kind, part.skipped_files) for part in generation.parts] == [
                 ("tree", "tree", 0),
                 ("dump", "dump", 0),
@@ -143,7 +143,7 @@ def test_it_is_restored_without_castore(golden: Copy, tmp_path: Path, revision: 
 def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
     with Copy(tmp_path, DELTAS).open() as store:
         assert verify_store(_synced(store), castore.Progress(), read_data=True).sound
-        codecs = {entry.codec for pack, _ in store.packs() for entry in store.pack_entries(pack)}
+        codecs = {entry.codec for pack, _ in store.index.packs.lengths() for entry in store.reader.pack_entries(pack)}
         assert {DELTA, DELTA_PAIR} <= codecs
         for number in range(5):
             out = tmp_path / str(number)
@@ -167,7 +167,7 @@ def test_what_former_writer_keys_sealed_is_read_and_rescued(tmp_path: Path, iden
     assert {name.split(".")[0] for name in names if name.startswith(("config", "rotations"))} == {"config/4", "rotations/4"}
     first = Identity.parse((ROTATED / "identity").read_text(), None)
     with copy.open(trust=[first.admin.public]) as store:
-        assert len(store.writer_key.previous_keys) == 2
+        assert len(store.keys.writer_key.previous_keys) == 2
         assert verify_store(_synced(store), castore.Progress(), read_data=True).sound
         for number in range(5):
             out = tmp_path / str(number)

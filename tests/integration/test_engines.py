@@ -247,7 +247,7 @@ def test_a_migrated_database_goes_back_and_forth(sandbox: Sandbox, live: Live):
     assert live.fingerprint() == second
     assert live.left() == []
     with sandbox.open() as store:
-        taken = store.generation("s", 1)
+        taken = store.generations.get("s", 1)
         assert taken is not None
         made_by = plan.read_details(store, taken).origins["db"].producer
     assert made_by.split()[0] == live.name
@@ -364,7 +364,7 @@ def sweep(sandbox: Sandbox, live: Live, kill_at, points: Iterator[int]) -> tuple
         finally:
             alive()
         with sandbox.open() as store:
-            begun = store.begun_rollback("s") is not None
+            begun = store.state.rollback_journal("s") is not None
         if begun:
             with pytest.raises(CastoreError, match="interrupted"):
                 rollback(sandbox, live, 1)
@@ -499,7 +499,7 @@ def test_a_dump_without_its_end_is_no_generation(sandbox: Sandbox, live: Live, t
     with pytest.raises(ProgramError, match="its end is missing"):
         sandbox.snapshot("s", {"db": EngineSource(live.name, engine)})
     with sandbox.open() as store:
-        assert store.generations("s") == []
+        assert store.generations.all("s") == []
 
 
 def test_a_snapshot_while_writers_are_busy_is_one_moment(sandbox: Sandbox, live: Live, postgres, mariadb, tmp_path):

@@ -203,7 +203,7 @@ def test_the_word_in_a_postgresql_dump_is_secret_and_stays(postgres: Postgres, t
         for sandbox in (Sandbox(tmp_path / "one"), Sandbox(tmp_path / "two")):
             for service, part in (("s", "db"), ("s", "db"), ("s", "other"), ("t", "db")):
                 sandbox.snapshot(service, {part: EngineSource("postgresql", engine)})
-                number = max(one.number for one in sandbox.open(identity=False).generations(service))
+                number = max(one.number for one in sandbox.open(identity=False).generations.all(service))
                 sandbox.restore(f"{service}@{number}:{part}", tmp_path / "out")
                 text = (tmp_path / "out" / part).read_text()
                 shutil.rmtree(tmp_path / "out")

@@ -58,14 +58,14 @@ def take(sandbox: Sandbox, server: MariaDBServer, name: str) -> Generation:
 
 def drilled(sandbox: Sandbox, number: int) -> str:
     with sandbox.open() as store:
-        target = store.generation("s", number)
+        target = store.generations.get("s", number)
         assert target is not None
         return drill.drill(store, target, {}, Service(), Ownership(change=os.geteuid() == 0)).parts["db"]
 
 
 def warnings(sandbox: Sandbox, number: int) -> list[tuple[str, bytes, str]]:
     with sandbox.open() as store:
-        target = store.generation("s", number)
+        target = store.generations.get("s", number)
         assert target is not None
         return list(read_details(store, target).warnings)
 
@@ -129,7 +129,7 @@ def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(sandbox: San
     own = engine(server, app)
     swapping = own.prepare()
     with sandbox.open() as store:
-        target = store.generation("s", 1)
+        target = store.generations.get("s", 1)
         assert target is not None
         with StreamReader(store) as reader:
             contents = contents_of(reader, target.parts[0], lambda: None)
@@ -242,7 +242,7 @@ def test_no_value_of_a_row_is_shown_when_a_dump_does_not_load(sandbox: Sandbox, 
     with pytest.raises(ProgramError, match=r"ERROR 1064 .* near '\.\.\.'") as caught:
         sandbox.rollback(1)
     with sandbox.open() as store:
-        shown = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
+        shown = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.state.event_log.read())]
     assert not [one for one in shown if "secret" in one.lower()]
 
 

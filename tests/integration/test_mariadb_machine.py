@@ -115,7 +115,7 @@ def test_an_account_without_rights_to_stage_is_refused_before_anything_stops(san
         sandbox.rollback(1, settings=service)
     assert not stopped.exists()
     with sandbox.open() as store:
-        assert store.begun_rollback("s") is None
+        assert store.state.rollback_journal("s") is None
     take(sandbox, own)  # is not refused
     granted(server, str(caught.value))
     sandbox.rollback(1, settings=service)
@@ -141,7 +141,7 @@ def test_a_failure_to_stage_leaves_no_journal_even_if_the_server_ends(sandbox: S
             sandbox.rollback(1)
         monkeypatch.undo()
     with sandbox.open() as store:
-        assert store.begun_rollback("s") is None
+        assert store.state.rollback_journal("s") is None
     assert left(server) != []
     sandbox.rollback(1)
     assert server.sql("SELECT x FROM t", app).split() == ["1", "2"]

@@ -48,7 +48,7 @@ def source(server: Postgres, database: str, **options) -> dict[str, EngineSource
 
 def drilled(sandbox: Sandbox, number: int) -> str:
     with sandbox.open() as store:
-        target = store.generation("s", number)
+        target = store.generations.get("s", number)
         assert target is not None
         return drill.drill(store, target, {}, Service(), Ownership(change=os.geteuid() == 0)).parts["db"]
 
@@ -209,7 +209,7 @@ def test_no_value_of_a_row_is_shown_when_a_dump_does_not_load(server: Postgres, 
         with pytest.raises(ProgramError, match="ERROR:  ") as caught:
             sandbox.rollback(1)
         with sandbox.open() as store:
-            shown = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.event_log.read())]
+            shown = [str(caught.value), capfd.readouterr().err, *(str(one) for one in store.state.event_log.read())]
     assert not [one for one in shown if "777666" in one or "row-secret" in one]
 
 

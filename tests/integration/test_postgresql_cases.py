@@ -50,7 +50,7 @@ def left(server: Postgres) -> str:
 
 def warnings(sandbox: Sandbox, number: int) -> list[str]:
     with sandbox.open() as store:
-        return [reason for _, _, reason in read_details(store, store.generation("s", number)).warnings]
+        return [reason for _, _, reason in read_details(store, store.generations.get("s", number)).warnings]
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JIS_2004", "UTF8"])
@@ -78,7 +78,7 @@ def test_a_database_of_any_encoding_comes_back_and_is_drilled(server: Postgres, 
         from castore.services.drill import drill
 
         with sandbox.open() as store:
-            target = store.generation("s", 1)
+            target = store.generations.get("s", 1)
             drill(store, target, dict(read_details(store, target).origins), Service(), Ownership(change=False))
 
 
@@ -315,7 +315,7 @@ def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(ser
         assert server.psql("SELECT x FROM t WHERE x = 'Ä'", "app") == "Ä"
         assert server.psql("SELECT x FROM m", "app") == "1"
         with sandbox.open() as store:
-            target = store.generation("s", 1)
+            target = store.generations.get("s", 1)
             drill(store, target, dict(read_details(store, target).origins), Service(), Ownership(change=False))
         assert left(server) == ""
 
@@ -341,7 +341,7 @@ def test_an_inventory_of_objects_only_is_compared_as_such(server: Postgres, sand
         server.psql("DELETE FROM t", "app")
         for number in (1, 2):
             with sandbox.open() as store:
-                origins = dict(read_details(store, store.generation("s", number)).origins)
+                origins = dict(read_details(store, store.generations.get("s", number)).origins)
             origins["db"].settings["inventory"] = "full"
             sandbox.rollback(number)
             assert server.psql("SELECT x FROM t", "app") == "1"

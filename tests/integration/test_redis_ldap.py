@@ -243,7 +243,7 @@ def test_the_programs_of_a_server_are_run_as_another_user(sandbox: Sandbox, serv
     rollback(sandbox, 1, server.hooks)
     assert server.state() == first
     with sandbox.open() as store:
-        drill.drill(store, store.generation("s", 1), {}, Service(), Ownership(change=True))
+        drill.drill(store, store.generations.get("s", 1), {}, Service(), Ownership(change=True))
 
 
 def test_a_server_that_is_not_healthy_is_reverted(sandbox: Sandbox, server: Server):

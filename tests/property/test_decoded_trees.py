@@ -70,7 +70,7 @@ class Writer(Hostile):
         plant(live)
         self.sandbox.snapshot("s", {"t": Tree(str(live))})
         self.store.sync()
-        first = self.store.generation("s", 1)
+        first = self.store.generations.get("s", 1)
         assert first is not None
         self.first = first
         self.reader = StreamReader(self.store)
@@ -101,7 +101,7 @@ class Writer(Hostile):
 
     def put(self, session, data: bytes) -> Ref:
         """Store bytes as one chunk."""
-        name = self.store.chunk_id(data)
+        name = self.store.reader.chunk_id(data)
         if not self.store.index.locations.has_chunk(name) and name not in self.written:
             self.written.add(name)
             codec, packed = session._codecs.compress(data)
@@ -127,7 +127,7 @@ class Writer(Hostile):
                 path = path[:-1] if path else None
         part = msgspec.structs.replace(self.first.parts[0], root=StoredRef.of(ref))
         taken = msgspec.structs.replace(self.first, number=next(self.numbers), parts=(part,))
-        self.store.commit(taken)
+        self.store.generations.commit(taken)
         self.store.sync()
         return taken
 
@@ -378,7 +378,7 @@ def test_details_that_do_not_decode_are_reported(writer):
     with writer.store.session() as session:
         ref = writer.put(session, b"\x81\xa1x")
     taken = msgspec.structs.replace(writer.first, number=next(writer.numbers), details=StoredRef.of(ref))
-    writer.store.commit(taken)
+    writer.store.generations.commit(taken)
     with writer.sandbox.open() as store:
         found = verify(store, castore.Progress(), read_data=True)
     hits = [(hit.part, hit.reason) for hit in found.affected if hit.number == taken.number]
@@ -397,7 +397,7 @@ def test_a_deep_tree_is_decoded_without_recursion(tmp_path):
             ref = writer.store_directory(session, Directory([1, {}, {}], [[b"", 4, 0o755, 0, 0, 0, 0, 2]], [ref]))
         part = msgspec.structs.replace(writer.first.parts[0], root=StoredRef.of(ref))
         taken = msgspec.structs.replace(writer.first, number=2, parts=(part,))
-        writer.store.commit(taken)
+        writer.store.generations.commit(taken)
         assert writer.reported(taken) == {"d/" * 2999 + "d"}
     writer.store.close()
 

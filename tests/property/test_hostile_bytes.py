@@ -343,7 +343,7 @@ class Hostile:
     def raw(self, session: Session, plain: bytes, record_id: bytes | None = None) -> RecordId:
         from blake3 import blake3
 
-        own = RecordId(record_id or blake3(plain, key=self.store.writer_key.node_id_key).digest())
+        own = RecordId(record_id or blake3(plain, key=self.store.keys.writer_key.node_id_key).digest())
         codec, data = session._codecs.compress(plain)
         counter = session._node_counter.take()
         record = session._node_sealer.seal(counter, own, packs.NO_BASE, len(plain), NODE, codec, data)
@@ -427,7 +427,7 @@ def commit(hostile: Hostile, ref: Ref) -> None:
     parts = tuple(Part(name, kind, StoredRef.of(ref), ref.size, **zeros) for name, kind in (("t", "tree"), ("d", "dump")))
     stored = StoredRef.of(ref)
     assert stored is not None
-    hostile.store.commit(signed(hostile.store, Generation("web", 1, 1, "", "", parts, stored, bytes(16))))
+    hostile.store.generations.commit(signed(hostile.store, Generation("web", 1, 1, "", "", parts, stored, bytes(16))))
 
 
 def test_lists_that_fan_out_end(hostile):
@@ -488,7 +488,7 @@ def test_long_chains_of_deltas_end(hostile, width):
     commit(hostile, Ref(RefKind.CHUNK, first, 0))
     tame(lambda: verify(hostile.store, castore.Progress(), read_data=True))
     tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
-    tame(hostile.store.reindex)
+    tame(hostile.store.updater.rebuild)
 
 
 def bomb(size: int) -> bytes:

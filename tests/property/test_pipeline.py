@@ -60,7 +60,7 @@ def pieces(data, splits):
 def put(store, *streams, tally=None):
     """Store streams, each given as its pieces, in one session; return their references."""
     found = []
-    with store.session() as session, Pipeline(session, store.cutter, tally or Progress()) as ingest:
+    with store.session() as session, Pipeline(session, store.keys.cutter, tally or Progress()) as ingest:
         for stream in streams:
             for piece in stream:
                 ingest.write(piece)
@@ -93,7 +93,7 @@ def test_a_stream_is_the_same_however_it_is_split_and_comes_back(store, data, sp
     whole, split = put(store, [data], pieces(data, splits))
     assert whole == split
     found = []
-    with store.session() as session, Pipeline(session, store.cutter, Progress()) as ingest:
+    with store.session() as session, Pipeline(session, store.keys.cutter, Progress()) as ingest:
         store_stream(ingest, reading(data, size), found.append)
     assert found == [whole]
     assert read(store, whole) == data
@@ -143,17 +143,17 @@ def test_a_stream_does_not_depend_on_its_neighbours(store, one, other):
 def test_the_same_again_stores_nothing_new(store, data, seed):
     data += random.Random(seed).randbytes(3000)
     refs = put(store, [data])
-    packs = sorted(store.packs())
+    packs = sorted(store.index.packs.lengths())
     tally = Progress()
     assert put(store, [data], tally=tally) == refs
     assert (tally.new_chunks, tally.new_bytes, tally.stored) == (0, 0, 0)
     assert tally.chunks > 0
-    assert sorted(store.packs()) == packs
+    assert sorted(store.index.packs.lengths()) == packs
 
 
 def test_lists_and_actions_run_in_the_order_in_which_they_are_fed(store):
     order = []
-    with store.session() as session, Pipeline(session, store.cutter, Progress()) as ingest:
+    with store.session() as session, Pipeline(session, store.keys.cutter, Progress()) as ingest:
         for number in range(300):
             ingest.write(random.Random(number).randbytes(1000))
             ingest.end_stream(lambda ref, number=number: order.append((number, ref.size)))
@@ -177,7 +177,7 @@ def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, method, at):
             return real(*args)
 
         setattr(session, method, failing)
-        with Pipeline(session, store.cutter, Progress()) as ingest:
+        with Pipeline(session, store.keys.cutter, Progress()) as ingest:
             ingest.write(data)
             ingest.end_stream(kept.append)
     assert kept == []
@@ -199,7 +199,7 @@ def test_an_error_of_the_feeder_ends_the_session_and_keeps_what_was_stored(store
     with (
         pytest.raises(ZeroDivisionError, match="of the feeder"),
         store.session() as session,
-        Pipeline(session, store.cutter, Progress()) as ingest,
+        Pipeline(session, store.keys.cutter, Progress()) as ingest,
     ):
         ingest.write(data)
         store_stream(ingest, failing, lambda _ref: None)
@@ -216,7 +216,7 @@ def test_an_error_on_the_feeding_thread_surfaces(store, method):
             raise StorageError("full")
 
         setattr(session, method, failing)
-        with Pipeline(session, store.cutter, Progress()) as ingest:
+        with Pipeline(session, store.keys.cutter, Progress()) as ingest:
             ingest.write(data)
             ingest.end_stream(lambda _ref: None)
     (ref,) = put(store, [data])
@@ -246,5 +246,5 @@ def test_two_threads_store_at_once_in_two_sessions(store, rounds):
     assert errors == []
     assert [read(store, ref) for ref in refs] == inputs
     assert put(store, *([data] for data in inputs)) == refs
-    store.reindex()
+    store.updater.rebuild()
     assert [read(store, ref) for ref in refs] == inputs

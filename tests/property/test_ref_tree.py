@@ -19,7 +19,7 @@ NO_BORDER = b"\x01" + bytes(31)
 
 
 class Nodes:
-    """What lists need of a store, over a dict."""
+    """The parts of a store that lists need, over a dict."""
 
     class Cutter:
         min = 4
@@ -27,6 +27,7 @@ class Nodes:
     cutter = Cutter
 
     def __init__(self):
+        self.reader = self
         self.held = {}
         self.read = 0
 

@@ -30,7 +30,7 @@ from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, StoreOptions
 from tests.support.stores import Sandbox, admins, take_snapshot
 
 SERVICES = ["web", "mail"]
@@ -135,7 +135,7 @@ class Machine(RuleBasedStateMachine):
         home = self.fresh()
         places = MachinePaths(home + "/state", home + "/cache")
         trust = [one.admin.public for one in self.identities]
-        return Store.open(LocalStorage(str(self.sandbox.store)), places, lambda: identity, trust=trust)
+        return Store.open(LocalStorage(str(self.sandbox.store)), places, lambda: identity, StoreOptions(trust=trust))
 
     def writing(self):
         """Open the store as who adds to it does: without an identity if the machine has a key."""
@@ -219,7 +219,7 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=picks)
     def restore_a_tree(self, pick):
         with self.sandbox.open() as store:
-            store.sync_generations()
+            store.generations.sync()
             self.check_tree(store, *self.any_generation(pick))
 
     @rule(pick=picks)
@@ -227,7 +227,7 @@ class Machine(RuleBasedStateMachine):
         service, number = self.any_generation(pick)
         _, tree, _ = self.taken[service, number]
         with self.sandbox.open() as store:
-            store.sync_generations()
+            store.generations.sync()
             self.check_dump(store, service, number)
             if tree:
                 path = sorted(tree)[pick % len(tree)]
@@ -240,7 +240,7 @@ class Machine(RuleBasedStateMachine):
         _, tree, dump = self.taken[service, number]
         out = self.fresh()
         with self.sandbox.open() as store:
-            store.sync_generations()
+            store.generations.sync()
             selection = select(store, f"{service}@#{number}")
             restore_parts(store, selection, out, Ownership(change=False), Progress())
         assert harvest(out + "/tree") == tree
@@ -259,7 +259,7 @@ class Machine(RuleBasedStateMachine):
     )
     def select(self, service, selector, part):
         with self.sandbox.open(identity=not self.has_key) as store:
-            store.sync_generations()
+            store.generations.sync()
             expected = self.meant(service, selector)
             if isinstance(expected, int):
                 found = select(store, f"{service}@{selector}{part}")
@@ -298,16 +298,16 @@ class Machine(RuleBasedStateMachine):
             return
         with self.sandbox.open(identity=False) as store:
             store.sync()
-            listed = {(g.service, g.number): g.revision for g in store.generations()}
+            listed = {(g.service, g.number): g.revision for g in store.generations.all()}
             assert listed == {name: revision for name, (revision, _, _) in self.taken.items()}
-            assert store.services() == sorted({service for service, _ in self.taken})
+            assert store.generations.services() == sorted({service for service, _ in self.taken})
             for (service, number), (_, _, dump) in self.taken.items():
                 if dump:
                     with pytest.raises(IdentityError):
                         cat(store, f"{service}@#{number}:dump")
             service, number = self.any_generation(0)
             with pytest.raises(IdentityError):
-                read_details(store, store.generation(service, number))
+                read_details(store, store.generations.get(service, number))
             with pytest.raises(IdentityError):
                 verify_store(store, Progress(), read_data=True)
             assert verify_store(store, Progress(), packs=True).sound
@@ -327,12 +327,12 @@ class Machine(RuleBasedStateMachine):
     def forget(self, pick):
         service, number = self.any_generation(pick)
         with self.writing() as store:
-            store.sync_generations()
+            store.generations.sync()
             if (service, number) in self.pinned:
                 with pytest.raises(UsageError, match="pinned"):
-                    forget(store, service, [store.generation(service, number)])
+                    forget(store, service, [store.generations.get(service, number)])
                 return
-            forget(store, service, [store.generation(service, number)])
+            forget(store, service, [store.generations.get(service, number)])
         del self.taken[service, number]
 
     @rule(pick=picks)
@@ -340,13 +340,13 @@ class Machine(RuleBasedStateMachine):
         one = self.any_generation(pick)
         with self.writing() as store:
             if one in self.pinned:
-                assert store.unpin(*one)
+                assert store.generations.unpin(*one)
                 self.pinned.remove(one)
             else:
-                assert store.pin(*one, "kept")
+                assert store.generations.pin(*one, "kept")
                 self.pinned.add(one)
             for service in SERVICES:
-                assert set(store.pins(service)) == {n for name, n in self.pinned if name == service}
+                assert set(store.generations.pins(service)) == {n for name, n in self.pinned if name == service}
 
     @rule(share=st.sampled_from([0, 0.1, 0.5]), unfinished=st.sampled_from([0, 3600]), lockless=st.booleans())
     def compact(self, share, unfinished, lockless):
@@ -360,8 +360,8 @@ class Machine(RuleBasedStateMachine):
     @rule(last=st.integers(1, 3))
     def prune(self, last):
         with self.writing() as store:
-            store.sync_generations()
-            settings = dict.fromkeys(store.services(), Service(keep=Keep(last=last, per_revision=0)))
+            store.generations.sync()
+            settings = dict.fromkeys(store.generations.services(), Service(keep=Keep(last=last, per_revision=0)))
             gone, busy, _ = prune(store, settings, Progress(), max_unused=0.1, grace=0)
         assert not busy
         for one in gone:
@@ -428,9 +428,9 @@ class Machine(RuleBasedStateMachine):
             for service, number in {(hit.service, hit.number) for hit in healed.affected}:
                 assert (service, number) in lost
                 if (service, number) in self.pinned:
-                    store.unpin(service, number)
+                    store.generations.unpin(service, number)
                     self.pinned.remove((service, number))
-                forget(store, service, [store.generation(service, number)])
+                forget(store, service, [store.generations.get(service, number)])
                 del self.taken[service, number]
 
     # Losing and keeping
@@ -442,9 +442,9 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def reindex(self):
         with self.writing() as store:
-            before = {(g.service, g.number) for g in store.generations()}
-            store.reindex()
-            assert before <= {(g.service, g.number) for g in store.generations()} == set(self.taken)
+            before = {(g.service, g.number) for g in store.generations.all()}
+            store.updater.rebuild()
+            assert before <= {(g.service, g.number) for g in store.generations.all()} == set(self.taken)
             assert store.damaged == {}
 
     @precondition(lambda self: self.has_key)
@@ -463,20 +463,20 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def adopt(self):
         with self.sandbox.open() as store:
-            store.adopt(replace=True)
+            store.admin.adopt(replace=True)
         self.has_key = True
         self.sandbox.open(identity=False).close()
 
     @rule(new_ids=st.booleans())
     def replace_the_writer_key(self, new_ids):
         with self.sandbox.open() as store:
-            before = store.writer_key
-            store.rotate_writer(new_ids=new_ids)
-            assert store.writer_key != before
-            assert store.writer_key.previous_keys[-1] == before
+            before = store.keys.writer_key
+            store.admin.rotate(new_ids=new_ids)
+            assert store.keys.writer_key != before
+            assert store.keys.writer_key.previous_keys[-1] == before
             store.sync()
             assert store.damaged == {}
-            assert {(g.service, g.number) for g in store.generations()} == set(self.taken)
+            assert {(g.service, g.number) for g in store.generations.all()} == set(self.taken)
 
     # Recipients
 
@@ -486,8 +486,8 @@ class Machine(RuleBasedStateMachine):
         identity = Identity.generate()
         self.labels[identity.recipient] = f"number {len(self.labels)}"
         with self.sandbox.open() as store:
-            recipients = [*store.recipients, (identity.recipient, self.labels[identity.recipient])]
-            store.reseal(recipients, admins=admins(*self.identities, identity))
+            recipients = [*store.keys.recipients, (identity.recipient, self.labels[identity.recipient])]
+            store.admin.reseal(recipients, admins=admins(*self.identities, identity))
         self.identities.append(identity)
         if use:
             self.sandbox.identity = identity
@@ -506,7 +506,7 @@ class Machine(RuleBasedStateMachine):
         self.sandbox.identity, gone = random.Random(pick).sample(self.identities, 2)
         with self.sandbox.open() as store:
             rest = [one for one in self.identities if one is not gone]
-            store.reseal([one for one in store.recipients if one[0] != gone.recipient], admins=admins(*rest))
+            store.admin.reseal([one for one in store.keys.recipients if one[0] != gone.recipient], admins=admins(*rest))
         self.identities.remove(gone)
         self.removed.append(gone)
         if self.has_key:
@@ -520,13 +520,13 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def the_last_recipient_stays(self):
         with self.sandbox.open() as store, pytest.raises(UsageError):
-            store.reseal([])
+            store.admin.reseal([])
 
     @invariant()
     def recipients_are_as_said(self):
         with self.sandbox.open() as store:
             expected = {(one.recipient, self.labels[one.recipient]) for one in self.identities}
-            assert set(store.recipients) == expected
+            assert set(store.keys.recipients) == expected
 
 
 Machine.TestCase.settings = settings(max_examples=10, stateful_step_count=30)

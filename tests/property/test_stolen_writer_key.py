@@ -26,7 +26,7 @@ from castore.services.restore import read
 from castore.services.selectors import select
 from castore.services.sources import file_source
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.config import LabelledAdmin, LabelledRecipient, encode_config
 from castore.store.format.deletion import write_deletion
 from castore.store.format.generation import MAX_NUMBER, encode_generation, generation_name
@@ -64,10 +64,10 @@ class Thief(RuleBasedStateMachine):
         self.sandbox = _Sandbox(self.folder, average=4096)
         for name in (*HOSTS, "thief"):
             with self.sandbox.open() as store, Store.open(self.sandbox.storage, self.places(name), lambda: self.sandbox.identity) as own:
-                own.adopt(name, maintain=name == "owner")
-                self.recipients = store.recipients
+                own.admin.adopt(name, maintain=name == "owner")
+                self.recipients = store.keys.recipients
         with self.at("thief") as store:
-            self.secrets.append(store.writer_key)
+            self.secrets.append(store.keys.writer_key)
         for name in HOSTS:
             self.take(name, 0)
 
@@ -92,7 +92,7 @@ class Thief(RuleBasedStateMachine):
     def a_configuration(self, number, empty, own):
         key = self.secrets[-1]
         with self.sandbox.open() as store:
-            config = store.config
+            config = store.keys.config
         me = LabelledRecipient(self.identity.recipient.key, "")
         changed = msgspec.structs.replace(
             config,
@@ -117,7 +117,7 @@ class Thief(RuleBasedStateMachine):
         writer = self.secrets[key % len(self.secrets)]
         with self.sandbox.open() as store:
             store.sync(report_older=True)
-            model = next(one for one in store.generations() if one.host in HOSTS)
+            model = next(one for one in store.generations.all() if one.host in HOSTS)
         forged = msgspec.structs.replace(model, number=number, host=host, host_id=writer.signer.public.hex())
         self.put(generation_name(writer, "s", number), encode_generation(forged, writer)[0])
 
@@ -139,7 +139,7 @@ class Thief(RuleBasedStateMachine):
     @rule()
     def revoke(self):
         with self.at("owner", self.sandbox.identity) as store:
-            store.revoke_writer("thief")
+            store.admin.revoke("thief")
         self.revoked = True
         with pytest.raises((KeyRotatedError, UntrustedError)):
             self.at("thief")
@@ -147,10 +147,10 @@ class Thief(RuleBasedStateMachine):
     @rule()
     def rotate(self):
         with self.at("owner", self.sandbox.identity) as store:
-            store.rotate_writer()
+            store.admin.rotate()
         if not self.revoked:
             with self.at("thief") as store:
-                self.secrets.append(store.writer_key)
+                self.secrets.append(store.keys.writer_key)
 
     @rule()
     def retention_keeps_others(self):
@@ -165,20 +165,19 @@ class Thief(RuleBasedStateMachine):
     def others_restore_and_nobody_new_reads(self):
         if not hasattr(self, "recipients"):
             return
-        with Store.open(self.sandbox.storage, self.places(f"fresh-{os.urandom(4).hex()}"), lambda: self.sandbox.identity) as store:
+        with Store.open(self.sandbox.storage, self.places(f"fresh-{os.urandom(4).hex()}"), lambda: self.sandbox.identity, StoreOptions(chosen_host="*")) as store:
             store.sync()
-            assert store.recipients == self.recipients
-            found = {one.number: one for one in store.generations("s")}
+            assert store.keys.recipients == self.recipients
+            found = {one.number: one for one in store.generations.all("s")}
             with StreamReader(store) as reader:
-                store.chosen_host = "*"
                 for number, (name, data) in self.taken.items():
-                    assert store.host_key(found[number]) == name
+                    assert store.hosts.name_of(found[number]) == name
                     assert b"".join(read(reader, select(store, f"s@#{number}:d"))) == data
-            assert store.next_number("s") < 1000
+            assert store.generations.next_number("s") < 1000
             assert not [one for one in found.values() if one.host in HOSTS and one.number not in self.taken]
             for session, several in session_numbers(self.sandbox.storage).items():
                 with contextlib.suppress(DamageError):
-                    _, record = read_session(self.sandbox.storage, session, several, store.writer_key)
+                    _, record = read_session(self.sandbox.storage, session, several, store.keys.writer_key)
                     assert record.data_key("", session, self.identity) is None
 
     @rule()

@@ -236,7 +236,7 @@ class Machine:
             yield store
 
     def listed(self, store: Store) -> set[tuple[str, int]]:
-        return {(one.service, one.number) for one in store.generations()}
+        return {(one.service, one.number) for one in store.generations.all()}
 
     def check(
         self, *, certain: set[tuple[str, int]], possible: dict[tuple[str, int], tuple[object, bytes]], fresh: bool

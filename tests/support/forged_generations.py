@@ -26,7 +26,7 @@ def forge(
     **options: Any,
 ) -> Generation:
     """Take a generation, and commit what `change` and `details` make of it, without any check."""
-    commit = store.commit
+    commit = store.generations.commit
     kept: list[Generation] = []
 
     def encode(record: Details) -> bytes:
@@ -40,6 +40,6 @@ def forge(
         stack.enter_context(patch.object(model, "_check", lambda _record: None))
         stack.enter_context(patch.object(model, "MAX_DETAILS", 1 << 40))
         stack.enter_context(patch.object(snapshots, "encode", encode))
-        stack.enter_context(patch.object(store, "commit", committed))
+        stack.enter_context(patch.object(store.generations, "commit", committed))
         take_snapshot(store, service, sources, **options)
     return kept[0]

@@ -15,7 +15,7 @@ from castore.errors import NotFoundError
 from castore.maintenance.verify import verify as verify_store
 from castore.services.sources import file_source
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, NewStore, Store, StoreOptions
 from castore.store.format.session_key import read_session, session_name, session_numbers
 from tests.support import store_histories
 from tests.support.power_loss_disk import Disk, DiskFiles, Mark, State, Step, cuts
@@ -86,13 +86,13 @@ class PowerLossChecker:
                 again = Identity.generate()
                 readers = {"again": again}
                 to = [(again.recipient, "again")]
-                Store.create(storage, places, to, average=store_histories.AVERAGE, identity=lambda: again).close()
+                Store.create(storage, places, to, lambda: again, NewStore(average_chunk_size=store_histories.AVERAGE)).close()
         reader = readers[chance.choice(sorted(readers))]
         # The machine's memory is that of the end of the history.
         storage = LocalStorage(ROOT, files=files)
         # So are the admins that it pins: earlier ones are given.
         trust = [one.admin.public for one in host.identities.values()]
-        with Store.open(storage, places, lambda: reader, accept_older=True, trust=trust) as store:
+        with Store.open(storage, places, lambda: reader, StoreOptions(accept_older=True, trust=trust)) as store:
             store.sync()
             assert store.damaged == {}
             self._generations(store, known, scratch)
@@ -104,7 +104,7 @@ class PowerLossChecker:
         shutil.rmtree(scratch)
 
     def _generations(self, store: Store, known: Guarantee, scratch: Path) -> None:
-        listed = {(one.service, one.number) for one in store.generations()}
+        listed = {(one.service, one.number) for one in store.generations.all()}
         assert known.whole.keys() <= listed, "an acknowledged generation is not there"
         assert listed <= known.whole.keys() | known.maybe.keys(), "a generation is there that must not be"
         for key in listed:
@@ -123,7 +123,7 @@ class PowerLossChecker:
 
 def _all_open(store: Store, identities: Iterable[Identity]) -> None:
     for session, numbers in session_numbers(store.storage).items():
-        number, record = read_session(store.storage, session, numbers, store.writer_key)
+        number, record = read_session(store.storage, session, numbers, store.keys.writer_key)
         name = session_name(session, number)
         for identity in identities:
             assert record.data_key(name, session, identity) is not None, f"{name} does not open to all"

@@ -53,12 +53,14 @@ from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, NewStore, Store, StoreOptions
 from castore.store.format.generation import open_generation
 from castore.store.format.pack import CHUNK, NODE, pack_name
 from castore.store.format.session_key import session_name, session_numbers
+from castore.store.generation_log import GenerationLog
 from castore.store.index.generations import GenerationTable
 from castore.store.index.pack_tables import PackTable
+from castore.store.index_updater import IndexUpdater
 from tests.support.power_loss_disk import AFTER, ON, ONCE, Disk, DiskFiles, Fault, Killed
 from tests.support.stores import admins, take_snapshot
 
@@ -237,7 +239,7 @@ def read_files(top: str) -> dict[bytes, bytes]:
 def restored(store: Store, key: Key, into: str) -> Content:
     """Return what a generation restores to, by way of the directory `into`, which is made."""
     service, number = key
-    generation = store.generation(service, number)
+    generation = store.generations.get(service, number)
     assert generation is not None, f"{service} {number} is not there"
     selection = select(store, f"{service}@#{number}:tree")
     done = restore_parts(store, selection, into, Ownership(change=False), castore.Progress())
@@ -268,7 +270,7 @@ def needs(store: Store, generation: Generation) -> set[str]:
         names |= {pack_name(place.pack), session_name(place.session, sessions[place.session][-1])}
         todo += [(CHUNK, base) for base in place.bases]
         if kind == NODE:
-            todo += [(CHUNK if ref.kind is RefKind.CHUNK else NODE, ref.id) for ref in store.read_node(record)]
+            todo += [(CHUNK if ref.kind is RefKind.CHUNK else NODE, ref.id) for ref in store.reader.read_node(record)]
     return names
 
 
@@ -289,14 +291,14 @@ def init(host: SimulatedHost) -> None:
     identity = host.identities.setdefault("first", Identity.generate())
     storage = host.storage(ROOT, create=True, files=host.files)
     to = [(identity.recipient, "first")]
-    Store.create(storage, host.places, to, average=AVERAGE, identity=lambda: identity).close()
+    Store.create(storage, host.places, to, lambda: identity, NewStore(average_chunk_size=AVERAGE)).close()
     host.guarantee(begun=True, readers=frozenset({"first"}))
 
 
 def _take(host: SimulatedHost, service: str, content: Content, sources: dict[str, Source]) -> None:
-    with host.open() as store, store.lock(service):
-        store.sync_generations()
-        key = service, store.next_number(service)
+    with host.open() as store, store.state.lock(service):
+        store.generations.sync()
+        key = service, store.generations.next_number(service)
         host.guarantee(maybe={key: content})
         taken = take_snapshot(store, service, sources, revision=content.revision)
         assert (taken.service, taken.number) == key
@@ -354,7 +356,7 @@ def aborted(host: SimulatedHost) -> None:
     service = host.chance.choice(SERVICES)
     content = host.edit(service, host.chance)
     try:
-        with host.open() as store, store.session() as session, Pipeline(session, store.cutter, castore.Progress()) as ingest:
+        with host.open() as store, store.session() as session, Pipeline(session, store.keys.cutter, castore.Progress()) as ingest:
             store.sync()
             ingest.write(content.dump)
             ingest.end_stream(lambda _root: None)
@@ -392,7 +394,7 @@ def _reseal(host: SimulatedHost, target: frozenset[str]) -> None:
     host.guarantee(readers=host.guaranteed.readers & target)
     with host.open(min(host.guaranteed.readers)) as store:
         recipients = [(host.identities[name].recipient, name) for name in sorted(target)]
-        store.reseal(recipients, admins=admins(*(host.identities[name] for name in sorted(target))))
+        store.admin.reseal(recipients, admins=admins(*(host.identities[name] for name in sorted(target))))
     host.wanted = None
     host.guarantee(readers=target)
 
@@ -409,7 +411,7 @@ def _forget(host: SimulatedHost, gone: set[Key]) -> None:
     with host.open() as store:
         store.sync()
         for service, number in sorted(gone):
-            store.forget(service, [number])
+            store.generations.forget(service, [number])
     host.guarantee(absent=gone)
 
 
@@ -517,8 +519,8 @@ class DurabilityMonitor:
         self.kept: list[tuple[int, Path]] = []
         """Steps of the log, each with a copy of the index and the caches as they were then."""
         monitor = self
-        put_packs, put_generations, commit = PackTable.put, GenerationTable.put, Store.commit
-        sync, sync_generations = Store.sync, Store.sync_generations
+        put_packs, put_generations, commit = PackTable.put, GenerationTable.put, GenerationLog.commit
+        sync, sync_generations = IndexUpdater.sync, GenerationLog.sync
         listing = threading.local()
 
         def from_listing(function: Callable[..., None]) -> Callable[..., None]:
@@ -546,25 +548,26 @@ class DurabilityMonitor:
             put_generations(table, found)
             monitor._keep(table._tables, keep)
 
-        def committing(store: Store, generation: Generation) -> None:
+        def committing(log: GenerationLog, generation: Generation) -> None:
+            store = Store(log._keys, log._index, monitor.host.places, StoreOptions())
             before = store.storage.put
 
             def put(name: str, data: bytes) -> None:
-                generation, _ = open_generation(name, data, store.writer_key)
+                generation, _ = open_generation(name, data, store.keys.writer_key)
                 monitor.durable(needs(store, generation))
                 before(name, data)
 
             vars(store.storage)["put"] = put
             try:
-                commit(store, generation)
+                commit(log, generation)
             finally:
                 del vars(store.storage)["put"]
 
-        monkeypatch.setattr(Store, "sync", from_listing(sync))
-        monkeypatch.setattr(Store, "sync_generations", from_listing(sync_generations))
+        monkeypatch.setattr(IndexUpdater, "sync", from_listing(sync))
+        monkeypatch.setattr(GenerationLog, "sync", from_listing(sync_generations))
         monkeypatch.setattr(PackTable, "put", packs)
         monkeypatch.setattr(GenerationTable, "put", generations)
-        monkeypatch.setattr(Store, "commit", committing)
+        monkeypatch.setattr(GenerationLog, "commit", committing)
 
     def durable(self, names: set[str], sessions: Collection[str] = ()) -> None:
         """Assert that objects survive the worst."""

@@ -99,7 +99,7 @@ class Worker:
             dump.write_bytes(dump_of(seed))
             sources: dict[str, Source] = {"d": file_source(str(dump)), "t": Tree(str(live))}
             try:
-                with self.open() as store, store.lock(service):
+                with self.open() as store, store.state.lock(service):
                     taken = take_snapshot(store, service, sources, revision=f"s{seed}")
                 self.report(taken=service, number=taken.number, seed=seed, longest=Lockless.longest)
             except (BusyError, _OvertakenError):
@@ -110,10 +110,10 @@ class Worker:
         while True:
             with self.open() as store:
                 store.sync()
-                for service in store.services():
-                    with contextlib.suppress(BusyError), store.lock(service):
-                        store.sync_generations()
-                        old = store.generations(service)[KEPT:]
+                for service in store.generations.services():
+                    with contextlib.suppress(BusyError), store.state.lock(service):
+                        store.generations.sync()
+                        old = store.generations.all(service)[KEPT:]
                         if old:
                             self.report(forgetting=service, numbers=[one.number for one in old])
                             forget(store, service, old)
@@ -129,7 +129,7 @@ class Worker:
         while True:
             with self.open() as store:
                 store.sync()
-                listed = store.generations()
+                listed = store.generations.all()
                 for one in rng.sample(listed, min(2, len(listed))):
                     self.restores(store, one.service, one.number)
                 # A prune takes packs away between the look at the list and the look at the pack.
@@ -149,7 +149,7 @@ class Worker:
     def restores(self, store: Store, service: str, number: int) -> None:
         for _attempt in range(3):
             store.sync()
-            if store.generation(service, number) is None:
+            if store.generations.get(service, number) is None:
                 return
             try:
                 check_generation(store, service, number, self.folder)
@@ -159,19 +159,19 @@ class Worker:
                 self.report(restored=service, number=number)
                 return
         store.sync()
-        if store.generation(service, number) is not None:
+        if store.generations.get(service, number) is not None:
             self.report(failed=failure)
 
     def still_there(self, store: Store, hits: list[tuple[str, int, str]]) -> None:
         store.sync()
         for service, number, _reason in hits:
-            if store.generation(service, number) is not None:
+            if store.generations.get(service, number) is not None:
                 self.restores(store, service, number)
 
 
 def check_generation(store: Store, service: str, number: int, folder: Path) -> None:
     """Restore a generation and compare it with what its revision says."""
-    generation = store.generation(service, number)
+    generation = store.generations.get(service, number)
     assert generation is not None
     seed = int(generation.revision[1:])
     with StreamReader(store) as reader:

@@ -24,7 +24,7 @@ from castore.services.selectors import select
 from castore.services.snapshot import SnapshotRequest, snapshot
 from castore.services.sources import Source
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store, open_store
+from castore.store import MachinePaths, NewStore, Store, open_store
 from castore.store.format.config import LabelledAdmin
 
 
@@ -51,7 +51,7 @@ def certified(host: str = "h") -> WriterKey:
 
 def signed(store: Store, generation: Generation) -> Generation:
     """Return a generation as the machine of a store takes it."""
-    return replace(generation, host=store.host.name, host_id=store.host.id)
+    return replace(generation, host=store.hosts.current.name, host_id=store.hosts.current.id)
 
 
 def take_snapshot(store: Store, service: str, sources: dict[str, Source], **options: Any) -> Generation:
@@ -70,7 +70,7 @@ class Sandbox:
     def __post_init__(self) -> None:
         storage = LocalStorage(str(self.store), create=True)
         recipients = [(self.identity.recipient, "test")]
-        Store.create(storage, self.places, recipients, average=self.average, identity=lambda: self.identity).close()
+        Store.create(storage, self.places, recipients, lambda: self.identity, NewStore(average_chunk_size=self.average)).close()
 
     @property
     def store(self) -> Path:
@@ -90,7 +90,7 @@ class Sandbox:
     def rollback(self, number: int, settings: Service | None = None, *, service: str = "s", **options: Any) -> RolledBack:
         """Put a generation back to where its parts came from."""
         with self.open() as store:
-            target = store.generation(service, number)
+            target = store.generations.get(service, number)
             assert target is not None
             origins = dict(read_details(store, target).origins)
             return rollback(store, target, origins, self.ownership, settings=settings, tally=castore.Progress(), **options)
@@ -98,7 +98,7 @@ class Sandbox:
     def undo(self, settings: Service | None = None, *, service: str = "s", **options: Any) -> RolledBack:
         """Go back to what the last rollback replaced."""
         with self.open(identity=False) as store:
-            number = store.undo_number(service)
+            number = store.state.undo_number(service)
         assert number is not None
         return self.rollback(number, settings, service=service, **options)
 

@@ -30,7 +30,7 @@ import castore
 from castore.crypto import Identity
 from castore.errors import EXIT_CODES
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.pack import CHUNK
 from tests.support.checkout import import_all_modules
 from tests.support.syscall_pauses import Call, Ended, is_supported, run_paused
@@ -598,10 +598,10 @@ class Sweep:
         found: dict[bytes, bytes] = {}
         places = MachinePaths(self.machine.places.state, str(self.machine.top.with_name("index")))
         shutil.rmtree(places.cache, ignore_errors=True)
-        with Store.open(LocalStorage(str(self.machine.top / "root" / "store")), places, lambda: self.machine.identity, accept_older=True) as store:
+        with Store.open(LocalStorage(str(self.machine.top / "root" / "store")), places, lambda: self.machine.identity, StoreOptions(accept_older=True)) as store:
             store.sync()
-            for pack, _ in store.packs():
-                for entry in store.pack_entries(pack):
+            for pack, _ in store.index.packs.lengths():
+                for entry in store.reader.pack_entries(pack):
                     if entry.kind == CHUNK and entry.id not in (known or {}):
                         found[entry.id] = store.read_chunk(entry.id)
         return found

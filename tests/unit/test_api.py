@@ -376,7 +376,7 @@ def test_the_settings_of_castore_toml_hold_for_the_api(tmp_path: Path, wiki: Pat
 def test_a_snapshot_is_taken_and_marked_after_an_interrupted_rollback(store: castore.Store, wiki: Path, tmp_path: Path):
     service = store.service("wiki")
     service.snapshot(parts(wiki), revision="r1")
-    store.internal.remember_rollback("wiki", b"not a journal")
+    store.internal.state.write_rollback_journal("wiki", b"not a journal")
     assert service.has_interrupted_rollback
     taken = service.snapshot(parts(wiki), revision="r1")
     assert taken.is_interrupted

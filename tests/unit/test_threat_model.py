@@ -54,7 +54,7 @@ def test_no_plaintext_reaches_the_store(sandbox, tree):
     take(sandbox, tree, revision="Revision-Name")
     with sandbox.open() as store:
         store.sync()
-        store.pin("Service-Name", 1, "Reason-For-It")
+        store.generations.pin("Service-Name", 1, "Reason-For-It")
     words = [MARK, b"Secret-Directory", b"Hidden-Name", b"Private-File", b"Large-File", b"Link-Target"]
     words += [b"Service-Name", b"Part-Name", b"Revision-Name", b"Reason-For-It"]
     host = os.uname().nodename.encode()
@@ -77,7 +77,7 @@ def test_the_same_content_looks_different_in_two_stores(tmp_path, tree):
         with sandbox.open() as store:
             store.sync()
             ids = {record for _, record, _, _ in store.index.locations.records()}
-            chunk = store.chunk_id(MARK)
+            chunk = store.reader.chunk_id(MARK)
         seen.append((ids, chunk, set(stored(sandbox).values())))
     assert seen[0][1] != seen[1][1]
     assert not any(a & b for a, b in ((seen[0][0], seen[1][0]), (seen[0][2], seen[1][2])))
@@ -103,7 +103,7 @@ def test_a_writer_reads_no_state(sandbox, tree):
     take(sandbox, tree)
     with sandbox.open(identity=False) as store, StreamReader(store) as reader:
         store.sync()
-        assert [one.service for one in store.generations()] == ["Service-Name"]
+        assert [one.service for one in store.generations.all()] == ["Service-Name"]
         with pytest.raises(IdentityError):
             b"".join(read(reader, select(store, "Service-Name@1:dump")))
         with pytest.raises(IdentityError):

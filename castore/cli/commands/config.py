@@ -137,7 +137,7 @@ def _check_store(context: CliContext, checks: _Checks) -> None:
     with context.open_internal() as store:
         try:
             with identity_files.unasked():
-                store.identity()
+                store.keys.identity()
         except CastoreError as error:
             reason = f"not available; restore and rollback need it ({error})"
             checks.report("identity", reason, needed=False)

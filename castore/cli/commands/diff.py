@@ -31,7 +31,7 @@ def diff(context: CliContext, old: str, new: str, as_json: bool) -> None:
     from castore.services.selectors import select
 
     with context.open_internal(confined=()) as store, StreamReader(store) as reader:
-        store.sync_generations()
+        store.generations.sync()
         rows = _diff_rows(reader, select(store, old), select(store, new))
         if as_json:
             print_json_list(rows)

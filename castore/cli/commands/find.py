@@ -52,7 +52,7 @@ def find(
     count = 0
     damaged: list[str] = []
     with context.open_internal(confined=()) as store, StreamReader(store) as reader:
-        store.sync_generations()
+        store.generations.sync()
         query = _Query(pattern, part, ignore_case)
         for name, hit, hosts in islice(_hits(reader, service, query, damaged), limit):
             count += 1
@@ -90,12 +90,12 @@ def _hits(
     from castore.services.selectors import unknown_service
 
     store = reader.store
-    if service is not None and store.newest(service) is None:
+    if service is not None and store.generations.newest(service) is None:
         raise unknown_service(store, service)
-    store.identity()
-    for name in [service] if service is not None else store.services():
+    store.keys.identity()
+    for name in [service] if service is not None else store.generations.services():
         try:
-            generations = list(filter(shown(store, name), store.generations(name)))
+            generations = list(filter(shown(store, name), store.generations.all(name)))
         except NotFoundError:
             if service is not None:
                 raise

@@ -32,7 +32,7 @@ def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bo
 
     with context.open_store() as opened:
         store = opened.internal
-        store.sync_generations()
+        store.generations.sync()
         chosen: dict[str, dict[int, Any]] = {}
         for one in what:
             service, _, selector = one.partition("@")
@@ -65,9 +65,9 @@ def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
     from castore.services.selectors import find_range, unknown_service
 
     if not selector:
-        if service not in store.services():
+        if service not in store.generations.services():
             raise unknown_service(store, service)
-        found = list(filter(removable(store, service), store.generations(service)))
+        found = list(filter(removable(store, service), store.generations.all(service)))
         if not found:
             raise NotFoundError(
                 f"this host has no generation of {service!r}; for those of another host, give --host NAME"
@@ -75,7 +75,8 @@ def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
         return found
     found = find_range(store, service, selector)
     for one in found:
-        if store.chosen_host is None and not store.is_own(one) and selector.lstrip("#") != str(one.number):
+        by_number = selector.lstrip("#") == str(one.number)
+        if store.options.chosen_host is None and not store.hosts.is_own(one) and not by_number:
             raise UsageError(
                 f"{service}@{selector} is a generation of host {one.host}: forget {service}@{one.number}, or "
                 f"choose the host with --host {one.host}"

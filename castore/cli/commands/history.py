@@ -41,12 +41,12 @@ def history(context: CliContext, what: str, limit: int | None, as_json: bool) ->
         )
     damaged: list[str] = []
     with context.open_internal(confined=()) as store, StreamReader(store) as reader:
-        store.sync_generations()
-        generations = store.generations(service)
+        store.generations.sync()
+        generations = store.generations.all(service)
         if not generations:
             raise unknown_service(store, service)
         generations = list(filter(shown(store, service), generations))
-        store.identity()
+        store.keys.identity()
         hits = list(undamaged(service, path_history(reader, generations, part, path), damaged))
         context.warn_damaged(store)
     for hit in hits:

@@ -44,7 +44,7 @@ def log(
         drilled = drills(store)
         if as_json:
             context.warn_damaged(store)
-            pins = cache(store.pins)
+            pins = cache(store.generations.pins)
             print_json_list(plain(one, drilled, pins(one.service)) for one in found)
             return
         generations = list(found)
@@ -52,7 +52,7 @@ def log(
         if context.host in {None, ALL_HOSTS}:
             groups = _several_hosts(store, generations, complete=limit is None and revision is None)
         context.warn_damaged(store)
-        pinned = {name: store.pins(name) for name in {one.service for one in generations}}
+        pinned = {name: store.generations.pins(name) for name in {one.service for one in generations}}
     if generations:
         print(table(generations, Shown(drilled, pinned, groups), width=formatting.terminal_width()))
     else:
@@ -77,7 +77,7 @@ def _found(opened: Opened, service: str | None, begun: str, *, at_once: bool) ->
     records = (one.record for one in found)
     first = next(records, None)
     if first is None:
-        if service is not None and opened.internal.newest(service) is None:
+        if service is not None and opened.internal.generations.newest(service) is None:
             raise unknown_service(opened.internal, service)
         return iter(())
     return chain([first], records)
@@ -88,7 +88,7 @@ def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> 
     from castore.model.hosts import HostGroups
     from castore.services.hosts import groups_of
 
-    groups = HostGroups(shown, store.host_key)
+    groups = HostGroups(shown, store.hosts.name_of)
     services = {one.service for one in shown}
     if len(groups.names()) > 1:
         return groups

@@ -27,7 +27,7 @@ def ls(context: CliContext, what: str, recursive: bool, as_json: bool) -> None:
     from castore.services.selectors import select
 
     with context.open_internal(confined=()) as store, StreamReader(store) as reader:
-        store.sync_generations()
+        store.generations.sync()
         selection = select(store, what)
         listed = _listed(reader, selection, recursive)
         if as_json:

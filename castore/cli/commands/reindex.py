@@ -26,8 +26,8 @@ def reindex(context: CliContext, as_json: bool) -> None:
         tally = Progress()
         with watching() as progress:
             progress("reading packs", tally)
-            store.reindex(tally)
-        count = store.count_chunks()
+            store.updater.rebuild(tally)
+        count = store.index.count("chunks")
         context.warn_damaged(store)
     if as_json:
         print_json({"chunks": count})

@@ -31,15 +31,15 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
     from castore.services.selectors import select
 
     with context.open_internal(confined=()) as store:
-        store.sync_generations()
+        store.generations.sync()
         selection = select(store, what)
         generation = selection.generation
         parts = [selection.part] if selection.part else list(generation.parts)
         warnings = _warnings(store, generation) if any(part.skipped_files for part in parts) else []
         warnings = [one for one in warnings if _concerns(one, selection)]
         entry = _entry_of(store, selection) if selection.path else None
-        pins = store.pins(generation.service)
-        own = store.is_own(generation)
+        pins = store.generations.pins(generation.service)
+        own = store.hosts.is_own(generation)
     if as_json:
         shown = plain(generation, pins=pins)
         names = {part.name for part in parts}

@@ -255,7 +255,7 @@ class _Run:
                     with self.several.service(name):
                         self._take(store, name, sources)
             finally:
-                if older := store.internal.older:
+                if older := store.internal.generations.older:
                     print(f"castore: warning: {older}", file=sys.stderr)
 
     def _take(self, store: Store, service: str, sources: dict[str, Source]) -> None:

@@ -112,7 +112,7 @@ def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, 
     found: dict[RecordId, int] = {}
     # Not closed here: frames of an exception, such as an interrupt, still hold views of the window, and
     # closing it would then raise BufferError in place of that exception.
-    window = mmap.mmap(-1, _WINDOW + store.cutter.max)
+    window = mmap.mmap(-1, _WINDOW + store.keys.cutter.max)
     view = memoryview(window)
     start = length = 0
     final = False
@@ -121,8 +121,8 @@ def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, 
         length += count
         final = count == 0
         at = 0
-        for end in store.cutter.scan(window, 0, length, final=final):
-            chunk = store.chunk_id(view[at:end])
+        for end in store.keys.cutter.scan(window, 0, length, final=final):
+            chunk = store.reader.chunk_id(view[at:end])
             if chunk in wanted:
                 found.setdefault(chunk, start + at)
             at = end
@@ -146,7 +146,7 @@ def holds_content(store: Store, fd: int, child: Child) -> bool:
             position = offset + end - begin
             pieces.append(os.pread(fd, end - begin, offset))
         data = b"".join(pieces)
-        if len(data) != chunk.size or not store.is_chunk(chunk.id, data):
+        if len(data) != chunk.size or not store.reader.is_chunk(chunk.id, data):
             return False
     return _is_hole(fd, position, child.entry.size) and os.fstat(fd).st_size == child.entry.size
 

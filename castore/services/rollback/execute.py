@@ -170,7 +170,7 @@ def _roll_back(
         if now or absent.kinds:
             # On a new machine, what exists at the paths of the service is the state of no revision. 'follow'
             # would restore it if it were filed under the configured one.
-            empty = bool(absent.kinds) and store.live_revision(target.service) is None
+            empty = bool(absent.kinds) and store.state.live_revision(target.service) is None
             request = SnapshotRequest(
                 service=target.service,
                 sources=now,

@@ -115,7 +115,7 @@ def write_journal(store: Store, journal: Journal) -> None:
     """Write the journal durably. Raises StorageError."""
     # Paths may have bytes that are not UTF-8.
     data = msgspec.msgpack.encode(lossless(msgspec.to_builtins(journal, builtin_types=(bytes,))))
-    store.remember_rollback(journal.service, data + _checksum(data))
+    store.state.write_rollback_journal(journal.service, data + _checksum(data))
 
 
 def _checksum(data: bytes) -> bytes:
@@ -128,7 +128,7 @@ def read_journal(store: Store, service: str) -> Journal | None:
     Raises NotIntactError if it is damaged, or of a newer version.
     """
     try:
-        data = store.begun_rollback(service)
+        data = store.state.rollback_journal(service)
         if data is None:
             return None
         data, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
@@ -173,7 +173,7 @@ def _damaged(service: str, reason: str) -> NotIntactError:
 
 def refuse_interrupted(store: Store, service: str) -> None:
     """Raise NotIntactError if an earlier rollback of a service was interrupted or failed."""
-    if store.has_begun_rollback(service):
+    if store.state.has_rollback_journal(service):
         raise NotIntactError(unfinished(service))
 
 

@@ -61,7 +61,7 @@ def undo(store: Store, journal: Journal, changes: list[RollbackStep], *, later: 
         except CastoreError as error:
             failed.append(str(error))
     if not failed:
-        store.forget_rollback(journal.service)
+        store.state.delete_rollback_journal(journal.service)
     return failed
 
 
@@ -84,15 +84,15 @@ def finish(store: Store, journal: Journal, changes: list[RollbackStep]) -> list[
             # next command.
             left = left or isinstance(change, DumpStep)
     if not left:
-        store.forget_rollback(journal.service)
+        store.state.delete_rollback_journal(journal.service)
     return problems
 
 
 def remember(store: Store, journal: Journal) -> None:
     """Record, after a rollback, the revision of the state and the generation that `--undo` restores."""
-    store.set_live_revision(journal.service, journal.revision)
+    store.state.set_live_revision(journal.service, journal.revision)
     if journal.changed or (journal.pre_rollback is not None and journal.before != journal.revision):
-        store.set_undo(journal.service, journal.pre_rollback)
+        store.state.set_undo_number(journal.service, journal.pre_rollback)
 
 
 def ways_out(service: str, pre_rollback: int | None) -> str:
@@ -112,7 +112,7 @@ def forget(store: Store, service: str) -> str:
     try:
         journal = read_journal(store, service)
     except CastoreError:
-        store.forget_rollback(service)
+        store.state.delete_rollback_journal(service)
         return (
             f"the rollback of {service} is forgotten; its journal is damaged or of another version, so it is "
             "not known what the rollback left next to its parts: look there for names with 'castore' in them"
@@ -120,7 +120,7 @@ def forget(store: Store, service: str) -> str:
     if journal is None:
         raise NotFoundError(f"no rollback of {service!r} was interrupted on this machine")
     left = [f"{part.name}: {part.left}" for part in journal.parts if part.left]
-    store.forget_rollback(service)
+    store.state.delete_rollback_journal(service)
     return f"the rollback of {service} is forgotten; it may have left: {'; '.join(left) or 'nothing'}"
 
 
@@ -140,9 +140,9 @@ def recover(store: Store, service: str) -> str:
 
 
 def _recover(store: Store, service: str, journal: Journal) -> str:
-    target = store.generation(service, journal.target)
+    target = store.generations.get(service, journal.target)
     number = journal.pre_rollback
-    pre_rollback = store.generation(service, number) if number is not None else None
+    pre_rollback = store.generations.get(service, number) if number is not None else None
     with StreamReader(store) as reader:
         changes: list[RollbackStep] = []
         for part in journal.parts:

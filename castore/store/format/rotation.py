@@ -136,7 +136,9 @@ def with_config(
         listed = _Listed(storage, writer, config)
         past = KeyHistory(config.previous_secrets, config.id_secret or writer.secret, listed)
     return WriterKey(
-        *(writer.store_id, writer.secret, past),
+        writer.store_id,
+        writer.secret,
+        past,
         machine=writer.machine,
         pins=writer.pins,
         signer=signer,

@@ -1,9 +1,10 @@
-"""The recipients of a store, the machines that may add to it, and the writer key that it is written with."""
+"""The keys of an open store: the accepted configuration, the writer key, the identity, and session keys."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.crypto import Recipient
@@ -16,8 +17,7 @@ from castore.errors import (
     UsageError,
 )
 from castore.kernel import Cutter
-from castore.state.locks import named_lock
-from castore.state.service_state import Remembered
+from castore.state.freshness import seen_at
 from castore.state.writer_key_file import keep_accepted
 from castore.store.format.config import CONFIGS, config_numbers
 from castore.store.format.rotation import ROTATIONS, decode_rotation, read_rotation, with_config
@@ -27,34 +27,47 @@ from castore.store.keys.keyring import Keyring
 from castore.store.keys.trust import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Collection, Iterator
 
-    from castore.crypto import Identity, SigningKey
+    from castore.crypto import Identity, SigningKey, WriterKey
     from castore.model.refs import SessionId
-    from castore.state.freshness import FreshnessGuard
     from castore.store.format.config import SealedConfig, StoreConfig
     from castore.store.format.session_key import SessionRecord
-    from castore.store.index import Index
-    from castore.store.keys.keyring import IdentitySource
     from castore.store.keys.trust import Accepted, Opener
 
 
-class Keyed(Remembered):
-    """A store's keys and recipients, as of the last check of the configuration."""
+@dataclass(frozen=True)
+class _Current:
+    """The keys under one accepted configuration. It is replaced as one, so that readers see no mixture."""
 
-    config: StoreConfig
+    accepted: Accepted
+    writer_key: WriterKey
+    ring: Keyring
     cutter: Cutter
-    index: Index
-    passed_over: dict[str, str]
-    """Configurations with higher numbers that are not accepted, by name, with the reasons."""
-    _sealed: SealedConfig
-    _numbers: frozenset[int]
-    """The numbers of the configurations that existed at the last check."""
-    _opener: Opener
-    _seen: FreshnessGuard
-    _identity: IdentitySource
-    _keyring: Keyring
+
+
+class KeyManager:
+    """A store's keys and recipients, as of the last check of the configuration.
+
+    It holds no reference to the store: a cycle would keep secrets in memory after the store is dropped.
+    """
+
+    def __init__(self, opener: Opener, accepted: Accepted, *, accept_older: bool = False) -> None:
+        self.storage = opener.storage
+        self.store_id = accepted.sealed.store_id
+        self._opener = opener
+        self.freshness = seen_at(opener.places, self.store_id, opener.storage)
+        """What this machine has seen of the store."""
+        self._record(accepted, accept_older=accept_older)
+        self._current: _Current | None = self._keys_of(accepted)
+        self._numbers = accepted.names
+
+    def close(self) -> None:
+        """Drop all keys, and the identity, which wipes it. Every later use of a key raises UsageError."""
+        current, self._current = self._current, None
+        if current is not None:
+            current.ring.close()
+        self._opener.identity.close()
 
     @property
     def location(self) -> str:
@@ -62,21 +75,94 @@ class Keyed(Remembered):
         return self.storage.location
 
     @property
+    def key_file(self) -> str:
+        """The path at which this machine keeps the writer key, if it has one."""
+        return self._opener.places.writer_key_of(self.store_id)
+
+    # The accepted configuration
+
+    @property
+    def config(self) -> StoreConfig:
+        """The accepted configuration."""
+        return self._in_use.accepted.config
+
+    @property
+    def sealed(self) -> SealedConfig:
+        """The object that holds the accepted configuration."""
+        return self._in_use.accepted.sealed
+
+    @property
+    def numbers(self) -> frozenset[int]:
+        """The numbers of the configurations that existed at the last check."""
+        return self._numbers
+
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """Configurations with higher numbers that are not accepted, by name, with the reasons."""
+        return self._in_use.accepted.passed_over
+
+    @property
     def recipients(self) -> list[tuple[Recipient, str]]:
         """The recipients that the store is sealed to, with their labels."""
         return [(entry.recipient, entry.label) for entry in self.config.recipients]
 
+    @property
+    def signer(self) -> bytes:
+        """The public key that signed the configuration."""
+        return self._in_use.accepted.signer
+
+    @property
+    def is_signed_by_admin(self) -> bool:
+        """Whether an admin signed the configuration, and not only the machine that created the store."""
+        return self.signer in self.config.admin_keys
+
+    @property
+    def certified_host(self) -> str:
+        """The name under which this machine is certified; empty if it is not."""
+        machine = self.writer_key.machine
+        found = self.config.certificate(machine.signing.public) if machine is not None else None
+        return "" if found is None or found.revoked else found.host
+
+    # Keys
+
+    @property
+    def writer_key(self) -> WriterKey:
+        """The writer key, with the keys that it replaced and the keys that may sign."""
+        return self._in_use.writer_key
+
+    @property
+    def ring(self) -> Keyring:
+        """The keys of sessions."""
+        return self._in_use.ring
+
+    @property
+    def cutter(self) -> Cutter:
+        """Cuts content into chunks as the configuration says."""
+        return self._in_use.cutter
+
     def identity(self) -> Identity:
         """Return the identity that opens content. Raises IdentityError."""
-        return self._identity.get()
+        return self._opener.identity.get()
 
     def known_identity(self) -> Identity | None:
         """Return the identity if it was asked for before, else None; never asks."""
-        return self._identity.known()
+        return self._opener.identity.known()
+
+    def tag_of(self, service: str) -> bytes:
+        """Return the tag of a service in this machine's state; it never changes."""
+        return self.writer_key.oldest.tag(service)
 
     def check_seal(self, session: SessionId, number: int, record: SessionRecord) -> None:
         """Open the seal of a session with the identity at hand. Raises DamageError, IdentityError."""
-        self._keyring.data_key(session_name(session, number), session, record)
+        self.ring.data_key(session_name(session, number), session, record)
+
+    def session_writers(self) -> Iterator[bytes]:
+        """Yield the public key that added to each session whose object is accepted."""
+        for session in session_numbers(self.storage):
+            if writer := self.ring.writer_of(session):
+                yield writer
+
+    # Checks
 
     def check_may_maintain(self, doing: str) -> None:
         """Refuse to remove what other machines added if this one lacks that role. Raises UsageError."""
@@ -87,18 +173,9 @@ class Keyed(Remembered):
                 "--maintain' and the identity of an admin"
             )
 
-    def session_writers(self) -> Iterator[bytes]:
-        """Yield the public key that added to each session whose object is accepted."""
-        for session in session_numbers(self.storage):
-            if writer := self._keyring.writer_of(session):
-                yield writer
-
-    def check_settings(self) -> None:
-        """Refuse to add if the store's recipients or this machine's host name contradict castore.toml.
-
-        Raises ConfigError.
-        """
-        wanted = {Recipient.parse(one).text for one in self.configured_recipients}
+    def check_recipients(self, configured: Collection[str]) -> None:
+        """Refuse to add if the store's recipients are not those of castore.toml. Raises ConfigError."""
+        wanted = {Recipient.parse(one).text for one in configured}
         actual = {recipient.text for recipient, _ in self.recipients}
         if wanted and wanted != actual:
             raise ConfigError(
@@ -106,106 +183,96 @@ class Keyed(Remembered):
                 f"({', '.join(sorted(wanted ^ actual))}); change the file, or the store with "
                 "'castore key add' and 'castore key remove'"
             )
-        name = self.configured_host
-        if name and self.certified_host not in {"", name}:
-            raise ConfigError(
-                f"castore.toml: host: this machine is {self.certified_host} in the store {self.location}, "
-                f"and not {name}; change the file, or the store with 'castore key adopt --host {name}'"
-            )
 
-    def _hold(self, accepted: Accepted) -> None:
-        """Use this configuration, and the writer key that opens it, from now on."""
-        config = accepted.config
-        self.config = config
-        self._sealed, self._numbers = accepted.sealed, accepted.names
-        self.passed_over = accepted.passed_over
-        writer = accepted.writer.with_pins(accepted.pins)
-        self.writer_key = with_config(writer, config, self.storage, self._signer(accepted))
-        self.cutter = Cutter(self.writer_key.gear, config.average_chunk_size)
-        self._keyring = Keyring(self.storage, self.writer_key, self._identity, config)
-        self.__dict__.pop("_records", None)
-        if self.index.rotation() != config.rotation:
-            self._enter_era()
+    # Changes of the configuration
 
-    def _signer(self, accepted: Accepted) -> SigningKey | None:
-        """Return the key that signs added objects: this machine's or, if it has none, the admin's."""
-        machine, config = accepted.writer.machine, accepted.config
-        if machine is not None:
-            certificate = config.certificate(machine.signing.public)
-            return None if certificate is None or certificate.revoked else machine.signing
-        admin = self._identity.get().admin
-        return admin if admin.public in config.admin_keys else None
-
-    def _enter_era(self) -> None:
-        """Drop from the index what was added under a former writer key after it was replaced."""
-        try:
-            listed = self.writer_key.listed()
-        except (DamageError, FormatError):
-            # Without the list nothing under a former key is accepted: a sync reports that for each object.
-            self.index.clear()
-            return
-            # Packs under the present key are indexed again by the next sync.
-        self.index.packs.remove(self.index.packs.ids().difference(listed.values()))
-        short = {name.removeprefix("generations/") for name in listed}
-        self.index.generations.remove(self.index.generations.compare(short)[1])
-        self.index.set_rotation(self.config.rotation, new_ids=not self.config.id_secret)
-
-    def refresh_config(self) -> None:
+    def refresh(self) -> None:
         """Use the newest configuration that an admin signed. Raises KeyRotatedError."""
-        if frozenset(config_numbers(self.storage)) != self._numbers:
-            accepted = choose(self._opener)
-            if accepted.writer.secret != self.writer_key.secret:
-                raise KeyRotatedError(
-                    f"the writer key of the store at {self.location} has been replaced; repeat the command"
-                )
-            if accepted.sealed.hash == self._sealed.hash:
-                self._numbers, self.passed_over = accepted.names, accepted.passed_over
-                return
-            self._remember(accepted)
-            self._hold(accepted)
+        if frozenset(config_numbers(self.storage)) == self._numbers:
+            return
+        accepted = choose(self._opener)
+        if accepted.writer.secret != self.writer_key.secret:
+            raise KeyRotatedError(
+                f"the writer key of the store at {self.location} has been replaced; repeat the command"
+            )
+        if accepted.sealed.hash == self.sealed.hash:
+            self._current = dataclasses.replace(self._in_use, accepted=accepted)
+            self._numbers = accepted.names
+        else:
+            self._use(accepted)
+
+    def reload(self, *, local_key: bool = False) -> None:
+        """Use the newest configuration, and its writer key, also if that was replaced.
+
+        local_key: use the writer key that this machine now keeps.
+        """
+        if local_key:
+            self._opener = dataclasses.replace(self._opener, local_key=True)
+        self._use(choose(self._opener))
+
+    def trust(self, signer: bytes) -> None:
+        """Accept configurations that this admin signs, in addition to the pinned ones."""
+        self._opener = dataclasses.replace(self._opener, trusted=self._opener.trusted | {signer})
 
     def stray_configurations(self) -> list[str]:
         """Return the names of configurations above the accepted number, and of their copies."""
-        numbers = (one for one in config_numbers(self.storage) if one > self._sealed.number)
+        numbers = (one for one in config_numbers(self.storage) if one > self.sealed.number)
         return [name for number in numbers for name in replicas.names(self.storage, CONFIGS, number)]
 
-    def _remember(self, accepted: Accepted, *, accept_older: bool = False) -> None:
-        """Record on this machine what was accepted: the number, the admins, and the key that opens it."""
-        self._seen.config(accepted.sealed, accepted.pins, accept=accept_older)
-        for kept in self._opener.keys(self.store_id)[:1]:
-            path = self.places.writer_key_of(self.store_id)
-            keep_accepted(path, kept, accepted.writer.with_pins(accepted.pins), self.storage)
+    # Copies of the essential objects
 
-    def kept_twice(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+    def replicated(self) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         """Yield folder and number of each object that is stored twice, and a function that reads it.
 
         The function returns authentic bytes. It raises DamageError, FormatError, StorageError.
         """
-        yield CONFIGS, self._sealed.number, lambda: self._sealed.data
+        data = self.sealed.data
+        yield CONFIGS, self.sealed.number, lambda: data
         if self.config.rotation:
             yield ROTATIONS, self.config.rotation, self._read_rotation
+
+    def keep_copies(self) -> None:
+        """Write copies that are missing: castore was killed before it wrote them."""
+        for folder, number, read in self.replicated():
+            with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
+                replicas.keep_copy(self.storage, folder, number, read)
 
     def _read_rotation(self) -> bytes:
         data = read_rotation(self.storage, self.config)
         decode_rotation(self.config.rotation, data, self.writer_key)
         return data
 
-    def _keep_copies(self) -> None:
-        """Write copies that are missing: an older castore wrote none, or castore was killed before it."""
-        for folder, number, read in self.kept_twice():
-            with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
-                replicas.keep_copy(self.storage, folder, number, read)
+    # Internal
 
-    def repair_copies(self) -> None:
-        """Write the objects that are stored twice again where one of the two is damaged.
+    @property
+    def _in_use(self) -> _Current:
+        if self._current is None:
+            raise UsageError(f"the store at {self.location} is closed")
+        return self._current
 
-        Raises DamageError, FormatError, StorageError, BusyError.
-        """
-        with self._writer_key_lock():
-            self.refresh_config()
-            for folder, number, read in self.kept_twice():
-                replicas.repair(self.storage, folder, number, read())
+    def _use(self, accepted: Accepted) -> None:
+        self._record(accepted)
+        self._current = self._keys_of(accepted)
+        self._numbers = accepted.names
 
-    def _writer_key_lock(self) -> AbstractContextManager[None]:
-        path = os.path.join(self.places.state_of(self.store_id), "locks", "writer-key")
-        return named_lock(path, f"the keys of {self.location}")
+    def _keys_of(self, accepted: Accepted) -> _Current:
+        config = accepted.config
+        pinned = accepted.writer.with_pins(accepted.pins)
+        writer = with_config(pinned, config, self.storage, self._signing_key(accepted))
+        ring = Keyring(self.storage, writer, self._opener.identity, config)
+        return _Current(accepted, writer, ring, Cutter(writer.gear, config.average_chunk_size))
+
+    def _signing_key(self, accepted: Accepted) -> SigningKey | None:
+        """Return the key that signs added objects: this machine's or, if it has none, the admin's."""
+        machine, config = accepted.writer.machine, accepted.config
+        if machine is not None:
+            certificate = config.certificate(machine.signing.public)
+            return None if certificate is None or certificate.revoked else machine.signing
+        admin = self._opener.identity.get().admin
+        return admin if admin.public in config.admin_keys else None
+
+    def _record(self, accepted: Accepted, *, accept_older: bool = False) -> None:
+        """Record on this machine what was accepted: the number, the admins, and the key that opens it."""
+        self.freshness.config(accepted.sealed, accepted.pins, accept=accept_older)
+        for kept in self._opener.keys(self.store_id)[:1]:
+            keep_accepted(self.key_file, kept, accepted.writer.with_pins(accepted.pins), self.storage)

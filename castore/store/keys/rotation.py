@@ -11,6 +11,7 @@ committed if that has changed. What it wrote before that step is listed, if need
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -41,46 +42,56 @@ _FOLDERS: Final = ("generations", "sessions", "packs")
 """Listed in this order, every object that a listed one needs is listed, too: it was written before."""
 
 
-def rotate(
-    storage: Storage,
-    writer: WriterKey,
-    successor: WriterKey,
-    config: StoreConfig,
-    number: int,
-    known: frozenset[int],
-    packs: Callable[[], Iterable[bytes]],
-    signer: SigningKey,
-    is_rival: Callable[[int], bool],
-    *,
-    new_ids: bool,
-) -> int:
-    """Replace `writer` by `successor`; return the number of the new configuration.
+@dataclass(frozen=True, kw_only=True)
+class Rotation:
+    """A replacement of the writer key."""
 
-    config, number: the present configuration, with the new certificates, and its number. known: the numbers
-    of the configurations that existed when it was accepted. packs: brings the index of packs up to date, and
-    returns the ids of the accepted packs. signer: the admin's key. is_rival: whether the configuration of a
-    number is another admin's; otherwise anybody who can add objects could prevent the rotation. Raises
-    BusyError, StorageError.
+    writer: WriterKey
+    successor: WriterKey
+    """The key that replaces it."""
+    config: StoreConfig
+    """The present configuration, with the new certificates."""
+    number: int
+    """The number of the present configuration."""
+    known: frozenset[int]
+    """The numbers of the configurations that existed when it was accepted."""
+    signer: SigningKey
+    """The admin's key."""
+    new_ids: bool
+    """Give new ids to chunks: later snapshots share no content with what is stored now."""
+    accepted_packs: Callable[[], Iterable[bytes]]
+    """Brings the index of packs up to date, and returns the ids of the accepted packs."""
+    is_rival: Callable[[int], bool]
+    """Returns whether the configuration of a number is another admin's.
+
+    Without this, anybody who can add objects could prevent the rotation.
     """
-    ids = b"" if new_ids else writer.id_secret
-    previous = (*config.previous_secrets, writer.secret)
-    config = msgspec.structs.replace(config, previous_secrets=previous, id_secret=ids)
-    before, rounds = number, 0
+
+
+def rotate(storage: Storage, rotation: Rotation) -> int:
+    """Replace the writer key; return the number of the new configuration. Raises BusyError, StorageError."""
+    writer, successor = rotation.writer, rotation.successor
+    config = msgspec.structs.replace(
+        rotation.config,
+        previous_secrets=(*rotation.config.previous_secrets, writer.secret),
+        id_secret=b"" if rotation.new_ids else writer.id_secret,
+    )
+    before, number, known, rounds = rotation.number, rotation.number, rotation.known, 0
     while True:
         names = _names(storage)
-        listed = _listed(storage, writer, packs())
+        listed = _listed(storage, writer, rotation.accepted_packs())
         at = replicas.free_above(number, {*known, *rotation_numbers(storage)})
         try:
             data = encode_rotation(at, listed, successor)
             storage.put(rotation_name(at), data)
             replicas.put_copy(storage, ROTATIONS, at, data)
             config = msgspec.structs.replace(config, rotation=at, rotation_hash=blake3(data).digest())
-            data = encode_config(at, config, successor, signer)
+            data = encode_config(at, config, successor, rotation.signer)
             storage.put(config_name(at), data)
         except ObjectExistsError:
             raise BusyError("another castore has just changed the keys of this store; try again") from None
         fresh = {one for one in config_numbers(storage) if one > before} - {at} - known
-        if any(map(is_rival, fresh)):
+        if any(map(rotation.is_rival, fresh)):
             # Another castore was first; its configuration does not include this one.
             for name in replicas.names(storage, CONFIGS, at):
                 _remove(storage, name)

@@ -7,6 +7,7 @@ that does not open, or that no pinned admin signed, is ignored, whatever its num
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -51,7 +52,7 @@ _WITHOUT_CONFIG: Final = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Accepted:
     """A configuration that was accepted."""
 
@@ -262,9 +263,8 @@ def _attempt(
 def _accepted(found: Accepted, numbers: list[int], passed: dict[str, str]) -> Accepted:
     """Return the accepted configuration, with the higher ones that were ignored for it."""
     higher = {name for name in passed if int(name.rpartition("/")[2]) > found.sealed.number}
-    found.passed_over = {name: passed[name] for name in sorted(higher)}
-    found.names = frozenset(numbers)
-    return found
+    reasons = {name: passed[name] for name in sorted(higher)}
+    return dataclasses.replace(found, passed_over=reasons, names=frozenset(numbers))
 
 
 def _refusal(

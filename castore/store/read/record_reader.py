@@ -31,7 +31,6 @@ from castore.store.read.delta_resolver import StoredForm, apply, assemble
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from castore.crypto import WriterKey
     from castore.model.refs import PackId
     from castore.storage import Storage
     from castore.store.format.pack import PackEntry
@@ -56,13 +55,13 @@ class RecordReader:
     """Reads chunks and nodes; safe to share between threads."""
 
     def __init__(
-        self, storage: Storage, index: Index, writer: WriterKey, keyring: Keyring, longest: int = MAX_PLAIN
+        self, storage: Storage, index: Index, keyring: Keyring, *, longest: int = MAX_PLAIN
     ) -> None:
         """Open a reader. longest: bytes of the longest chunk that the store's cutter makes."""
         self._storage = storage
         self._longest = longest
         self._index = index
-        self._id_keys = writer.id_keys
+        self._id_keys = keyring.writer.id_keys
         self._keyring = keyring
         self._codecs = Codecs()
         self._groups = Groups(self._codecs)

@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from castore.crypto import RecordSealer, best_cipher, random_key
 from castore.errors import CastoreError, StorageError
+from castore.kernel import Sketcher
 from castore.model.refs import RecordId, SessionId, encode_node
 from castore.store.format.codecs import Codecs
 from castore.store.format.pack import (
@@ -40,12 +41,11 @@ if TYPE_CHECKING:
     from mmap import mmap
     from types import TracebackType
 
-    from castore.crypto import WriterKey
-    from castore.kernel import Sketch, Sketcher
+    from castore.kernel import Sketch
     from castore.model.refs import Ref
     from castore.storage import Storage
-    from castore.store.format.config import StoreConfig
     from castore.store.index import Index
+    from castore.store.keys.key_manager import KeyManager
     from castore.store.write.base_cache import ReferenceCache, ReferenceWriter
     from castore.store.write.delta_encoder import DeltaMember, NewChunk
 
@@ -76,11 +76,10 @@ class Session:
         self,
         storage: Storage,
         index: Index,
-        writer: WriterKey,
-        config: StoreConfig,
+        keys: KeyManager,
         references: ReferenceCache,
-        sketcher: Sketcher,
     ) -> None:
+        writer = keys.writer_key
         self.id = SessionId(os.urandom(16))
         self._storage = storage
         self._index = index
@@ -88,7 +87,7 @@ class Session:
         self._chunk_id_key = writer.chunk_id_key
         cipher = best_cipher()
         data_key = random_key()
-        seals = sealed_to((entry.recipient for entry in config.recipients), self.id, data_key)
+        seals = sealed_to((entry.recipient for entry in keys.config.recipients), self.id, data_key)
         signer = writer.signer.public
         host = next(iter(writer.signers.names(signer)), os.uname().nodename)
         self._record = new_session_record(time.time_ns(), host, cipher, seals, signer)
@@ -99,7 +98,7 @@ class Session:
         self._node_counter = RecordCounter()
         self._codecs = Codecs()
         self._references = references
-        self._sketcher = sketcher
+        self._sketcher = Sketcher(writer.gear, writer.sketch)
         # Records in packs that are not indexed yet.
         self._pending: dict[RecordId, PendingChunk | None] = {}
         self._pending_features: dict[bytes, RecordId] = {}

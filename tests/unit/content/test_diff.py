@@ -323,7 +323,7 @@ def test_streams_differ_in_the_chunks_that_they_do_not_share(sandbox, tmp_path):
     ]
     refs = [put(sandbox, tmp_path / "dump", version) for version in versions]
     with sandbox.open() as store:
-        cut = [chunks(store.cutter, version) for version in versions]
+        cut = [chunks(store.keys.cutter, version) for version in versions]
         for old, before in zip(refs, cut, strict=True):
             for new, after in zip(refs, cut, strict=True):
                 found = diff_streams(store, old, new)

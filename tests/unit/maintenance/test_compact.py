@@ -62,7 +62,7 @@ class SandboxWithDumps(Sandbox):
     def drop(self, service, *numbers):
         with self.opened() as store:
             store.sync()
-            forget(store, service, [store.generation(service, number) for number in numbers])
+            forget(store, service, [store.generations.get(service, number) for number in numbers])
         for number in numbers:
             del self.taken[service, number]
 
@@ -75,7 +75,7 @@ class SandboxWithDumps(Sandbox):
         with self.opened() as store:
             store.sync()
             assert verify(store, Progress(), read_data=True).sound
-            found = {(one.service, one.number) for one in store.generations()}
+            found = {(one.service, one.number) for one in store.generations.all()}
             assert found == set(self.taken)
             for (service, number), data in self.taken.items():
                 selection = select(store, f"{service}@{number}:db")
@@ -201,7 +201,7 @@ def test_nothing_is_removed_while_a_record_cannot_be_read(sandbox):
     (record,) = [p for p in (sandbox.store / "generations").iterdir() if p.name.endswith("1")]
     record.write_bytes(record.read_bytes()[:-1] + b"\0")
     with sandbox.opened() as store:
-        store.reindex()
+        store.updater.rebuild()
     with pytest.raises(DamageError, match="nothing was removed: generations/"):
         sandbox.compact()
     assert len(sandbox.packs()) == 2
@@ -317,9 +317,9 @@ def test_rules_let_generations_go_and_pins_hold_them(sandbox):
         sandbox.take("web", noise(night, 20_000))
     with sandbox.opened() as store:
         store.sync()
-        assert store.pin("web", 2, "before the move")
-        assert not store.pin("web", 2, "again")
-        assert store.pins("web") == {2: "before the move"}
+        assert store.generations.pin("web", 2, "before the move")
+        assert not store.generations.pin("web", 2, "again")
+        assert store.generations.pins("web") == {2: "before the move"}
         settings = Service(keep=Keep(last=1))
         gone, busy, done = prune(store, {"web": settings}, Progress(), max_unused=0.1, grace=0)
     assert [one.number for one in gone] == [4, 3, 1]
@@ -330,9 +330,9 @@ def test_rules_let_generations_go_and_pins_hold_them(sandbox):
     sandbox.check()
     with sandbox.opened() as store:
         with pytest.raises(UsageError, match=r"web@2 is pinned \(before the move\)"):
-            forget(store, "web", [store.generation("web", 2)])
-        assert store.unpin("web", 2)
-        assert not store.unpin("web", 2)
+            forget(store, "web", [store.generations.get("web", 2)])
+        assert store.generations.unpin("web", 2)
+        assert not store.generations.unpin("web", 2)
 
 
 def test_numbers_are_written_as_people_write_them():
@@ -368,12 +368,12 @@ def test_no_delta_is_based_on_what_is_about_to_be_removed(sandbox):
     sandbox.take("mail", bytes(like))
     with sandbox.opened(lockless=True) as store:
         store.sync()
-        (mail,) = store.generations("mail")
+        (mail,) = store.generations.all("mail")
         assert is_whole(store, roots_of(mail))
     # Removed by whoever looked at the generations before this one came.
     (pending,) = (sandbox.store / "deletions").iterdir()
     with sandbox.opened(lockless=True) as store:
-        (one,) = pending_deletions(store.storage, store.writer_key)[0]
+        (one,) = pending_deletions(store.storage, store.keys.writer_key)[0]
         store.storage.delete_all(f"packs/{pack.hex()}" for pack in one.packs)
     pending.unlink()
     sandbox.check()
@@ -385,8 +385,8 @@ def test_what_is_used_of_packs_is_never_more_than_all_of_them(sandbox):
     sandbox.take("web", noise(2, 50_000))
     with sandbox.opened() as store:
         store.sync()
-        one, other = sorted(pack for pack, _ in store.packs())
-        lengths = dict(store.packs())
+        one, other = sorted(pack for pack, _ in store.index.packs.lengths())
+        lengths = dict(store.index.packs.lengths())
         for _ in range(100):
             store.index.usage.move([(one, other), (other, one)])
         used = store.index.usage.total()
@@ -426,14 +426,14 @@ def test_a_generation_that_no_castore_writes_is_damage_and_stops_nothing(sandbox
     sandbox.take("web", noise(1, 50_000))
     with sandbox.opened() as store:
         store.sync()
-        forged = msgspec.structs.replace(store.generation("web", 1), **harm)
-        name = generation_name(store.writer_key, forged.service, forged.number)
+        forged = msgspec.structs.replace(store.generations.get("web", 1), **harm)
+        name = generation_name(store.keys.writer_key, forged.service, forged.number)
         plain = msgspec.msgpack.encode(forged)
-        store.storage.put(name, seal_object(GENERATION, name, plain, store.writer_key))
+        store.storage.put(name, seal_object(GENERATION, name, plain, store.keys.writer_key))
         store.sync()
         assert store.damaged.keys() == {name}
     sandbox.take("web", noise(2, 50_000))
     with sandbox.opened() as store:
         store.sync()
-        assert store.services() == ["web"]
-        assert [one.number for one in store.generations()] == [2, 1]
+        assert store.generations.services() == ["web"]
+        assert [one.number for one in store.generations.all()] == [2, 1]

@@ -32,8 +32,9 @@ from castore.services.selectors import select
 from castore.services.sources import Stream, file_source
 from castore.state import first_seen
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.rotation import encode_rotation
+from castore.store.keys.key_manager import KeyManager
 from tests.support.stores import take_snapshot
 from tests.unit.maintenance.test_compact import Lockless, SandboxWithDumps, noise
 
@@ -48,7 +49,7 @@ def sandbox(tmp_path):
 def another(sandbox, **options):
     """The store as another machine sees it."""
     places = MachinePaths(str(sandbox.folder / "other" / "state"), str(sandbox.folder / "other" / "cache"))
-    return Store.open(LocalStorage(str(sandbox.store)), places, lambda: sandbox.identity, **options)
+    return Store.open(LocalStorage(str(sandbox.store)), places, lambda: sandbox.identity, StoreOptions(**options))
 
 
 def content(store, what):
@@ -73,8 +74,8 @@ def later(monkeypatch, nanoseconds=OLD):
 
 def test_the_index_is_not_rebuilt_while_packs_are_removed(sandbox):
     sandbox.take("web", noise(1, 50_000))
-    with sandbox.opened() as store, store.upkeep_lock(), sandbox.opened() as other, pytest.raises(BusyError):
-        other.reindex()
+    with sandbox.opened() as store, store.state.upkeep_lock(), sandbox.opened() as other, pytest.raises(BusyError):
+        other.updater.rebuild()
 
 
 def test_keys_are_removed_only_after_nothing_was_seen_of_them_for_days(sandbox, monkeypatch):
@@ -128,7 +129,7 @@ def test_a_number_given_again_by_who_lost_its_memory_harms_nobody(sandbox):
 
 def test_a_generation_that_was_withdrawn_leaves_its_number_used(sandbox, monkeypatch):
     sandbox.take("web", noise(1, 50_000))
-    refreshed = Store.refresh_config
+    refreshed = KeyManager.refresh
 
     def fails(self):
         if any(path.name.endswith("2") for path in (sandbox.store / "generations").iterdir()):
@@ -136,7 +137,7 @@ def test_a_generation_that_was_withdrawn_leaves_its_number_used(sandbox, monkeyp
         return refreshed(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "refresh_config", fails)
+        patch.setattr(KeyManager, "refresh", fails)
         with pytest.raises(castore.errors.StorageError, match="the disk failed"):
             sandbox.take("web", noise(2, 50_000))
     assert len(list((sandbox.store / "generations").iterdir())) == 1
@@ -147,10 +148,10 @@ def test_a_generation_that_was_withdrawn_leaves_its_number_used(sandbox, monkeyp
 def test_a_repair_with_a_former_writer_key_drops_nothing(sandbox):
     sandbox.take("web", noise(1, 50_000))
     with another(sandbox) as other:
-        other.adopt("other", maintain=True)
+        other.admin.adopt("other", maintain=True)
         other.sync()
         with sandbox.opened() as store:
-            store.rotate_writer()
+            store.admin.rotate()
         number = sandbox.take("web", noise(2, 50_000))
         for act in (lambda: repair(other, Progress(), agree=yes), lambda: verify(other, Progress())):
             with pytest.raises(KeyRotatedError):
@@ -162,22 +163,22 @@ def test_a_repair_with_a_former_writer_key_drops_nothing(sandbox):
 def test_recipients_and_the_writer_key_change_one_after_the_other(sandbox):
     sandbox.take("web", noise(1, 50_000))
     other = castore.Identity.generate()
-    with sandbox.opened() as store, store._writer_key_lock(), sandbox.opened() as second:
+    with sandbox.opened() as store, store.state.keys_lock(), sandbox.opened() as second:
         with pytest.raises(BusyError):
-            second.reseal([*second.recipients, (other.recipient, "other")])
+            second.admin.reseal([*second.keys.recipients, (other.recipient, "other")])
         with pytest.raises(BusyError):
-            second.rotate_writer()
+            second.admin.rotate()
     with sandbox.opened() as store, sandbox.opened() as second:
-        second.rotate_writer()
+        second.admin.rotate()
         with pytest.raises(KeyRotatedError):
-            store.reseal([*store.recipients, (other.recipient, "other")])
+            store.admin.reseal([*store.keys.recipients, (other.recipient, "other")])
     sandbox.check()
 
 
 def test_objects_of_previous_keys_are_neither_dropped_nor_orphaned_while_their_list_is_missing(sandbox):
     sandbox.take("web", noise(1, 50_000))
     with sandbox.opened() as store:
-        store.rotate_writer()
+        store.admin.rotate()
     sandbox.take("web", noise(2, 50_000))
     lists = sandbox.store / "rotations"
     lists.rename(sandbox.folder / "aside")
@@ -185,7 +186,7 @@ def test_objects_of_previous_keys_are_neither_dropped_nor_orphaned_while_their_l
         with pytest.raises(MissingError, match="restore it from"):
             repair(store, Progress(), agree=yes)
         with pytest.raises(MissingError, match="restore it from"):
-            store.rotate_writer()
+            store.admin.rotate()
     (sandbox.folder / "aside").rename(lists)
     sandbox.check()
 
@@ -202,7 +203,7 @@ def test_what_cannot_be_put_together_is_not_moved_night_by_night(sandbox):
         path.unlink()
     with sandbox.opened() as store:
         store.sync()
-        forget(store, "web", [store.generation("web", 1), store.generation("web", 2)])
+        forget(store, "web", [store.generations.get("web", 1), store.generations.get("web", 2)])
     for _ in range(3):
         with contextlib.suppress(DamageError):
             sandbox.compact(max_unused=0)
@@ -359,33 +360,33 @@ def test_a_rotation_that_withdraws_itself_removes_the_copy_that_another_process_
     lost = Identity.generate()
     sandbox.take("web", noise(1, 5000))
     with sandbox.opened() as store:
-        store.reseal([*store.recipients, (lost.recipient, "lost")])
-        store.storage.put("rotations/3", encode_rotation(3, {}, store.writer_key.successor()))
+        store.admin.reseal([*store.keys.recipients, (lost.recipient, "lost")])
+        store.storage.put("rotations/3", encode_rotation(3, {}, store.keys.writer_key.successor()))
 
     class Between(Lockless):
         def put(self, name, data):
             if name == "rotations/4":
                 with another(sandbox) as other:
-                    other.adopt("other")
-                    other.reseal([one for one in other.recipients if one[1] != "lost"])
+                    other.admin.adopt("other")
+                    other.admin.reseal([one for one in other.keys.recipients if one[1] != "lost"])
             super().put(name, data)
             if name == "config/4":
                 places = MachinePaths(str(sandbox.folder / "third" / "state"), str(sandbox.folder / "third" / "cache"))
-                with Store.open(Lockless(str(sandbox.store)), places, lambda: sandbox.identity, local_key=False) as third:
+                with Store.open(Lockless(str(sandbox.store)), places, lambda: sandbox.identity, StoreOptions(local_key=False)) as third:
                     third.session().abort()
 
     with (
         Store.open(Between(str(sandbox.store)), sandbox.places, lambda: sandbox.identity) as store,
         pytest.raises(BusyError, match="has just changed the keys"),
     ):
-        store.rotate_writer()
+        store.admin.rotate()
     with another(sandbox) as store:
-        assert [label for _, label in store.recipients] == ["test"]
-        assert not store.writer_key.previous_keys
+        assert [label for _, label in store.keys.recipients] == ["test"]
+        assert not store.keys.writer_key.previous_keys
 
 
 def test_a_first_generation_that_was_withdrawn_leaves_its_number_used(sandbox, monkeypatch):
-    refreshed = Store.refresh_config
+    refreshed = KeyManager.refresh
 
     def failing(self):
         if sys._getframe(1).f_code.co_name == "commit":
@@ -393,7 +394,7 @@ def test_a_first_generation_that_was_withdrawn_leaves_its_number_used(sandbox, m
         refreshed(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "refresh_config", failing)
+        patch.setattr(KeyManager, "refresh", failing)
         with pytest.raises(StorageError, match="the disk failed"):
             sandbox.take("web", noise(1, 50_000))
     assert sandbox.take("web", noise(2, 50_000)) == 2

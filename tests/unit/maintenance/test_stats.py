@@ -25,7 +25,7 @@ def bases_only(store) -> tuple[int, float]:
     referenced, seen, records = set(), set(), {}
     found = store.index.locations.records()
     bases = {record: below for kind, record, _, below in found if kind == CHUNK and below}
-    for generation in store.generations():
+    for generation in store.generations.all():
         stack = list(roots_of(generation))
         while stack:
             ref = stack.pop()
@@ -33,7 +33,7 @@ def bases_only(store) -> tuple[int, float]:
                 referenced.add(ref.id)
             elif ref.id not in seen:
                 seen.add(ref.id)
-                stack += store.read_node(ref.id)
+                stack += store.reader.read_node(ref.id)
     needed, todo = set(), [base for chunk in referenced for base in bases.get(chunk, ())]
     while todo:
         if (base := todo.pop()) not in needed:

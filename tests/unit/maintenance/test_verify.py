@@ -142,7 +142,7 @@ def test_samples_come_to_everything(sandbox):
         sandbox.snapshot("web", {"d": file_source(str(path))})
     with sandbox.open() as store:
         store.sync()
-        packs = {pack for pack, _ in store.packs()}
+        packs = {pack for pack, _ in store.index.packs.lengths()}
         seen = []
         for _ in range(10):
             assert verify(store, Progress(), read_data=True, sample=0.1).read in {1, 2}
@@ -248,7 +248,7 @@ def test_records_that_do_not_open_are_dropped(sandbox, tree, kind):
     assert not after.damage
     with sandbox.open() as store:
         store.sync()
-        assert [one.number for one in store.generations("web")] == ([1] if kind == "generations" else [2, 1])
+        assert [one.number for one in store.generations.all("web")] == ([1] if kind == "generations" else [2, 1])
     take(sandbox, tree)
     assert look(sandbox, read_data=True).sound
 
@@ -256,9 +256,9 @@ def test_records_that_do_not_open_are_dropped(sandbox, tree, kind):
 def test_a_signed_record_of_a_newer_format_is_not_dropped(sandbox, tree):
     taken = take(sandbox, tree)
     with sandbox.open() as store:
-        name = generation_name(store.writer_key, "web", 2)
+        name = generation_name(store.keys.writer_key, "web", 2)
         plain = encode(msgspec.structs.replace(taken, number=2, version=taken.version + 1))
-        store.storage.put(name, seal_object(GENERATION, name, plain, store.writer_key))
+        store.storage.put(name, seal_object(GENERATION, name, plain, store.keys.writer_key))
     done, _ = run_repair(sandbox)
     assert done.drop == []
     assert (sandbox.store / name).exists()
@@ -266,7 +266,7 @@ def test_a_signed_record_of_a_newer_format_is_not_dropped(sandbox, tree):
 
 def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(sandbox, tree):
     take(sandbox, tree)
-    some, tag = os.urandom(32).hex(), sandbox.open().writer_key.tag("web").hex()
+    some, tag = os.urandom(32).hex(), sandbox.open().keys.writer_key.tag("web").hex()
     names = {
         f"packs/{some}": PACK, f"generations/{tag}-0000000002": GENERATION, f"sessions/{some[:32]}.0": SESSION,
         f"deletions/{some[:32]}": DELETION, f"removals/{tag}-{some[:32]}": REMOVAL,
@@ -380,8 +380,8 @@ def test_a_damaged_record_of_removals_is_reported_and_dropped(sandbox, tree):
     for _ in range(2):
         take(sandbox, tree)
     with sandbox.open() as store:
-        store.sync_generations()
-        forget(store, "web", [store.generation("web", 1)])
+        store.generations.sync()
+        forget(store, "web", [store.generations.get("web", 1)])
     (record,) = (sandbox.store / "removals").iterdir()
     assert look(sandbox, identity=False).sound
     flip(record, record.stat().st_size - 1)
@@ -392,5 +392,5 @@ def test_a_damaged_record_of_removals_is_reported_and_dropped(sandbox, tree):
     assert after.sound
     assert not record.exists()
     with sandbox.open() as store:
-        store.sync_generations()
-        assert [one.number for one in store.generations("web")] == [2]
+        store.generations.sync()
+        assert [one.number for one in store.generations.all("web")] == [2]

@@ -46,10 +46,10 @@ class GenerationRecords:
         self.store = store
 
     def put(self, revision="", when="2026-01-01 00:00", *, service="web", pre_rollback=False, parts=("sites", "db")):
-        number = self.store.next_number(service)
+        number = self.store.generations.next_number(service)
         made = tuple(part(name, "dump" if name == "db" else "tree") for name in parts)
         taken = Generation(service, number, ns(when), revision, "", made, STORED, bytes(16), pre_rollback=pre_rollback)
-        self.store.commit(signed(self.store, taken))
+        self.store.generations.commit(signed(self.store, taken))
         return number
 
     def number(self, selector, service="web"):

@@ -28,18 +28,18 @@ def test_deleting_the_cache_keeps_events_drills_and_verification(tmp_path):
     with sandbox.open() as store:
         verify(store, castore.Progress(), packs=True)
         with event(store, "drill", "web") as note:
-            note.of(store.newest("web"))
-        packs = sorted(pack for pack, _ in store.packs())
+            note.of(store.generations.newest("web"))
+        packs = sorted(pack for pack, _ in store.index.packs.lengths())
         store.index.verification.set_damaged(packs[:1])
-        store.keep_verified()
-        before = store.event_log.read(), store.index.verification.verified(PACKS), drills(store)
+        store.updater.record_verified()
+        before = store.state.event_log.read(), store.index.verification.verified(PACKS), drills(store)
     assert before[2]
     for rebuild in (False, True):
         if not rebuild:
             shutil.rmtree(sandbox.places.cache)
         with sandbox.open() as store:
-            store.reindex() if rebuild else store.sync()
-            assert (store.event_log.read(), store.index.verification.verified(PACKS), drills(store)) == before
+            store.updater.rebuild() if rebuild else store.sync()
+            assert (store.state.event_log.read(), store.index.verification.verified(PACKS), drills(store)) == before
             assert store.index.verification.damaged() == set(packs[:1])
 
 

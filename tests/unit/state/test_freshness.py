@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from castore.crypto import Identity
 from castore.errors import StaleStoreError, StorageError
+from castore.model.removals import Removals
 from castore.services.sources import file_source
-from castore.state.freshness import FreshnessGuard, FreshnessState, ServiceHighWater
+from castore.state.freshness import FreshnessGuard, FreshnessState, PresentGenerations, ServiceHighWater
 from tests.support.stores import Sandbox
 
 
@@ -43,15 +44,15 @@ def put_in_place(sandbox, name):
 
 def opened(sandbox, **options):
     from castore.storage import LocalStorage
-    from castore.store import Store
+    from castore.store import Store, StoreOptions
 
-    return Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, **options)
+    return Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, StoreOptions(**options))
 
 
 def objects(sandbox, service, number):
     with opened(sandbox) as store:
-        store.sync_generations()
-        return store.generation_objects(service, [number])
+        store.generations.sync()
+        return store.generations.objects(service, [number])
 
 
 def test_an_older_copy_is_refused_and_says_what_went_back(sandbox):
@@ -63,14 +64,14 @@ def test_an_older_copy_is_refused_and_says_what_went_back(sandbox):
         if forget_index:
             shutil.rmtree(sandbox.places.cache)
         with opened(sandbox) as store, pytest.raises(StaleStoreError) as refused:
-            store.sync_generations()
+            store.generations.sync()
         for said in ("web@3", "web@1", "mail@2", "mail@1", "--accept-older", "older copy"):
             assert said in str(refused.value)
     with opened(sandbox, accept_older=True) as store:
         store.sync()
     with opened(sandbox) as store:
         store.sync()
-        assert store.next_number("web") == 4, "a number that was seen is never given again"
+        assert store.generations.next_number("web") == 4, "a number that was seen is never given again"
     taken = take(sandbox)
     assert (taken.number, taken.parent) == (4, 1)
 
@@ -99,7 +100,7 @@ def test_a_service_that_vanished_and_one_that_is_another(sandbox):
 def test_a_configuration_that_went_back_is_refused(sandbox):
     copied(sandbox, "old")
     with opened(sandbox) as store:
-        store.reseal([*store.recipients, (Identity.generate().recipient, "more")])
+        store.admin.reseal([*store.keys.recipients, (Identity.generate().recipient, "more")])
     put_in_place(sandbox, "old")
     with pytest.raises(StaleStoreError, match=r"was config/2 and is config/1.*--accept-older"):
         opened(sandbox)
@@ -115,7 +116,7 @@ def test_a_machine_that_remembers_nothing_accepts_the_store(sandbox, tmp_path):
     shutil.rmtree(sandbox.places.state)
     with opened(sandbox) as store:
         store.sync()
-        assert store.newest("web").number == 1
+        assert store.generations.newest("web").number == 1
 
 
 def test_a_damaged_newest_generation_is_damage_and_nothing_older(sandbox):
@@ -127,7 +128,7 @@ def test_a_damaged_newest_generation_is_damage_and_nothing_older(sandbox):
     with opened(sandbox) as store:
         store.sync()
         assert list(store.damaged) == [name]
-        assert store.next_number("web") == 3
+        assert store.generations.next_number("web") == 3
 
 
 def test_what_is_removed_on_purpose_is_not_missed(sandbox):
@@ -136,19 +137,19 @@ def test_what_is_removed_on_purpose_is_not_missed(sandbox):
     (last,), (third,) = objects(sandbox, "web", 4), objects(sandbox, "web", 3)
     with opened(sandbox) as store:
         store.sync()
-        store.forgotten("web", [4, 3])
+        store.generations.expect_removal("web", [4, 3])
         store.sync()  # another process looks before they are deleted: they may still exist
     for name in (last, third):
         os.unlink(sandbox.store / name)
     with opened(sandbox) as store:
         store.sync()
-        assert store.next_number("web") == 5
-        store.forgotten("web", [1, 2])
+        assert store.generations.next_number("web") == 5
+        store.generations.expect_removal("web", [1, 2])
     shutil.rmtree(sandbox.store / "generations")
     shutil.rmtree(sandbox.places.cache)
     with opened(sandbox) as store:
         store.sync()
-        assert store.next_number("web") == 5
+        assert store.generations.next_number("web") == 5
     assert take(sandbox).number == 5
     for name in objects(sandbox, "web", 5):
         os.unlink(sandbox.store / name)
@@ -184,7 +185,7 @@ def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_reading(sandbox
     with opened(sandbox) as store:
         store.sync()
         with pytest.raises(StorageError):
-            store.forgotten("web", [1])
+            store.generations.expect_removal("web", [1])
 
 
 def _note(path, service, numbers):
@@ -225,6 +226,10 @@ steps = st.lists(
 )
 
 
+def present_generations(newest, session_of):
+    return PresentGenerations(newest, session_of, lambda _service: Removals())
+
+
 @given(steps)
 def test_what_this_machine_does_itself_is_never_refused_and_no_number_is_given_twice(tmp_path_factory, steps):
     path = str(tmp_path_factory.mktemp("seen") / "seen")
@@ -244,14 +249,15 @@ def test_what_this_machine_does_itself_is_never_refused_and_no_number_is_given_t
             seen.forget("s", gone, rest)
             there -= gone
         present = {"s": generation("s", max(there))} if there else {}
-        seen.compare(seen.memory(), present, lambda _, n, there=there: generation("s", n).session.hex() if n in there else None, accept=False)
+        state = present_generations(present, lambda _, n, there=there: generation("s", n).session.hex() if n in there else None)
+        seen.compare(seen.memory(), state, accept=False)
     if there:
         newest = max(there)
         rest = {"s": generation("s", max(there - {newest}))} if there - {newest} else {}
         def session(_, n):
             return generation("s", n).session.hex() if n in there - {newest} else None
         with pytest.raises(StaleStoreError):
-            (again := FreshnessGuard(path, "here")).compare(again.memory(), rest, session, accept=False)
+            (again := FreshnessGuard(path, "here")).compare(again.memory(), present_generations(rest, session), accept=False)
 
 
 def test_the_memory_holds_what_it_says():

@@ -97,7 +97,7 @@ def test_nights_of_a_dump_take_little_and_come_back(sandbox):
     assert max(depths(sandbox)) == MAX_DEPTH
     with sandbox.open() as store:
         assert verify_store(store, castore.Progress(), read_data=True).sound
-        store.reindex()
+        store.updater.rebuild()
     assert content(sandbox, 9) == nights[-1]
     assert max(depths(sandbox)) == MAX_DEPTH
 
@@ -107,11 +107,11 @@ def test_the_same_again_stores_nothing(sandbox):
     take(sandbox, table(20_000, 2))
     take(sandbox, data)
     with sandbox.open() as store:
-        packs = sorted(store.packs())
+        packs = sorted(store.index.packs.lengths())
     part = take(sandbox, data).parts[0]
     assert (part.new_chunks, part.stored_bytes) == (0, 0)
     with sandbox.open() as store:
-        assert sorted(store.packs()) == packs
+        assert sorted(store.index.packs.lengths()) == packs
 
 
 @pytest.mark.parametrize("loss", ["cache", "index", "both", "off", "garbage", "cut", "old", "swapped"])
@@ -211,7 +211,7 @@ def test_damage_to_a_base_is_damage_of_every_generation_that_needs_it(sandbox):
     with sandbox.open() as store:
         found = verify_store(store, castore.Progress(), read_data=True)
         needing = set()
-        for generation in store.generations():
+        for generation in store.generations.all():
             for _, ref in chunks_of(store, generation):
                 if at_root in closure(store, ref):
                     needing.add(generation.number)
@@ -230,7 +230,7 @@ def test_deltas_share_records_and_a_lost_record_is_reported_for_all_in_it(sandbo
         take(sandbox, table(40_000, night))
     with sandbox.open() as store:
         shown = stats(store)
-        packs = [(pack, store.pack_entries(pack)) for pack, _ in store.packs()]
+        packs = [(pack, store.reader.pack_entries(pack)) for pack, _ in store.index.packs.lengths()]
         groups: dict[tuple[bytes, int], list[PackEntry]] = {}
         lengths: dict[tuple[bytes, int], int] = {}
         for pack, entries in packs:
@@ -309,7 +309,7 @@ def test_a_missing_base_is_reported_for_every_generation_that_needs_it(sandbox):
         take(sandbox, table(20_000, night))
     with sandbox.open(identity=False) as store:
         store.sync()
-        first = store.generation("s", 1)
+        first = store.generations.get("s", 1)
         (_, ref), *_ = chunks_of(store, first)
         pack = store.index.locations.locate(CHUNK, ref.id).pack
     (sandbox.store / "packs" / pack.hex()).unlink()
@@ -519,8 +519,8 @@ def test_what_comes_again_before_it_is_stored_is_stored_once(sandbox, seed):
     for data in nights:
         take(sandbox, data)
     with sandbox.open(identity=False) as store:
-        for pack, _ in store.packs():
-            ids = [entry.id for entry in store.pack_entries(pack)]
+        for pack, _ in store.index.packs.lengths():
+            ids = [entry.id for entry in store.reader.pack_entries(pack)]
             assert len(ids) == len(set(ids))
     for number, data in enumerate(nights, 1):
         assert content(sandbox, number) == data
@@ -544,7 +544,7 @@ def test_a_chunk_whose_base_is_lost_is_stored_again_and_restored(sandbox):
         take(sandbox, data)
     with sandbox.open(identity=False) as store:
         store.sync()
-        (_, ref), *_ = chunks_of(store, store.generation("s", 1))
+        (_, ref), *_ = chunks_of(store, store.generations.get("s", 1))
         pack = store.index.locations.locate(CHUNK, ref.id).pack
     (sandbox.store / "packs" / pack.hex()).unlink()
     # The base of the second dump is missing: that dump is lost, but not a similar one.

@@ -15,7 +15,7 @@ def test_all_generations_are_read_one_by_one_in_the_order_of_the_list(tmp_path, 
     for service in ("b", "a", "b", "c", "a"):
         sandbox.snapshot(service, {"d": file_source(str(tmp_path / "dump"))})
     with sandbox.open() as store:
-        listed = store.generations()
+        listed = store.generations.all()
         assert [one.service for one in listed] == ["a", "c", "b", "a", "b"]
         assert list(store.newest_of_all()) == listed
         read = []

@@ -32,9 +32,11 @@ from castore.store import (
     MachinePaths,
     NewChunk,
     Store,
+    StoreOptions,
     sync,
 )
 from castore.store.format import pack as packs
+from castore.store.index_updater import IndexUpdater
 from castore.store.write import session as sessions
 from tests.support.stores import admins, remove_copies, signed
 
@@ -48,7 +50,7 @@ class LocalSetup:
         self.identity = Identity.generate()
         self.asked = 0
         recipients = [(self.identity.recipient, "me")]
-        self.store = Store.create(self.storage(), self.places, recipients, identity=self.provide)
+        self.store = Store.create(self.storage(), self.places, recipients, self.provide)
 
     def storage(self):
         return LocalStorage(str(self.path / "store"), create=True)
@@ -59,7 +61,7 @@ class LocalSetup:
 
     def open(self, places=None, identity=True, **options):
         provider = self.provide if identity is True else identity
-        return Store.open(self.storage(), places or self.places, provider, **options)
+        return Store.open(self.storage(), places or self.places, provider, StoreOptions(**options))
 
     def elsewhere(self, name="other"):
         return MachinePaths(str(self.path / name / "state"), str(self.path / name / "cache"))
@@ -125,7 +127,7 @@ def test_chunks_and_nodes_come_back_and_are_stored_once(local):
     contents = [os.urandom(100_000), b"a" * 65536, b"x"]
     refs, node = put(local.store, *contents)
     assert [local.store.read_chunk(ref.id) for ref in refs] == contents
-    assert local.store.read_node(node) == refs
+    assert local.store.reader.read_node(node) == refs
     assert local.asked == 1
     before = local.objects("packs")
     with local.store.session() as session:
@@ -143,7 +145,7 @@ def test_a_chunk_added_twice_in_a_session_is_in_the_pack_once(local):
         assert first.counter != second.counter
         assert [session.append(first), session.append(second)] == [True, False]
         assert seal(session, b"same" * 1000) is None
-    assert local.store.count_chunks() == 1
+    assert local.store.index.count("chunks") == 1
 
 
 def test_records_are_sealed_on_two_threads_without_sharing_a_counter(local):
@@ -163,7 +165,7 @@ def test_packs_are_cut_when_full_and_padded(local, monkeypatch):
     assert len(sizes) == 4
     assert padme(sizes[0]) == sizes[0]
     assert all(len(local.store.read_chunk(ref.id)) == 60_000 for ref in refs)
-    assert sum(size for _, size in local.store.packs()) == local.store.stored_bytes() == sum(sizes)
+    assert sum(size for _, size in local.store.index.packs.lengths()) == sum(sizes)
 
 
 @pytest.mark.parametrize("cipher", Cipher)
@@ -172,31 +174,31 @@ def test_a_store_reads_sessions_of_either_cipher(local, monkeypatch, cipher):
     refs, node = put(local.store, b"content")
     with local.open() as store:
         assert store.read_chunk(refs[0].id) == b"content"
-        assert store.read_node(node) == refs
+        assert store.reader.read_node(node) == refs
 
 
 def test_an_identity_alone_opens_everything_and_adopt_keeps_the_writer_key(local):
     refs, node = put(local.store, b"content")
-    local.store.commit(generation(local.store))
+    local.store.generations.commit(generation(local.store))
     places = local.elsewhere()
     with local.open(places) as store:
         store.sync()
         assert store.read_chunk(refs[0].id) == b"content"
-        assert store.read_node(node) == refs
-        assert store.generations() == [generation(local.store)]
+        assert store.reader.read_node(node) == refs
+        assert store.generations.all() == [generation(local.store)]
         with pytest.raises(IdentityError, match="castore key adopt"):
             local.open(places, identity=None)
-        store.adopt("other")
+        store.admin.adopt("other")
     with local.open(places, identity=None) as store:
-        assert store.writer_key == local.store.writer_key
+        assert store.keys.writer_key == local.store.keys.writer_key
     private(places.state)
 
 
 def test_a_writer_key_alone_adds_and_lists_but_reads_no_chunk(local):
     with local.open(identity=None) as store:
         refs, node = put(store, b"content")
-        store.commit(generation(store))
-        assert store.read_node(node) == refs
+        store.generations.commit(generation(store))
+        assert store.reader.read_node(node) == refs
         with pytest.raises(IdentityError):
             store.read_chunk(refs[0].id)
 
@@ -224,7 +226,7 @@ def test_what_is_no_store_or_another_store_or_version_is_refused(local, tmp_path
         local.open()
     other.store.close()
     with local.open(local_key=False) as store:
-        store.adopt("again")
+        store.admin.adopt("again")
     local.open().close()
     config = tmp_path / "store/config/2"
     remove_copies(tmp_path / "store")
@@ -249,7 +251,7 @@ def test_every_flipped_byte_of_a_config_is_noticed(local, tmp_path):
 
 def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(local):
     refs, _ = put(local.store, b"content")
-    local.store.commit(generation(local.store))
+    local.store.generations.commit(generation(local.store))
     local.store.close()
     path = local.places.index_of(local.store.store_id, local.store.storage.place)
     file = os.path.join(path, "data.mdb")
@@ -266,10 +268,10 @@ def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(local):
         with local.open() as store:
             store.sync()
             assert store.read_chunk(refs[0].id) == b"content"
-            assert store.generations() == [generation(store)]
-            store.reindex()
-            assert store.generations() == [generation(store)]
-            assert store.count_chunks() == 1
+            assert store.generations.all() == [generation(store)]
+            store.updater.rebuild()
+            assert store.generations.all() == [generation(store)]
+            assert store.index.count("chunks") == 1
 
 
 def test_a_damaged_pack_is_named_and_the_rest_of_the_store_is_usable(local):
@@ -296,7 +298,7 @@ def test_every_flipped_byte_of_a_pack_is_noticed_or_padding(local):
         try:
             local.store.sync()
             assert local.store.read_chunk(refs[0].id) == b"content" * 20
-            assert local.store.read_node(node) == refs
+            assert local.store.reader.read_node(node) == refs
         except DamageError as error:
             noticed += 1
             assert path.name in str(error)
@@ -304,19 +306,19 @@ def test_every_flipped_byte_of_a_pack_is_noticed_or_padding(local):
     for length in (0, 31, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(DamageError, match=path.name):
-            local.store.pack_entries(bytes.fromhex(path.name))
+            local.store.reader.pack_entries(bytes.fromhex(path.name))
 
 
 def test_damaged_generations_are_named_and_their_numbers_not_used_again(local):
     for number in (1, 2, 3):
-        local.store.commit(generation(local.store, number))
+        local.store.generations.commit(generation(local.store, number))
     flip(local.objects("generations")[2], 30)
     with local.open(local.elsewhere()) as store:
-        store.sync_generations()
-        assert [g.number for g in store.generations("web")] == [2, 1]
-        assert store.generation("web", 3) is None
+        store.generations.sync()
+        assert [g.number for g in store.generations.all("web")] == [2, 1]
+        assert store.generations.get("web", 3) is None
         assert list(store.damaged) == [f"generations/{local.objects('generations')[2].name}"]
-        assert store.next_number("web") == 4
+        assert store.generations.next_number("web") == 4
         local.objects("generations")[2].unlink()
         store.sync()
         assert store.damaged == {}
@@ -329,7 +331,7 @@ def test_a_damaged_or_missing_session_is_named_when_a_record_of_it_is_read(local
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with local.open() as store, pytest.raises(DamageError, match=path.name):
-            store.read_node(node)
+            store.reader.read_node(node)
     path.unlink()
     with local.open() as store, pytest.raises(MissingError, match=path.name.split(".", 1)[0]):
         store.read_chunk(refs[0].id)
@@ -337,38 +339,38 @@ def test_a_damaged_or_missing_session_is_named_when_a_record_of_it_is_read(local
 
 def test_generations_are_found_by_number_service_and_revision(local):
     store = local.store
-    store.commit(generation(store, 1, revision="9f3c"))
-    store.commit(generation(store, 2, revision="9f3d"))
-    store.commit(generation(store, 3, revision="9f3c"))
-    store.commit(generation(store, 4, revision="9f3c", pre_rollback=True))
-    store.commit(generation(store, 256, "web2", revision="9f3c"))
-    assert store.services() == ["web", "web2"]
-    assert [g.number for g in store.generations("web")] == [4, 3, 2, 1]
-    assert [g.number for g in store.generations()] == [256, 4, 3, 2, 1]
-    assert [g.number for g in store.by_revision("web", "9f3")] == [3, 2, 1]
-    assert [g.number for g in store.by_revision("web", "9f3c")] == [3, 1]
-    assert [g.number for g in store.by_revision("web2", "")] == [256]
-    assert store.by_revision("we", "") == []
-    assert (store.next_number("web"), store.next_number("new")) == (5, 1)
+    store.generations.commit(generation(store, 1, revision="9f3c"))
+    store.generations.commit(generation(store, 2, revision="9f3d"))
+    store.generations.commit(generation(store, 3, revision="9f3c"))
+    store.generations.commit(generation(store, 4, revision="9f3c", pre_rollback=True))
+    store.generations.commit(generation(store, 256, "web2", revision="9f3c"))
+    assert store.generations.services() == ["web", "web2"]
+    assert [g.number for g in store.generations.all("web")] == [4, 3, 2, 1]
+    assert [g.number for g in store.generations.all()] == [256, 4, 3, 2, 1]
+    assert [g.number for g in store.generations.by_revision("web", "9f3")] == [3, 2, 1]
+    assert [g.number for g in store.generations.by_revision("web", "9f3c")] == [3, 1]
+    assert [g.number for g in store.generations.by_revision("web2", "")] == [256]
+    assert store.generations.by_revision("we", "") == []
+    assert (store.generations.next_number("web"), store.generations.next_number("new")) == (5, 1)
     with pytest.raises(BusyError):
-        store.commit(generation(store, 2))
+        store.generations.commit(generation(store, 2))
     local.objects("generations")
     removed = [path for path in local.objects("generations") if path.name.endswith("0000000003")]
     removed[0].unlink()
-    store.sync_generations()
-    assert [g.number for g in store.by_revision("web", "9f3c")] == [1]
-    assert [g.number for g in store.generations("web")] == [4, 2, 1]
+    store.generations.sync()
+    assert [g.number for g in store.generations.by_revision("web", "9f3c")] == [1]
+    assert [g.number for g in store.generations.all("web")] == [4, 2, 1]
 
 
 def test_a_pack_that_another_machine_added_is_found_on_a_miss_and_a_vanished_one_forgotten(local):
     with local.open(local.elsewhere()) as other:
-        other.adopt("other")
+        other.admin.adopt("other")
         refs, _ = put(local.store, b"content")
         assert other.read_chunk(refs[0].id) == b"content"
         local.objects("packs")[0].unlink()
         with pytest.raises(MissingError, match=rf"{refs[0].id.hex()}.*packs/[0-9a-f]{{64}} does not exist"):
             other.read_chunk(refs[0].id)
-        assert not other.has_chunk(refs[0].id)
+        assert not other.index.locations.has_chunk(refs[0].id)
 
 
 def test_of_two_copies_of_a_chunk_the_sound_one_is_read(local):
@@ -378,12 +380,12 @@ def test_of_two_copies_of_a_chunk_the_sound_one_is_read(local):
         for path in local.objects("packs"):
             whole = path.read_bytes()
             flip(path, 40)
-            local.store.reindex()
+            local.store.updater.rebuild()
             assert local.store.read_chunk(refs[0].id) == b"content"
             path.unlink()
             local.store.sync()
             assert local.store.read_chunk(refs[0].id) == b"content"
-            assert local.store.read_node(node) == refs
+            assert local.store.reader.read_node(node) == refs
             path.write_bytes(whole)
 
 
@@ -421,8 +423,8 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(local, monkey
     refs, _ = put(local.store, b"content")
     second = Identity.generate()
     both = [(local.identity.recipient, "me"), (second.recipient, "you")]
-    local.store.reseal(both, admins=admins(local.identity, second))
-    assert local.store.recipients == both
+    local.store.admin.reseal(both, admins=admins(local.identity, second))
+    assert local.store.keys.recipients == both
     assert {p.name.split(".")[0] for p in local.objects("config")} == {"2"}
     assert [p.name.split(".")[1] for p in local.objects("sessions")] == ["1"]
     trust = [local.identity.admin.public]
@@ -431,10 +433,10 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(local, monkey
         delete = LocalStorage.delete
         monkeypatch.setattr(LocalStorage, "delete", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            store.reseal(both[1:], admins=admins(second))
+            store.admin.reseal(both[1:], admins=admins(second))
         monkeypatch.setattr(LocalStorage, "delete", delete)
     with local.open(local.elsewhere(), identity=lambda: second, trust=trust) as store:
-        store.reseal(both[1:], admins=admins(second))
+        store.admin.reseal(both[1:], admins=admins(second))
     assert {p.name.split(".")[0] for p in local.objects("config")} == {"3"}
     assert [p.name.split(".")[1] for p in local.objects("sessions")] == ["2"]
     with local.open() as store, pytest.raises(IdentityError, match=second.recipient.text):
@@ -447,56 +449,56 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(local, monkey
         more, _ = put(store, b"more")
         assert store.read_chunk(more[0].id) == b"more"
         with pytest.raises(UsageError):
-            store.reseal([])
+            store.admin.reseal([])
 
 
 def test_a_service_is_locked_once(local):
-    with local.store.lock("web"), local.open() as other:
-        with pytest.raises(BusyError, match=rf"pid {os.getpid()} on \S+ since \d"), other.lock("web"):
+    with local.store.state.lock("web"), local.open() as other:
+        with pytest.raises(BusyError, match=rf"pid {os.getpid()} on \S+ since \d"), other.state.lock("web"):
             pass
-        with other.lock("db"):
+        with other.state.lock("db"):
             pass
-    with local.store.lock("web"):
+    with local.store.state.lock("web"):
         pass
 
 
 def test_the_live_revision_is_remembered(local):
-    assert local.store.live_revision("web") is None
-    local.store.set_live_revision("web", "r1")
-    local.store.set_live_revision("web", "r2")
-    assert local.store.live_revision("web") == "r2"
+    assert local.store.state.live_revision("web") is None
+    local.store.state.set_live_revision("web", "r1")
+    local.store.state.set_live_revision("web", "r2")
+    assert local.store.state.live_revision("web") == "r2"
 
 
 def test_a_store_that_misses_a_chunk_says_which(local):
     with pytest.raises(MissingError, match="00" * 32):
         local.store.read_chunk(RecordId(bytes(32)))
     with pytest.raises(MissingError, match="00" * 32):
-        local.store.read_node(RecordId(bytes(32)))
+        local.store.reader.read_node(RecordId(bytes(32)))
     assert Ref(RefKind.CHUNK, RecordId(bytes(32)), 0).size == 0
 
 
 def test_many_missing_records_cost_one_sync(local, monkeypatch):
     put(local.store, b"content")
     synced = []
-    sync_all = Store.sync
-    monkeypatch.setattr(Store, "sync", lambda store, **options: synced.append(store) or sync_all(store, **options))
+    sync_all = IndexUpdater.sync
+    monkeypatch.setattr(IndexUpdater, "sync", lambda updater, **options: synced.append(updater) or sync_all(updater, **options))
     for number in range(20):
         with pytest.raises(MissingError):
             local.store.read_chunk(RecordId(number.to_bytes(32, "big")))
         with pytest.raises(MissingError):
-            local.store.read_node(RecordId(number.to_bytes(32, "big")))
+            local.store.reader.read_node(RecordId(number.to_bytes(32, "big")))
     assert len(synced) == 1
 
 
 def test_records_of_a_lost_pack_cost_few_syncs_and_later_packs_are_found_again(local, monkeypatch):
     with local.open(local.elsewhere()) as other:
-        other.adopt("other")
+        other.admin.adopt("other")
         lost, _ = put(local.store, *(b"%d" % number for number in range(20)))
         assert other.read_chunk(lost[0].id) == b"0"
         before = set(local.objects("packs"))
         synced = []
-        sync_all = Store.sync
-        monkeypatch.setattr(Store, "sync", lambda store, **options: synced.append(store) or sync_all(store, **options))
+        sync_all = IndexUpdater.sync
+        monkeypatch.setattr(IndexUpdater, "sync", lambda updater, **options: synced.append(updater) or sync_all(updater, **options))
         for path in before:
             path.unlink()
         for ref in lost:
@@ -505,13 +507,13 @@ def test_records_of_a_lost_pack_cost_few_syncs_and_later_packs_are_found_again(l
         assert len(synced) <= 2
         # Later packs are found, and what a generation references that was added meanwhile.
         added, _ = put(local.store, b"of a new generation")
-        local.store.commit(generation(local.store))
-        other.sync_generations()
+        local.store.generations.commit(generation(local.store))
+        other.generations.sync()
         assert other.read_chunk(added[0].id) == b"of a new generation"
         kept, _ = put(local.store, b"kept")
         other.sync()
         local.objects("packs")[0].unlink()
-        local.store.reindex()
+        local.store.updater.rebuild()
         moved, _ = put(local.store, b"kept", b"another")
         assert other.read_chunk(kept[0].id) == b"kept"
         assert other.read_chunk(moved[1].id) == b"another"
@@ -535,7 +537,7 @@ def test_a_delta_is_read_through_its_base(local):
     assert local.store.read_chunk(chunk) == content
     with local.open(local.elsewhere()) as store:
         assert store.read_chunk(chunk) == content
-        assert [store.read_entry(pack, one) for pack, _ in store.packs() for one in store.pack_entries(pack)]
+        assert [store.reader.read_entry(pack, one) for pack, _ in store.index.packs.lengths() for one in store.reader.pack_entries(pack)]
 
 
 def test_a_session_of_many_threads_and_packs_keeps_every_node_after_its_chunks(local, monkeypatch):
@@ -551,11 +553,11 @@ def test_a_session_of_many_threads_and_packs_keeps_every_node_after_its_chunks(l
             nodes.append((session.put_node([ref])[0], ref))
         session.finish()
         session.finish()
-    assert local.store.count_chunks() == len(contents)
+    assert local.store.index.count("chunks") == len(contents)
     with local.open(local.elsewhere()) as store:
         for node, ref in nodes:
-            assert store.read_node(node) == [ref]
-        assert sorted(store.packs()) == sorted(local.store.packs())
+            assert store.reader.read_node(node) == [ref]
+        assert sorted(store.index.packs.lengths()) == sorted(local.store.index.packs.lengths())
         assert not store.index.locations.copies(nodes[0][1].id)
 
 
@@ -563,24 +565,24 @@ def test_many_packs_are_indexed_at_once_and_damaged_ones_named(local, monkeypatc
     monkeypatch.setattr(sync, "_MANY", 3)
     contents = [os.urandom(2000) for _ in range(5)]
     nodes = [put(local.store, content)[1] for content in contents]
-    local.store.commit(generation(local.store))
-    packs_of = {pack: local.store.pack_entries(pack) for pack, _ in local.store.packs()}
+    local.store.generations.commit(generation(local.store))
+    packs_of = {pack: local.store.reader.pack_entries(pack) for pack, _ in local.store.index.packs.lengths()}
     (broken,) = (pack for pack, found in packs_of.items() if nodes[2] in {entry.id for entry in found})
     flip(local.path / "store/packs" / broken.hex(), -1)
     places = local.elsewhere()
     with local.open(places) as store:
         store.sync()
         assert list(store.damaged) == [f"packs/{broken.hex()}"]
-        assert {pack for pack, _ in store.packs()} == packs_of.keys() - {broken}
+        assert {pack for pack, _ in store.index.packs.lengths()} == packs_of.keys() - {broken}
         assert [store.index.locations.has_node(node) for node in nodes] == [True, True, False, True, True]
-        assert store.generations() == [generation(local.store)]
+        assert store.generations.all() == [generation(local.store)]
         # What is added later is taken in as ever, by another store that had this index open too.
         with local.open(places) as other:
             _, node = put(local.store, b"more")
             other.sync()
             assert other.index.locations.has_node(node)
             assert store.index.locations.has_node(node)
-            other.reindex()
+            other.updater.rebuild()
             assert store.index.locations.has_node(node)
-            assert [g.number for g in store.generations()] == [1]
+            assert [g.number for g in store.generations.all()] == [1]
     assert os.listdir(os.path.dirname(places.index_of(local.store.store_id, local.store.storage.place))) == ["index"]

@@ -22,12 +22,13 @@ def list_(context: CliContext, as_json: bool) -> None:
     from castore.cli import formatting
 
     with context.open_internal() as store:
-        admins = {one.recipient: one.text for one in store.config.admins}
+        admins = {one.recipient: one.text for one in store.keys.config.admins}
         found = [
-            {"recipient": r.text, "label": label, "admin": admins.get(r.key)} for r, label in store.recipients
+            {"recipient": recipient.text, "label": label, "admin": admins.get(recipient.key)}
+            for recipient, label in store.keys.recipients
         ]
-        others = [described(one) for one in store.config.writers]
-        keys = [f"{one.text}  {one.label}".rstrip() for one in store.config.admins]
+        others = [described(one) for one in store.keys.config.writers]
+        keys = [f"{one.text}  {one.label}".rstrip() for one in store.keys.config.admins]
     if as_json:
         print_json(found)
         return
@@ -56,14 +57,14 @@ def add(
 
     added = Recipient.parse(recipient)
     with signed_store(context, yes=yes) as store:
-        admins = list(store.config.admins)
-        if admin is not None and (key := Admin.parse(admin).key) not in store.config.admin_keys:
+        admins = list(store.keys.config.admins)
+        if admin is not None and (key := Admin.parse(admin).key) not in store.keys.config.admin_keys:
             admins.append(LabelledAdmin(key, label, added.key))
-        if all(added != existing for existing, _ in store.recipients):
-            store.reseal([*store.recipients, (added, label)], admins=admins)
-        elif len(admins) > len(store.config.admins):
-            store.reseal(store.recipients, admins=admins)
-        elif not store.reseal(store.recipients):  # true: an earlier call was interrupted
+        if all(added != existing for existing, _ in store.keys.recipients):
+            store.admin.reseal([*store.keys.recipients, (added, label)], admins=admins)
+        elif len(admins) > len(store.keys.config.admins):
+            store.admin.reseal(store.keys.recipients, admins=admins)
+        elif not store.admin.reseal(store.keys.recipients):  # true: an earlier call was interrupted
             raise UsageError(f"{added.text} is a recipient of this store already")
     if as_json:
         print_json({"recipient": added.text, "label": label})
@@ -90,13 +91,13 @@ def remove(context: CliContext, recipient: str, as_json: bool) -> None:
         return
     removed = Recipient.parse(recipient)
     with context.open_internal() as store:
-        rest = [(one, label) for one, label in store.recipients if one != removed]
+        rest = [(one, label) for one, label in store.keys.recipients if one != removed]
         if not rest:
             raise UsageError("a store needs a recipient: add another before removing the last")
-        if len(rest) < len(store.recipients) and store.identity().recipient == removed:
+        if len(rest) < len(store.keys.recipients) and store.keys.identity().recipient == removed:
             raise UsageError("that is the recipient of the identity in use: use an identity that stays")
-        admins = [one for one in store.config.admins if one.recipient != removed.key]
-        if not store.reseal(rest, admins=admins):  # true also if an earlier call was interrupted
+        admins = [one for one in store.keys.config.admins if one.recipient != removed.key]
+        if not store.admin.reseal(rest, admins=admins):  # true also if an earlier call was interrupted
             raise NotFoundError(f"{removed.text} is not a recipient of this store; see 'castore key list'")
     if as_json:
         print_json({"recipient": removed.text})
@@ -110,10 +111,10 @@ def _remove_admin(context: CliContext, text: str, *, as_json: bool) -> None:
 
     key = Admin.parse(text).key
     with context.open_internal() as store:
-        rest = [one for one in store.config.admins if one.key != key]
-        if len(rest) == len(store.config.admins):
+        rest = [one for one in store.keys.config.admins if one.key != key]
+        if len(rest) == len(store.keys.config.admins):
             raise NotFoundError(f"{text} is not an admin of this store; see 'castore key list'")
-        store.reseal(store.recipients, admins=rest)
+        store.admin.reseal(store.keys.recipients, admins=rest)
     if as_json:
         print_json({"admin": text})
     else:
@@ -133,8 +134,8 @@ def sign(context: CliContext, yes: bool, as_json: bool) -> None:
     from castore.crypto import Admin
 
     with signed_store(context, yes=yes) as store:
-        store.sign()
-        location, admin = store.location, Admin(store.admin().public).text
+        store.admin.sign()
+        location, admin = store.location, Admin(store.admin.admin_key().public).text
     if as_json:
         print_json({"store": location})
     else:

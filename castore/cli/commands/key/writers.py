@@ -34,8 +34,9 @@ def adopt(
     An outdated writer key of this machine is replaced.
     """
     with signed_store(context, yes=yes, local_key=False) as store:
-        store.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
-        location, name, maintains = store.location, store.certified_host, store.writer_key.may_maintain
+        store.admin.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
+        location, name = store.location, store.keys.certified_host
+        maintains = store.keys.writer_key.may_maintain
     if as_json:
         print_json({"store": location, "host": name})
     else:
@@ -58,7 +59,7 @@ def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
     unless --new-ids is given, can test whether the store holds a chunk that they know.
     """
     with context.open_internal() as store:
-        store.rotate_writer(new_ids=new_ids)
+        store.admin.rotate(new_ids=new_ids)
         context.warn_damaged(store)
         location = store.location
     if as_json:
@@ -79,7 +80,7 @@ def revoke_writer(context: CliContext, host: str, as_json: bool) -> None:
     a new writer key, as 'castore key rotate-writer' does, which the revoked machine does not get.
     """
     with context.open_internal() as store:
-        store.revoke_writer(host)
+        store.admin.revoke(host)
         context.warn_damaged(store)
         location = store.location
     if as_json:

@@ -149,8 +149,8 @@ def test_chunks_are_found_wherever_they_are(sandbox: Sandbox, tmp_path: Path):
     (tmp_path / "file").write_bytes(data)
     with sandbox.open() as store:
         buffer = bytearray(data)
-        ends = store.cutter.scan(buffer, 0, len(buffer), final=True)
-        chunks = [store.chunk_id(data[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
+        ends = store.keys.cutter.scan(buffer, 0, len(buffer), final=True)
+        chunks = [store.reader.chunk_id(data[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
         fd = os.open(tmp_path / "file", os.O_RDONLY)
         try:
             assert large_files.find_chunks(store, fd, set(chunks[5:9])) == dict(

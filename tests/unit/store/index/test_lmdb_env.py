@@ -326,9 +326,9 @@ def test_where_a_durable_generation_cannot_be_indexed_it_is_committed_all_the_sa
         with monkeypatch.context() as patch:
             patch.setattr(store.index.generations, "_put", full)
             assert take_snapshot(store, "s", source).number == 1
-        assert store.generations("s") == []
+        assert store.generations.all("s") == []
         store.sync()
-        assert [one.number for one in store.generations("s")] == [1]
+        assert [one.number for one in store.generations.all("s")] == [1]
 
 
 # Damaged, and recreated

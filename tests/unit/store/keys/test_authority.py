@@ -33,7 +33,7 @@ from castore.services.restore import read
 from castore.services.selectors import select
 from castore.services.sources import file_source
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, NewStore, Store, StoreOptions
 from castore.store.format.config import (
     MAINTAIN,
     Certificate,
@@ -78,11 +78,11 @@ class StolenKeySandbox(Sandbox):
 
     def at(self, places: MachinePaths | None = None, identity: Identity | None = None, **options) -> Store:
         provider = None if identity is None else lambda: identity
-        return Store.open(self.storage, places or self.places, provider, **options)
+        return Store.open(self.storage, places or self.places, provider, StoreOptions(**options))
 
     def stolen(self) -> tuple[WriterKey, StoreConfig]:
         with self.open(identity=False) as store:
-            return store.writer_key, store.config
+            return store.keys.writer_key, store.keys.config
 
     def forge(self, number: int, signer: SigningKey, writer: WriterKey | None = None, **changes) -> None:
         """Put a configuration there as somebody who has the writer key can."""
@@ -143,17 +143,17 @@ def test_a_thief_of_the_writer_key_adds_no_recipient(sandbox, number):
     sandbox.forge(number, identity.admin, recipients=recipients, admins=(mine, admin))
     for places in (sandbox.places, sandbox.machine("fresh")):
         with sandbox.at(places, sandbox.identity) as store:
-            assert [one.key for one in store.config.recipients] == [sandbox.identity.recipient.key]
-            assert f"config/{number}" in store.passed_over
-            assert "--trust-admin" in store.passed_over[f"config/{number}"]
+            assert [one.key for one in store.keys.config.recipients] == [sandbox.identity.recipient.key]
+            assert f"config/{number}" in store.keys.passed_over
+            assert "--trust-admin" in store.keys.passed_over[f"config/{number}"]
             store.session().abort()
     with sandbox.open() as store:
-        assert store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
-        assert len(store.recipients) == 2
-        store.rotate_writer()
+        assert store.admin.reseal([*store.keys.recipients, (Identity.generate().recipient, "second")])
+        assert len(store.keys.recipients) == 2
+        store.admin.rotate()
     with sandbox.open(identity=False) as store:
-        assert store._sealed.secret(identity) is None
-        assert store.config.certificate(store.writer_key.machine.signing.public).host
+        assert store.keys.sealed.secret(identity) is None
+        assert store.keys.config.certificate(store.keys.writer_key.machine.signing.public).host
 
 
 def test_a_thief_removes_no_recipient_and_ends_no_history(sandbox):
@@ -163,22 +163,22 @@ def test_a_thief_removes_no_recipient_and_ends_no_history(sandbox):
     sandbox.storage.put("config/4", os.urandom(500))
     sandbox.storage.put("config/5", b"")
     with sandbox.open(identity=False) as store:
-        assert store.config.rotation == 0
-        assert len(store.passed_over) == 4
+        assert store.keys.config.rotation == 0
+        assert len(store.keys.passed_over) == 4
     with sandbox.open() as store:
-        store.reseal([*store.recipients, (Identity.generate().recipient, "")])
-        store.refresh_config()
+        store.admin.reseal([*store.keys.recipients, (Identity.generate().recipient, "")])
+        store.keys.refresh()
     assert 6 in numbers(sandbox.storage)
 
 
 def test_a_certified_machine_signs_no_configuration_for_others(sandbox):
     with sandbox.at(sandbox.machine("other"), sandbox.identity) as store:
-        store.adopt("other")
-        key = store.writer_key.machine.signing
+        store.admin.adopt("other")
+        key = store.keys.writer_key.machine.signing
     sandbox.forge(7, key, admins=(), recipients=(thief()[1],))
     with sandbox.open(identity=False) as store:
-        assert list(store.passed_over) == ["config/7"]
-        assert [one.key for one in store.config.recipients] == [sandbox.identity.recipient.key]
+        assert list(store.keys.passed_over) == ["config/7"]
+        assert [one.key for one in store.keys.config.recipients] == [sandbox.identity.recipient.key]
 
 
 def test_an_admin_removes_configurations_that_are_not_accepted(sandbox, tmp_path):
@@ -197,13 +197,13 @@ def test_an_admin_removes_configurations_that_are_not_accepted(sandbox, tmp_path
 
     for other in (None, identity):
         with sandbox.at(identity=other) as store:
-            assert list(store.passed_over) == ["config/7", "config/8", "config/9", "config/99"]
+            assert list(store.keys.passed_over) == ["config/7", "config/8", "config/9", "config/99"]
             repair(store, castore.Progress(), agree=agree)
-            assert store.passed_over, "only an admin decides"
+            assert store.keys.passed_over, "only an admin decides"
     with sandbox.open() as store:
         sandbox.storage.put("config/3", encode_config(3, config, writer, sandbox.identity.admin))
         repair(store, castore.Progress(), agree=agree)
-        assert not store.passed_over
+        assert not store.keys.passed_over
     assert len(planned[-1]) == 5
     assert [one for one in numbers(sandbox.storage) if one > 1] == [3]
 
@@ -211,7 +211,7 @@ def test_an_admin_removes_configurations_that_are_not_accepted(sandbox, tmp_path
 @pytest.mark.parametrize("is_admin", [True, False])
 def test_only_an_admin_says_that_a_store_is_of_a_newer_format(sandbox, is_admin):
     with sandbox.open() as store:
-        machine = store.writer_key.signer
+        machine = store.keys.writer_key.signer
     sandbox.forge(7, sandbox.identity.admin if is_admin else machine, version=2)
     if not is_admin:
         sandbox.open(identity=False).close()
@@ -227,7 +227,7 @@ def test_a_configuration_of_another_store_is_passed_over(sandbox, tmp_path):
     data = other.storage.get("config/1")
     sandbox.storage.put("config/9", data)
     with sandbox.open(identity=False) as store:
-        assert store.passed_over == {"config/9": "it is of another store"}
+        assert store.keys.passed_over == {"config/9": "it is of another store"}
     with sandbox.at(sandbox.machine("fresh"), sandbox.identity) as store:
         assert store.store_id == sandbox.stolen()[0].store_id
 
@@ -242,46 +242,46 @@ def test_a_forged_copy_takes_nobodys_place(sandbox):
             sandbox.storage.delete(f"config/{name}")
     replicas.put_copy(sandbox.storage, "config", 1, forged)
     with sandbox.at(sandbox.machine("fresh"), sandbox.identity) as store:
-        assert store.config.admin_keys == config.admin_keys
+        assert store.keys.config.admin_keys == config.admin_keys
 
 
 def test_only_an_admin_changes_recipients_and_writers(sandbox):
     reader = Identity.generate()
     with sandbox.open() as store:
-        store.reseal([*store.recipients, (reader.recipient, "reader")])
-        admin = store.signer
+        store.admin.reseal([*store.keys.recipients, (reader.recipient, "reader")])
+        admin = store.keys.signer
     places = sandbox.machine("reader")
     with pytest.raises(UntrustedError, match=r"--trust-admin castore-admin-"):
         sandbox.at(places, reader)
     with sandbox.at(places, reader, trust=[admin]) as store:
-        for change in (lambda: store.adopt("reader"), store.rotate_writer, lambda: store.reseal(store.recipients[:1])):
+        for change in (lambda: store.admin.adopt("reader"), store.admin.rotate, lambda: store.admin.reseal(store.keys.recipients[:1])):
             with pytest.raises(IdentityError, match="no admin"):
                 change()
     sandbox.at(places, reader).close()  # it is remembered
     with sandbox.open() as store:
-        store.reseal(store.recipients, admins=[*store.config.admins, *admins(reader)])
+        store.admin.reseal(store.keys.recipients, admins=[*store.keys.config.admins, *admins(reader)])
     with sandbox.at(places, reader) as store:
-        store.adopt("reader")
-        assert store.certified_host == "reader"
+        store.admin.adopt("reader")
+        assert store.keys.certified_host == "reader"
         with pytest.raises(UsageError, match="identity that stays"):
-            store.reseal(store.recipients, admins=admins(sandbox.identity))
+            store.admin.reseal(store.keys.recipients, admins=admins(sandbox.identity))
     assert len(sandbox.stolen()[1].writers) == 2
 
 
 def test_machines_follow_the_admins_that_an_admin_names(sandbox):
     second = Identity.generate()
     with sandbox.open() as store:
-        store.reseal([*store.recipients, (second.recipient, "")], admins=[*store.config.admins, *admins(second)])
+        store.admin.reseal([*store.keys.recipients, (second.recipient, "")], admins=[*store.keys.config.admins, *admins(second)])
     sandbox.open(identity=False).close()
     with sandbox.at(sandbox.machine("second"), second, trust=[sandbox.identity.admin.public]) as store:
         pass
     with sandbox.at(sandbox.machine("second"), second) as store:
-        store.reseal([(second.recipient, "")], admins=admins(second))
+        store.admin.reseal([(second.recipient, "")], admins=admins(second))
     with sandbox.open(identity=False) as store:
-        assert store.writer_key.pins == (second.admin.public,)
+        assert store.keys.writer_key.pins == (second.admin.public,)
     sandbox.forge(9, sandbox.identity.admin)
     with sandbox.open(identity=False) as store:
-        assert list(store.passed_over) == ["config/9"], "who is an admin no more signs nothing"
+        assert list(store.keys.passed_over) == ["config/9"], "who is an admin no more signs nothing"
 
 
 def test_another_configuration_under_the_same_number_is_refused(sandbox):
@@ -308,42 +308,42 @@ def test_a_store_without_an_admin_counts_where_it_was_made_until_one_signs(sandb
     with pytest.raises(UntrustedError, match="castore key sign"):
         Store.open(storage, elsewhere, provide)
     with pytest.raises(UntrustedError, match="castore key sign"):
-        Store.open(storage, elsewhere, provide, agree=lambda *_: False)
+        Store.open(storage, elsewhere, provide, StoreOptions(agree=lambda *_: False))
     with Store.open(storage, places, provide) as store:
         with pytest.raises(IdentityError, match="castore key sign"):
-            store.rotate_writer()
-        assert store.sign()
-        assert not store.sign()
-        store.rotate_writer()
+            store.admin.rotate()
+        assert store.admin.sign()
+        assert not store.admin.sign()
+        store.admin.rotate()
     with Store.open(storage, elsewhere, provide) as store:
-        assert store.is_signed_by_admin
+        assert store.keys.is_signed_by_admin
     Store.open(storage, places).close()
 
 
 def test_a_machine_accepts_the_admin_that_it_was_given_when_the_store_was_made(sandbox, tmp_path):
     storage = LocalStorage(str(tmp_path / "made"), create=True)
     places = sandbox.machine("maker")
-    Store.create(storage, places, [(sandbox.identity.recipient, "")], admins=[sandbox.identity.admin.public]).close()
-    with Store.open(storage, sandbox.machine("elsewhere"), lambda: sandbox.identity, agree=lambda *_: True) as store:
-        assert store.sign()
+    Store.create(storage, places, [(sandbox.identity.recipient, "")], new=NewStore(admins=[sandbox.identity.admin.public])).close()
+    with Store.open(storage, sandbox.machine("elsewhere"), lambda: sandbox.identity, StoreOptions(agree=lambda *_: True)) as store:
+        assert store.admin.sign()
     with Store.open(storage, places) as store:
-        assert store.is_signed_by_admin
-        assert store.passed_over == {}
+        assert store.keys.is_signed_by_admin
+        assert store.keys.passed_over == {}
 
 
 def test_a_name_belongs_to_one_machine(sandbox):
     with sandbox.at(sandbox.machine("second"), sandbox.identity) as store:
-        host = store.config.writers[0].host
+        host = store.keys.config.writers[0].host
         with pytest.raises(UsageError, match="--replace"):
-            store.adopt(host)
-        store.adopt("second")
+            store.admin.adopt(host)
+        store.admin.adopt("second")
     with sandbox.at(sandbox.machine("second"), sandbox.identity, local_key=False) as store:
-        store.adopt("renamed")
-        assert [(one.host, one.names, one.revoked) for one in store.config.writers[1:]] == [("renamed", ("second",), 0)]
+        store.admin.adopt("renamed")
+        assert [(one.host, one.names, one.revoked) for one in store.keys.config.writers[1:]] == [("renamed", ("second",), 0)]
     with sandbox.at(sandbox.machine("third"), sandbox.identity) as store:
-        store.adopt("renamed", replace=True)
-        assert store.certified_host == "renamed"
-        assert [one.replaced for one in store.config.writers] == [False, True, False]
+        store.admin.adopt("renamed", replace=True)
+        assert store.keys.certified_host == "renamed"
+        assert [one.replaced for one in store.keys.config.writers] == [False, True, False]
     with pytest.raises(KeyRotatedError, match=r"another machine replaced it.*castore key adopt.*--host NAME"):
         sandbox.at(sandbox.machine("second"))
 
@@ -351,53 +351,53 @@ def test_a_name_belongs_to_one_machine(sandbox):
 def test_an_earlier_name_of_a_machine_is_given_to_no_other(sandbox):
     """It could remove the generations of that one unnoticed, as it may those that it took under the name."""
     with sandbox.at(sandbox.machine("one"), sandbox.identity) as store:
-        store.adopt("web")
-        store.adopt("renamed")
+        store.admin.adopt("web")
+        store.admin.adopt("renamed")
     with sandbox.at(sandbox.machine("two"), sandbox.identity) as store:
         for replace in (False, True):
             with pytest.raises(UsageError, match="earlier name of the machine renamed"):
-                store.adopt("web", replace=replace)
-        store.revoke_writer("renamed")
+                store.admin.adopt("web", replace=replace)
+        store.admin.revoke("renamed")
     with sandbox.at(sandbox.machine("two"), sandbox.identity) as store:
-        store.adopt("web")
+        store.admin.adopt("web")
 
 
 def test_a_machine_that_replaces_another_keeps_its_role(sandbox):
     """A single machine that was lost and replaced can still free the space of its store."""
     with sandbox.at(sandbox.machine("second"), sandbox.identity) as store:
-        made = store.config.writers[0]
+        made = store.keys.config.writers[0]
         assert made.roles == (MAINTAIN,)
-        store.adopt(made.host, replace=True)
-        assert [one.roles for one in store.config.writers if not one.revoked] == [(MAINTAIN,)]
+        store.admin.adopt(made.host, replace=True)
+        assert [one.roles for one in store.keys.config.writers if not one.revoked] == [(MAINTAIN,)]
     with sandbox.at(sandbox.machine("second")) as store:
-        store.check_may_maintain("compact")
+        store.keys.check_may_maintain("compact")
     with sandbox.at(sandbox.machine("third"), sandbox.identity) as store:
-        store.revoke_writer(made.host)
-        store.adopt(made.host, replace=True)
-        assert [one.roles for one in store.config.writers if not one.revoked] == [()]
+        store.admin.revoke(made.host)
+        store.admin.adopt(made.host, replace=True)
+        assert [one.roles for one in store.keys.config.writers if not one.revoked] == [()]
 
 
 def test_a_revoked_machine_does_not_get_the_next_key(sandbox):
     with sandbox.at(sandbox.machine("stolen"), sandbox.identity) as store:
-        store.adopt("stolen")
-        key = store.writer_key
+        store.admin.adopt("stolen")
+        key = store.keys.writer_key
     with sandbox.at(sandbox.machine("other"), sandbox.identity) as store:
-        store.adopt("other")
+        store.admin.adopt("other")
     with sandbox.open() as store:
-        store.revoke_writer("stolen")
-        (ended,) = [one for one in store.config.writers if one.host == "stolen"]
+        store.admin.revoke("stolen")
+        (ended,) = [one for one in store.keys.config.writers if one.host == "stolen"]
         assert 0 < ended.revoked <= time.time_ns()
-        assert store._sealed.secret(key.machine.identity) is None
+        assert store.keys.sealed.secret(key.machine.identity) is None
     for places in (sandbox.machine("other"), sandbox.places):
         with sandbox.at(places) as store:
-            assert store.writer_key.secret != key.secret
+            assert store.keys.writer_key.secret != key.secret
     with pytest.raises(KeyRotatedError):
         sandbox.at(sandbox.machine("stolen"))
 
 
 def test_a_thief_who_adds_configurations_all_the_time_keeps_no_revocation_from_its_end(sandbox, monkeypatch):
     with sandbox.at(sandbox.machine("stolen"), sandbox.identity) as store:
-        store.adopt("stolen")
+        store.admin.adopt("stolen")
     put = LocalStorage.put
 
     def flooded(storage, name, data):
@@ -408,10 +408,10 @@ def test_a_thief_who_adds_configurations_all_the_time_keeps_no_revocation_from_i
     with sandbox.open() as store:
         with monkeypatch.context() as patch:
             patch.setattr(LocalStorage, "put", flooded)
-            store.revoke_writer("stolen")
-        assert store.config.live("stolen") is None
+            store.admin.revoke("stolen")
+        assert store.keys.config.live("stolen") is None
     with sandbox.open(identity=False) as store:
-        assert store.config.live("stolen") is None
+        assert store.keys.config.live("stolen") is None
 
 
 def test_configurations_that_name_no_keys_are_damaged(sandbox):
@@ -431,8 +431,8 @@ def test_configurations_that_name_no_keys_are_damaged(sandbox):
             data = encode_config(number, changed, stolen, sandbox.identity.admin)
         sandbox.storage.put(f"config/{number}", data)
     with sandbox.open(identity=False) as store:
-        assert len(store.passed_over) == len(bad)
-        assert store.config == config
+        assert len(store.keys.passed_over) == len(bad)
+        assert store.keys.config == config
 
 
 # What machines add
@@ -445,7 +445,7 @@ class Fleet(StolenKeySandbox):
         super().__post_init__()
         for name in ("stolen", "other"):
             with self.at(self.machine(name), self.identity) as store:
-                store.adopt(name)
+                store.admin.adopt(name)
 
     def take(self, data: bytes, machine: str = "", service: str = "s", **options):
         (self.folder / "dump").write_bytes(data)
@@ -453,14 +453,13 @@ class Fleet(StolenKeySandbox):
             return take_snapshot(store, service, {"d": file_source(str(self.folder / "dump"))}, **options)
 
     def read(self, what: str) -> bytes:
-        with self.open() as store, StreamReader(store) as reader:
-            store.chosen_host = "*"
+        with self.at(identity=self.identity, chosen_host="*") as store, StreamReader(store) as reader:
             store.sync()
             return b"".join(read(reader, select(store, what)))
 
     def key(self, machine: str) -> WriterKey:
         with self.at(self.machine(machine) if machine else self.places) as store:
-            return store.writer_key
+            return store.keys.writer_key
 
 
 @pytest.fixture
@@ -476,25 +475,24 @@ def test_a_host_is_a_certified_name_and_not_a_claim(fleet):
     fleet.take(b"theirs", "stolen")
     with fleet.at(fleet.machine("stolen")) as store:
         store.sync()
-        (model,) = [one for one in store.generations() if one.host == "stolen"]
-        key, host = store.writer_key, [one.host for one in store.generations()][1]
+        (model,) = [one for one in store.generations.all() if one.host == "stolen"]
+        key, host = store.keys.writer_key, [one.host for one in store.generations.all()][1]
         assert model.host_id == key.signer.public.hex()
-        (victim,) = [one for one in store.generations() if one.host == host]
+        (victim,) = [one for one in store.generations.all() if one.host == host]
     for number, changes in enumerate([{"host": host}, {"host": host, "host_id": victim.host_id}, {"host": "new"}], 7):
         forged = msgspec.structs.replace(model, number=number, **changes)
         fleet.storage.put(generation_name(key, "s", number), encode_generation(forged, key)[0])
     with fleet.open(identity=False) as store:
         store.sync()
-        assert [one.number for one in store.generations()] == [2, 1]
+        assert [one.number for one in store.generations.all()] == [2, 1]
         assert len([name for name in store.damaged if name.startswith("generations/")]) == 3
-        assert store.next_number("s") == 3
+        assert store.generations.next_number("s") == 3
         assert compact(store, castore.Progress()).removed == 0, "it blocks nothing"
     fleet.take(b"more")
 
 
 def test_what_an_admin_adds_is_listed_under_the_admin_s_key(fleet):
-    with fleet.at(fleet.machine("new"), fleet.identity) as store:
-        store.configured_host = "other"
+    with fleet.at(fleet.machine("new"), fleet.identity, host="other") as store:
         (fleet.folder / "dump").write_bytes(NOISE)
         taken = take_snapshot(store, "s", {"d": file_source(str(fleet.folder / "dump"))})
         assert taken.host == "other"
@@ -507,21 +505,21 @@ def test_a_number_far_above_all_others_blocks_no_service(fleet):
     fleet.take(b"one")
     with fleet.at(fleet.machine("stolen")) as store:
         store.sync()
-        (model,) = store.generations()
-        key = store.writer_key
+        (model,) = store.generations.all()
+        key = store.keys.writer_key
         for number in (MAX_NUMBER, MAX_NUMBER - 1):
-            store.commit(signed(store, msgspec.structs.replace(model, number=number)))
+            store.generations.commit(signed(store, msgspec.structs.replace(model, number=number)))
     fleet.storage.put(generation_name(key, "s", 2), b"garbage")
     fleet.storage.put(generation_name(key, "s", 3), os.urandom(300))
     for _ in range(2):
         with fleet.open(identity=False) as store:
             store.sync()
-            assert store.next_number("s") == 4
+            assert store.generations.next_number("s") == 4
     assert fleet.take(b"two").number == 4
     assert fleet.take(b"three", "other").number == 5
     with fleet.open(identity=False) as store:
         store.sync()
-        assert [one.number for one in store.generations() if store.is_own(one)] == [4, 1]
+        assert [one.number for one in store.generations.all() if store.hosts.is_own(one)] == [4, 1]
 
 
 def test_removals_of_one_host_use_no_numbers_up(fleet):
@@ -538,11 +536,11 @@ def test_nobody_else_removes_a_generation_unnoticed(fleet):
     with fleet.at(fleet.machine("stolen")) as store:
         store.sync()
         with pytest.raises(UsageError, match="--maintain"):
-            forget(store, "s", store.generations("s"))
+            forget(store, "s", store.generations.all("s"))
         with pytest.raises(UsageError, match="--maintain"):
             compact(store, castore.Progress())
-        record_removal(store.storage, store.writer_key, "s", [1])
-        write_deletion(store.storage, store.writer_key, store.index.packs.ids())
+        record_removal(store.storage, store.keys.writer_key, "s", [1])
+        write_deletion(store.storage, store.keys.writer_key, store.index.packs.ids())
     for name in list(fleet.storage.list("generations")):
         fleet.storage.delete(f"generations/{name}")
     with fleet.open(identity=False) as store, pytest.raises(StaleStoreError, match="s@1"):
@@ -556,11 +554,11 @@ def test_a_machine_may_remove_generations_of_its_own_host(fleet):
         store.sync()
     with fleet.at(fleet.machine("other")) as store:
         store.sync()
-        forget(store, "s", store.generations("s"))
+        forget(store, "s", store.generations.all("s"))
     with fleet.open(identity=False) as store:
         store.sync()
-        assert store.generations() == []
-        assert store.next_number("s") == 2
+        assert store.generations.all() == []
+        assert store.generations.next_number("s") == 2
 
 
 def test_a_session_without_the_seal_of_a_recipient_is_reported(fleet, monkeypatch):
@@ -571,7 +569,7 @@ def test_a_session_without_the_seal_of_a_recipient_is_reported(fleet, monkeypatc
     fleet.take(NOISE[::-1], "stolen")
     with fleet.open() as store:
         assert not verify_store(store, castore.Progress()).damage, "without an identity it is not known"
-        store.identity()
+        store.keys.identity()
         found = verify_store(store, castore.Progress()).damage
         assert len(found) == 2
         assert "castore key add" in "".join(found)
@@ -582,22 +580,22 @@ def test_what_a_revoked_machine_signs_is_refused_and_what_it_signed_stays(fleet)
     fleet.take(NOISE, "stolen")
     key = fleet.key("stolen")
     with fleet.open() as store:
-        store.revoke_writer("stolen")
-        (model,) = store.generations()
+        store.admin.revoke("stolen")
+        (model,) = store.generations.all()
     late = msgspec.structs.replace(model, number=5)
     fleet.storage.put(generation_name(key, "s", 5), encode_generation(late, key)[0])
     # Who has the new secret, too, but not the certificate.
     with fleet.open(identity=False) as store:
-        known = store.writer_key
+        known = store.keys.writer_key
     thief = WriterKey(known.store_id, known.secret, signer=key.signer)
     fleet.storage.put(generation_name(thief, "s", 6), encode_generation(msgspec.structs.replace(model, number=6), thief)[0])
     pin(fleet.storage, thief, "s", 1, "keep")
     for places in (fleet.places, fleet.machine("other"), fleet.machine("fresh")):
         with fleet.at(places, fleet.identity) as store:
             store.sync()
-            assert [one.number for one in store.generations()] == [1]
+            assert [one.number for one in store.generations.all()] == [1]
             assert len(store.damaged) == 2
-            assert store.pins("s") == {}
+            assert store.generations.pins("s") == {}
     assert fleet.read("s@1:d") == NOISE
     assert fleet.take(b"next", "other").number == 2
 
@@ -606,7 +604,7 @@ def test_nothing_of_a_revoked_machine_is_shared_by_new_snapshots(fleet):
     fleet.take(NOISE, "stolen")
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0, "before, all machines share"
     with fleet.open() as store:
-        store.revoke_writer("stolen")
+        store.admin.revoke("stolen")
     taken = fleet.take(NOISE, "other")
     assert taken.part("d").new_chunks == taken.part("d").chunks
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0
@@ -614,7 +612,7 @@ def test_nothing_of_a_revoked_machine_is_shared_by_new_snapshots(fleet):
         with fleet.open(identity=False) as store:
             store.sync()
             (owner,) = [signer for pack, _, signer, _ in store.index.packs.owners() if path.name == pack.hex()]
-            stolen = store.config.writers[1].key
+            stolen = store.keys.config.writers[1].key
         if owner == stolen:
             path.unlink()
     assert fleet.read("s@3:d") == NOISE
@@ -622,8 +620,7 @@ def test_nothing_of_a_revoked_machine_is_shared_by_new_snapshots(fleet):
 
 def test_a_machine_may_share_nothing_with_others(fleet):
     fleet.take(NOISE)
-    with fleet.at(fleet.machine("other")) as store:
-        store.isolate_writers = True
+    with fleet.at(fleet.machine("other"), isolate_writers=True) as store:
         taken = take_snapshot(store, "s", {"d": file_source(str(fleet.folder / "dump"))})
     assert taken.part("d").new_chunks == taken.part("d").chunks
 
@@ -634,7 +631,7 @@ def test_a_pack_is_signed_and_holds_sessions_of_its_signer(fleet):
     with fleet.open(identity=False) as store:
         store.sync()
         (pack,) = store.index.packs.ids()
-        entries = store.pack_entries(pack)
+        entries = store.reader.pack_entries(pack)
     forged = PackWriter(fleet.storage, key)
     forged.add(entries[:1], b"x" * entries[0].sealed_length)
     forged.commit(full=False)
@@ -657,7 +654,7 @@ def test_a_garbled_session_object_blocks_nothing(fleet):
     fleet.storage.put(f"{name}.7", os.urandom(400))
     assert fleet.read("s@1:d") == NOISE
     with fleet.open() as store:
-        store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
+        store.admin.reseal([*store.keys.recipients, (Identity.generate().recipient, "second")])
     assert fleet.read("s@1:d") == NOISE
 
 
@@ -666,7 +663,7 @@ def test_a_machine_takes_no_session_of_another_over(fleet, number, tmp_path):
     session = fleet.take(NOISE).session
     key = fleet.key("stolen")
     with fleet.open(identity=False) as store:
-        seals = sealed_to([one for one, _ in store.recipients], session, os.urandom(32))
+        seals = sealed_to([one for one, _ in store.keys.recipients], session, os.urandom(32))
     record = new_session_record(1, "stolen", Cipher.AEGIS_256, seals, key.signer.public)
     fleet.storage.put(f"sessions/{session.hex()}.{number}", encode_session(session, number, record, key))
     assert fleet.read("s@1:d") == NOISE
@@ -676,7 +673,7 @@ def test_a_machine_takes_no_session_of_another_over(fleet, number, tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (tmp_path / "out" / "d").read_bytes() == NOISE, ended.stderr
     with fleet.open() as store:
-        store.revoke_writer("stolen")
+        store.admin.revoke("stolen")
         assert verify_store(store, castore.Progress()).generations
     assert fleet.read("s@1:d") == NOISE
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0, "it is still another's session"
@@ -693,8 +690,8 @@ def test_a_session_object_of_another_format_hides_none(fleet, is_signed):
     fleet.storage.put(name, data)
     assert fleet.read("s@1:d") == NOISE
     with fleet.open() as store:
-        store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
-        store.rotate_writer()
+        store.admin.reseal([*store.keys.recipients, (Identity.generate().recipient, "second")])
+        store.admin.rotate()
     assert fleet.read("s@1:d") == NOISE
 
 
@@ -709,23 +706,23 @@ def test_what_claims_to_be_of_a_newer_format_blocks_no_snapshot(fleet):
         fleet.storage.put(name, kind + b"\2" + bytes(7) + os.urandom(300))
     assert fleet.take(NOISE, "other").part("d").new_chunks == 0
     with fleet.open() as store:
-        store.rotate_writer()
+        store.admin.rotate()
 
 
 def test_no_pack_of_a_revoked_maintainer_is_shared(fleet):
     with fleet.at(fleet.machine("stolen"), fleet.identity) as store:
-        store.adopt("stolen", maintain=True)
+        store.admin.adopt("stolen", maintain=True)
     fleet.take(NOISE[:50_000], "other")
     with fleet.at(fleet.machine("stolen")) as store:
         store.sync()
         (pack,) = store.index.packs.ids()
-        entry = next(one for one in store.pack_entries(pack) if one.kind == CHUNK)
-        claimed = entry._replace(id=store.chunk_id(b"what another machine will store"))
-        forged = PackWriter(fleet.storage, store.writer_key)
+        entry = next(one for one in store.reader.pack_entries(pack) if one.kind == CHUNK)
+        claimed = entry._replace(id=store.reader.chunk_id(b"what another machine will store"))
+        forged = PackWriter(fleet.storage, store.keys.writer_key)
         forged.add([claimed], b"x" * claimed.sealed_length)
         made, _ = forged.commit(full=False)
     with fleet.open() as store:
-        store.revoke_writer("stolen")
+        store.admin.revoke("stolen")
     assert fleet.take(b"what another machine will store", "other").part("d").new_chunks == 1
     assert fleet.read("s@2:d") == b"what another machine will store"
     with fleet.at(fleet.machine("other")) as store:
@@ -738,7 +735,7 @@ def test_a_record_that_is_not_accepted_is_not_taken_for_the_latest(fleet):
     key = fleet.key("stolen")
     with fleet.open() as store:
         store.sync()
-        (model,) = store.generations()
+        (model,) = store.generations.all()
     forged = encode_generation(msgspec.structs.replace(model, number=2), key)[0]
     fleet.storage.put(generation_name(key, "s", 2), forged)
     fleet.storage.put(generation_name(key, "s", MAX_NUMBER), os.urandom(500))
@@ -763,7 +760,7 @@ def test_what_does_not_open_blocks_no_snapshot(fleet):
         assert taken.part("d").new_chunks <= 1
         assert fleet.read(f"s@#{taken.number}:d") == NOISE + machine.encode()
     with fleet.open() as store:
-        store.rotate_writer()
+        store.admin.rotate()
     fleet.take(NOISE)
 
 
@@ -777,33 +774,30 @@ def test_no_machine_puts_its_own_object_in_the_place_of_anothers_session(fleet):
         fleet.storage.put(session_name(taken.session, number), encode_session(taken.session, number, forged, key))
     assert fleet.read("s@1:d") == NOISE
     with fleet.open() as store:
-        store.identity()
+        store.keys.identity()
         assert not [line for line in verify_store(store, castore.Progress()).damage if "seal" in line]
-        store.rotate_writer()
-        store.reseal([*store.recipients, (Identity.generate().recipient, "second")])
+        store.admin.rotate()
+        store.admin.reseal([*store.keys.recipients, (Identity.generate().recipient, "second")])
     assert fleet.read("s@1:d") == NOISE
 
 
 def test_space_of_a_revoked_machine_is_reclaimed_once_nothing_needs_it(fleet):
     fleet.take(NOISE, "stolen")
     with fleet.open() as store:
-        store.revoke_writer("stolen")
+        store.admin.revoke("stolen")
     fleet.take(NOISE[:1000])
     with fleet.open(identity=False) as store:
         store.sync()
-        assert len(store.distrusted) == 1
+        assert len(store.updater.distrusted) == 1
         assert compact(store, castore.Progress(), unfinished=0).removed == 0
-        forget(store, "s", [store.generation("s", 1)])
+        forget(store, "s", [store.generations.get("s", 1)])
         assert compact(store, castore.Progress(), unfinished=0).removed == 1
     assert fleet.read("s@2:d") == NOISE[:1000]
 
 
 def test_castore_toml_and_the_store_must_agree_wherever_something_is_added(fleet):
-    with fleet.open(identity=False) as store:
-        store.configured_recipients = (Identity.generate().recipient.text,)
-        with pytest.raises(ConfigError, match="recipients"):
-            store.session()
-        store.configured_recipients = ()
-        store.configured_host = "another"
-        with pytest.raises(ConfigError, match="castore key adopt --host another"):
-            store.session()
+    recipients = (Identity.generate().recipient.text,)
+    with fleet.at(recipients=recipients) as store, pytest.raises(ConfigError, match="recipients"):
+        store.session()
+    with fleet.at(host="another") as store, pytest.raises(ConfigError, match="castore key adopt --host another"):
+        store.session()

@@ -8,18 +8,20 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import pytest
 
 import castore
-from castore.crypto import Identity
-from castore.errors import IdentityError
+from castore.crypto import Identity, MachineKey, RecordSealer, WriterKey
+from castore.crypto.sodium import Secret
+from castore.errors import IdentityError, UsageError
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
 from castore.services.sources import file_source
 from castore.store import open_store
-from castore.store.keys.keyring import IdentitySource
-from tests.support.stores import Sandbox
+from castore.store.keys.keyring import IdentitySource, Keyring
+from tests.support.stores import Sandbox, take_snapshot
 
 CHILD = """
 import sys
@@ -40,7 +42,7 @@ def provide():
     return identity
 
 store = open_store(store_path, MachinePaths(state, cache), provide)
-read_details(store, store.generation("s", 1))
+read_details(store, store.generations.get("s", 1))
 print("open", flush=True)
 sys.stdin.readline()
 store.close()
@@ -72,7 +74,7 @@ def test_a_closed_store_holds_no_identity_without_the_cyclic_collector(sandbox: 
         store = open_store(str(sandbox.store), sandbox.places, provide)
         restore_parts(store, select(store, "s@1:f"), str(sandbox.folder / "out"), sandbox.ownership, castore.Progress())
         assert given[0]() is not None
-        keyring = weakref.ref(store._keyring)
+        keyring = weakref.ref(store.keys.ring)
         store.close()
         assert given[0]() is None
         assert keyring() is None
@@ -82,6 +84,50 @@ def test_a_closed_store_holds_no_identity_without_the_cyclic_collector(sandbox: 
     finally:
         gc.enable()
     assert len(given) == 1
+
+
+def _reachable(start: object) -> list[object]:
+    """Return all objects that an object references, directly or through others, apart from modules and types."""
+    found: dict[int, object] = {}
+    todo = [start]
+    while todo:
+        one = todo.pop()
+        if id(one) in found or isinstance(one, ModuleType | type):
+            continue
+        found[id(one)] = one
+        # Not the globals of a function, which lead to everything.
+        todo += [one.__closure__, one.__defaults__] if isinstance(one, FunctionType) else gc.get_referents(one)
+    return list(found.values())
+
+
+def test_no_key_is_reachable_from_a_closed_store(sandbox: Sandbox):
+    store = sandbox.open()
+    restore_parts(store, select(store, "s@1:f"), str(sandbox.folder / "out"), sandbox.ownership, castore.Progress())
+    kinds = (WriterKey, MachineKey, Identity, Keyring, RecordSealer, Secret)
+    secrets = [store.keys.writer_key.secret, store.keys.writer_key.machine.seed, sandbox.identity._secret]
+    assert {type(one) for one in _reachable(store)} >= set(kinds)
+    store.close()
+    left = _reachable(store)
+    # The provider of the identity, which the sandbox keeps, is dropped, too.
+    assert not [one for one in left if isinstance(one, kinds)]
+    assert not [one for one in left if isinstance(one, bytes | bytearray) and bytes(one) in map(bytes, secrets)]
+    with pytest.raises(UsageError, match="is closed"):
+        _ = store.keys.writer_key
+
+
+def test_a_dropped_store_keeps_no_key_in_a_reference_cycle(sandbox: Sandbox):
+    gc.collect()
+    gc.disable()
+    try:
+        store = sandbox.open()
+        restore_parts(store, select(store, "s@1:f"), str(sandbox.folder / "out"), sandbox.ownership, castore.Progress())
+        sandbox.folder.joinpath("dump").write_bytes(b"more")
+        take_snapshot(store, "s", {"d": file_source(str(sandbox.folder / "dump"))})
+        keys = [weakref.ref(one) for one in (store, store.keys, store.keys.writer_key, store.keys.ring)]
+        del store
+        assert [one() for one in keys] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def _holds(pid: int, key: bytes) -> bool:

@@ -18,7 +18,7 @@ from castore.services.restore import read
 from castore.services.selectors import select
 from castore.services.sources import file_source
 from castore.storage import LocalStorage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.keys import replicas
 from tests.support.checkout import ROOT
 from tests.support.stores import Sandbox, remove_copies
@@ -34,7 +34,7 @@ def sandbox(tmp_path):
     (tmp_path / "dump").write_bytes(CONTENT)
     take(sandbox)
     with sandbox.open() as store:
-        store.rotate_writer()
+        store.admin.rotate()
     return sandbox
 
 
@@ -81,8 +81,8 @@ def test_one_of_the_two_is_enough_and_the_other_is_named_and_repaired(sandbox, f
     damage(broken, how)
     check(sandbox)
     for key in (True, False):
-        with Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, local_key=key) as store:
-            assert store.config.recipients[0].key == sandbox.identity.recipient.key
+        with Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, StoreOptions(local_key=key)) as store:
+            assert store.keys.config.recipients[0].key == sandbox.identity.recipient.key
     out = sandbox.folder / "out"
     (sandbox.folder / "identity").write_text(sandbox.identity.text())
     command = [sys.executable, str(RESCUE), str(sandbox.store), "--identity", str(sandbox.folder / "identity")]
@@ -128,7 +128,7 @@ def test_two_damaged_copies_are_reported(sandbox, folder):
         damage(path, -1)
     if folder == "config":
         with pytest.raises((DamageError, KeyRotatedError), match="config/2 is damaged"):
-            Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, local_key=False)
+            Store.open(LocalStorage(str(sandbox.store)), sandbox.places, lambda: sandbox.identity, StoreOptions(local_key=False))
     else:
         with sandbox.open() as store:
             assert any(line.startswith("rotations/2: ") for line in verify(store, Progress()).damage)
@@ -207,7 +207,7 @@ def test_what_another_machine_replaces_meanwhile_is_not_written_back(sandbox, mo
         monkeypatch.setattr(module, "verify", verify)
         found = verify(*args, **kwargs)
         with Store.open(LocalStorage(str(sandbox.store)), elsewhere, lambda: sandbox.identity) as second:
-            second.reseal([(other.recipient, "other"), *second.recipients])
+            second.admin.reseal([(other.recipient, "other"), *second.keys.recipients])
         return found
 
     monkeypatch.setattr(module, "verify", meanwhile)

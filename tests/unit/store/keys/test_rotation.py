@@ -29,7 +29,7 @@ from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.state.writer_key_file import next_of
 from castore.storage import LocalStorage, Storage
-from castore.store import MachinePaths, Store
+from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.config import config_numbers
 from castore.store.format.generation import encode_generation, generation_name
 from castore.store.format.rotation import decode_rotation, encode_rotation, rotation_numbers
@@ -58,7 +58,7 @@ class TrackedStore:
 
     def open(self, places=None, identity=True, storage=None, **options):
         provider = (lambda: self.sandbox.identity) if identity else None
-        return Store.open(storage or self.storage, places or self.sandbox.places, provider, **options)
+        return Store.open(storage or self.storage, places or self.sandbox.places, provider, StoreOptions(**options))
 
     def machine(self, name):
         return MachinePaths(str(self.folder / name / "state"), str(self.folder / name / "cache"))
@@ -81,15 +81,15 @@ class TrackedStore:
 
     def rotate(self, **options):
         with self.open() as store:
-            store.rotate_writer(**options)
-            return store.writer_key
+            store.admin.rotate(**options)
+            return store.keys.writer_key
 
     def check(self, places=None, **options):
         """See that all that was put in is whole, and restores."""
         with self.open(places, **options) as store:
             store.sync()
             assert store.damaged == {}
-            assert [g.number for g in store.generations("web")] == sorted(self.versions, reverse=True)
+            assert [g.number for g in store.generations.all("web")] == sorted(self.versions, reverse=True)
             assert verify_store(store, castore.Progress(), read_data=True).sound
             for number, (data, tree) in self.versions.items():
                 out = self.folder / f"out-{os.urandom(4).hex()}"
@@ -138,9 +138,9 @@ def test_all_of_it_restores_after_rotations_here_elsewhere_and_without_castore(t
     tracked.rescued()
     assert rotation_numbers(tracked.storage) == [3], "the last list holds what earlier ones listed"
     with tracked.open() as store:
-        assert len(store.writer_key.previous_keys) == 2
-        assert store.writer_key.previous_keys[1] == old
-        assert len(set(store.writer_key.tags("web"))) == 3
+        assert len(store.keys.writer_key.previous_keys) == 2
+        assert store.keys.writer_key.previous_keys[1] == old
+        assert len(set(store.keys.writer_key.tags("web"))) == 3
     shutil.rmtree(tracked.sandbox.places.cache)
     tracked.check()
 
@@ -154,8 +154,8 @@ def test_deltas_are_based_on_what_a_previous_key_sealed(tracked):
     assert part.after_delta <= part.new_bytes
     with tracked.open() as store:
         store.sync()
-        (newest,) = [p for p, _ in store.packs() if any(e.session == taken.session for e in store.pack_entries(p))]
-        assert any(entry.bases for entry in store.pack_entries(newest))
+        (newest,) = [p for p, _ in store.index.packs.lengths() if any(e.session == taken.session for e in store.reader.pack_entries(p))]
+        assert any(entry.bases for entry in store.reader.pack_entries(newest))
 
 
 def test_no_identity_is_needed_and_files_are_replaced(tracked):
@@ -175,16 +175,16 @@ def test_a_machine_takes_the_new_key_by_itself_unless_it_is_revoked(tracked):
     tracked.take()
     other = tracked.machine("other")
     with tracked.open(other) as store:
-        store.adopt("other")
+        store.admin.adopt("other")
     tracked.rotate()
     tracked.take(other)  # it has the new one by itself
     with tracked.open() as store:
-        store.revoke_writer("other")
+        store.admin.revoke("other")
     for identity in (False, True):
         with pytest.raises(KeyRotatedError, match="castore key adopt"):
             tracked.open(other, identity=identity)
     with tracked.open(other, local_key=False) as store:
-        store.adopt("other")
+        store.admin.adopt("other")
     tracked.take(other)
     tracked.check(other)
     tracked.check()
@@ -194,25 +194,25 @@ def test_a_session_in_flight_does_not_commit_under_the_former_key(tracked):
     tracked.take()
     other = tracked.machine("other")
     with tracked.open(other) as store:
-        store.adopt("other")
+        store.admin.adopt("other")
     with tracked.open(other, identity=False) as late:
         late.sync()
-        (model,) = late.generations()
+        (model,) = late.generations.all()
         with late.session() as session:
             session.put_node([model.details.ref])
         tracked.rotate()
         import msgspec
 
         with pytest.raises(KeyRotatedError, match="web@2 is not committed"):
-            late.commit(msgspec.structs.replace(model, number=2))
+            late.generations.commit(msgspec.structs.replace(model, number=2))
         with pytest.raises(KeyRotatedError):
             late.session()
     with tracked.open() as store:
         store.sync()
         (name,) = store.damaged
         assert "former writer key" in store.damaged[name]
-        assert store.next_number("web") == 2, "what does not count takes no number"
-        assert [g.number for g in store.generations()] == [1]
+        assert store.generations.next_number("web") == 2, "what does not count takes no number"
+        assert [g.number for g in store.generations.all()] == [1]
 
 
 def test_a_thief_of_the_former_key_forges_nothing(tracked):
@@ -221,7 +221,7 @@ def test_a_thief_of_the_former_key_forges_nothing(tracked):
     tracked.take(), tracked.take()
     with tracked.open() as store:
         store.sync()
-        stolen, model = store.writer_key, store.newest("web")
+        stolen, model = store.keys.writer_key, store.generations.newest("web")
     (listed,) = [name for name in tracked.names() if name.endswith("-0000000002")]
     tracked.rotate()
     forged = msgspec.structs.replace(model, number=9, revision="forged")
@@ -233,12 +233,12 @@ def test_a_thief_of_the_former_key_forges_nothing(tracked):
     (tracked.sandbox.store / listed).write_bytes(encode_generation(changed, stolen)[0])
     for places in (None, tracked.machine("fresh")):
         with tracked.open(places) as store:
-            store.reindex()
+            store.updater.rebuild()
             assert set(store.damaged) == {name, listed}
             for reason in store.damaged.values():
                 assert "former writer key" in reason
-            assert [g.number for g in store.generations()] == [1]
-            assert store.next_number("web") == 3
+            assert [g.number for g in store.generations.all()] == [1]
+            assert store.generations.next_number("web") == 3
             found = verify_store(store, castore.Progress())
             assert len(found.damage) == 2
             with pytest.raises(RevokedKeyError):
@@ -260,7 +260,7 @@ def test_what_was_forged_after_a_rotation_is_not_listed_by_the_next(tracked):
     tracked.take()
     with tracked.open() as store:
         store.sync()
-        stolen, model = store.writer_key, store.newest("web")
+        stolen, model = store.keys.writer_key, store.generations.newest("web")
     tracked.rotate()
     name = generation_name(stolen, "web", 5)
     tracked.storage.put(name, encode_generation(msgspec.structs.replace(model, number=5), stolen)[0])
@@ -279,19 +279,19 @@ def test_an_index_that_took_a_forgery_in_forgets_it(tracked):
     tracked.take()
     other = tracked.machine("other")
     with tracked.open(other) as store:
-        store.adopt("other")
+        store.admin.adopt("other")
         store.sync()
-        stolen, model = store.writer_key, store.newest("web")
+        stolen, model = store.keys.writer_key, store.generations.newest("web")
     with tracked.open(other, identity=False) as late:
         tracked.rotate()
         name = generation_name(stolen, "web", 5)
         forged = signed(late, msgspec.structs.replace(model, number=5))
         tracked.storage.put(name, encode_generation(forged, stolen)[0])
         late.sync()
-        assert late.newest("web").number == 5, "it cannot know"
+        assert late.generations.newest("web").number == 5, "it cannot know"
     with tracked.open(other, local_key=False) as store:
-        store.adopt("other")
-        assert store.newest("web").number == 1
+        store.admin.adopt("other")
+        assert store.generations.newest("web").number == 1
 
 
 def test_a_forged_session_object_hides_no_genuine_one(tracked):
@@ -300,15 +300,15 @@ def test_a_forged_session_object_hides_no_genuine_one(tracked):
     tracked.take()
     (session, _numbers), = session_numbers(tracked.storage).items()
     with tracked.open() as store:
-        stolen = store.writer_key
+        stolen = store.keys.writer_key
     record = decode_session(session, 0, tracked.storage.get(f"sessions/{session.hex()}.0"), stolen)
     tracked.rotate()
     tracked.storage.put(f"sessions/{session.hex()}.7", encode_session(session, 7, record, stolen))
     tracked.check()
     more = Identity.generate()
     with tracked.open() as store:
-        named = [*store.config.admins, *admins(more)]
-        assert store.reseal([*store.recipients, (more.recipient, "more")], admins=named)
+        named = [*store.keys.config.admins, *admins(more)]
+        assert store.admin.reseal([*store.keys.recipients, (more.recipient, "more")], admins=named)
     tracked.check()
     trust = [tracked.sandbox.identity.admin.public]
     tracked.sandbox.identity = more
@@ -322,13 +322,13 @@ def test_recipients_come_and_go_after_a_rotation(tracked):
     first, second = tracked.sandbox.identity, Identity.generate()
     with tracked.open() as store:
         named = admins(first, second)
-        assert store.reseal([*store.recipients, (second.recipient, "second")], admins=named)
+        assert store.admin.reseal([*store.keys.recipients, (second.recipient, "second")], admins=named)
     tracked.check()
     tracked.sandbox.identity = second
     tracked.check(tracked.machine("second"), trust=[first.admin.public])
     tracked.rescued()
     with tracked.open() as store:
-        assert store.reseal([(second.recipient, "second")], admins=admins(second))
+        assert store.admin.reseal([(second.recipient, "second")], admins=admins(second))
     tracked.rotate(new_ids=True)
     tracked.take()
     tracked.check()
@@ -342,20 +342,20 @@ def test_recipients_come_and_go_after_a_rotation(tracked):
 def test_what_a_machine_keeps_of_a_service_stays_its_own(tracked):
     tracked.take()
     with tracked.open() as store:
-        store.set_live_revision("web", "r1")
-        store.set_undo("web", 1)
-        store.remember_rollback("web", b"journal")
+        store.state.set_live_revision("web", "r1")
+        store.state.set_undo_number("web", 1)
+        store.state.write_rollback_journal("web", b"journal")
     tracked.rotate(), tracked.rotate()
     with tracked.open() as store:
-        assert store.live_revision("web") == "r1"
-        assert store.undo_number("web") == 1
-        assert store.begun_rollback("web") == b"journal"
+        assert store.state.live_revision("web") == "r1"
+        assert store.state.undo_number("web") == 1
+        assert store.state.rollback_journal("web") == b"journal"
 
 
 def test_it_waits_for_nobody(tracked):
     tracked.take()
-    with tracked.open() as store, tracked.open() as other, store.lock("web"), pytest.raises(BusyError):
-        other.rotate_writer()
+    with tracked.open() as store, tracked.open() as other, store.state.lock("web"), pytest.raises(BusyError):
+        other.admin.rotate()
     tracked.check()
 
 
@@ -404,10 +404,10 @@ def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(tracke
     path.write_bytes(data)
     with tracked.open(tracked.machine("fresh")) as store:
         store.sync()
-        assert store.generations() == []
+        assert store.generations.all() == []
         assert store.damaged
         assert all("rotations/2" in reason for reason in store.damaged.values())
-        assert store.next_number("web") == 2, "a number is not given twice, even so"
+        assert store.generations.next_number("web") == 2, "a number is not given twice, even so"
     # New snapshots work, and depend on nothing that is not accepted.
     shutil.rmtree(tracked.sandbox.places.cache)
     with tracked.open(identity=False, accept_older=True) as store:
@@ -416,7 +416,7 @@ def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(tracke
     assert taken.part("d").new_chunks == taken.part("d").chunks
     with tracked.open() as store:
         store.sync()
-        assert [one.number for one in store.generations()] == [2]
+        assert [one.number for one in store.generations.all()] == [2]
         selection = select(store, "web@2:d")
         restore_parts(store, selection, str(tracked.folder / "out"), Ownership(change=False), castore.Progress())
         assert (tracked.folder / "out" / "d").read_bytes() == tracked.versions[2][0]
@@ -500,7 +500,7 @@ class CuttingStorage(Storage):
 
 def cut_files(monkeypatch, at, after):
     """Let the k-th change of this machine's key files fail."""
-    from castore.store.keys import authority as module
+    from castore.store.keys import administration as module
 
     left = [at]
 
@@ -522,7 +522,7 @@ def cut_files(monkeypatch, at, after):
 def cut_rotation(tracked, storage=None):
     try:
         with tracked.open(storage=storage) as store:
-            store.rotate_writer()
+            store.admin.rotate()
     except CutError:
         return True
     return False
@@ -553,7 +553,7 @@ def test_cut_off_at_any_step_it_opens_with_the_old_or_the_new_key(tracked, monke
         tracked.check()
         tracked.check(tracked.machine(f"fresh{at}"))
         with tracked.open() as store:
-            seen.add(len(store.writer_key.previous_keys))
+            seen.add(len(store.keys.writer_key.previous_keys))
         tracked.take()
         tracked.rotate()  # what was left lying about is no obstacle
         tracked.take()
@@ -587,7 +587,7 @@ def test_of_two_rotations_at_once_one_counts(tracked, monkeypatch):
     tracked.take()
     other = tracked.machine("other")
     with tracked.open(other) as store:
-        store.adopt("other")
+        store.admin.adopt("other")
     from castore.store.keys import rotation
 
     listed = rotation._listed
@@ -595,12 +595,12 @@ def test_of_two_rotations_at_once_one_counts(tracked, monkeypatch):
     def meanwhile(*args):
         monkeypatch.setattr(rotation, "_listed", listed)
         with tracked.open(other) as store:
-            store.rotate_writer()
+            store.admin.rotate()
         return listed(*args)
 
     monkeypatch.setattr(rotation, "_listed", meanwhile)
     with tracked.open() as store, pytest.raises((BusyError, KeyRotatedError)):
-        store.rotate_writer()
+        store.admin.rotate()
     tracked.check(other)
     tracked.check()
 
@@ -609,7 +609,7 @@ def test_what_comes_in_meanwhile_is_listed_all_the_same(tracked, monkeypatch):
     tracked.take()
     other = tracked.machine("other")
     with tracked.open(other) as store:
-        store.adopt("other")
+        store.admin.adopt("other")
     from castore.store.keys import rotation
 
     encode = rotation.encode_rotation

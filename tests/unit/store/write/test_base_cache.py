@@ -27,9 +27,9 @@ def take(sandbox: Sandbox, data: bytes, service: str = "web"):
 def needed(store, service: str) -> int:
     """Return the bytes of the records that the last generation needs, bases included."""
     marks = IdSet()
-    mark(Walk(store), roots_of(store.newest(service)), marks)
+    mark(Walk(store), roots_of(store.generations.newest(service)), marks)
     store.index.liveness.mark_bases(marks)
-    entries = (entry for pack, _ in store.packs() for entry in store.pack_entries(pack))
+    entries = (entry for pack, _ in store.index.packs.lengths() for entry in store.reader.pack_entries(pack))
     return sum({entry.id: entry.sealed_length for entry in entries if entry.kind == CHUNK and entry.id in marks}.values())
 
 
@@ -47,8 +47,8 @@ def test_forty_nights_with_forget_and_compact_leave_a_small_cache(tmp_path):
         if night % 4 == 0:
             with sandbox.open(identity=False) as store:
                 store.sync()
-                with store.lock("web"):
-                    forget(store, "web", [one for one in store.generations("web") if one.number <= night - 3])
+                with store.state.lock("web"):
+                    forget(store, "web", [one for one in store.generations.all("web") if one.number <= night - 3])
                 compact_and_record(store, castore.Progress(), grace=0, unfinished=0)
                 assert store.references.size() <= 1.5 * needed(store, "web")
     assert max(stored[-8:]) < 500_000, "the bases of deltas stay"
@@ -63,8 +63,8 @@ def test_what_was_forgotten_is_not_readable_in_the_cache(tmp_path):
     take(sandbox, kept)
     with sandbox.open(identity=False) as store:
         store.sync()
-        with store.lock("mail"):
-            forget(store, "mail", store.generations("mail"))
+        with store.state.lock("mail"):
+            forget(store, "mail", store.generations.all("mail"))
     files = [path.read_bytes() for path in Path(sandbox.places.cache).glob("*/*/reference/*")]
     assert files
     assert not any(secret[100:200] in one for one in files)
@@ -84,8 +84,8 @@ def test_a_snapshot_under_way_keeps_its_files(tmp_path):
         before = size(sandbox)
         with sandbox.open(identity=False) as store:
             store.sync()
-            with store.lock("mail"):
-                forget(store, "mail", store.generations("mail"))
+            with store.state.lock("mail"):
+                forget(store, "mail", store.generations.all("mail"))
         assert size(sandbox) == before
         assert writer is not None
         writer.abort()

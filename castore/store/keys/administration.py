@@ -6,7 +6,6 @@ Each change writes the next configuration, signed by the admin key of the identi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from typing import TYPE_CHECKING
@@ -38,18 +37,21 @@ from castore.store.format.config import (
     encode_config,
 )
 from castore.store.format.rotation import rotation_numbers
-from castore.store.generation_log import History
 from castore.store.keys import replicas
 from castore.store.keys.keyring import wrong_identity
 from castore.store.keys.reseal import check_opens, reseal
-from castore.store.keys.rotation import clean, rotate
-from castore.store.keys.trust import choose
+from castore.store.keys.rotation import Rotation, clean, rotate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from castore.crypto import Identity, Recipient, SigningKey
     from castore.model.refs import PackId
+    from castore.state.service_state import ServiceState
+    from castore.store.hosts import HostNames
+    from castore.store.index_updater import IndexUpdater
+    from castore.store.keys.key_manager import KeyManager
+    from castore.store.options import NewStore
 
 
 def labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecipient, ...]:
@@ -65,22 +67,27 @@ def labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecip
 def first_config(
     writer: WriterKey,
     recipients: tuple[LabelledRecipient, ...],
-    average: int,
-    host: str,
     identity: Identity | None,
-    admins: Sequence[bytes],
+    new: NewStore,
 ) -> tuple[StoreConfig, SigningKey]:
     """Return the configuration of a new store, and the key that must sign it."""
     machine = writer.machine or MachineKey.generate()
-    named = {key: LabelledAdmin(key) for key in admins}
+    named = {key: LabelledAdmin(key) for key in new.admins}
     signer = machine.signing
     if identity is not None:
         signer = identity.admin
         named[signer.public] = LabelledAdmin(signer.public, recipient=identity.recipient.key)
     now = time.time_ns()
-    host = host or host_name(escaped(os.uname().nodename))
+    host = new.host or host_name(escaped(os.uname().nodename))
     certificate = _certificate(machine, host, now, maintain=True)
-    config = StoreConfig(1, now, average, recipients, admins=tuple(named.values()), writers=(certificate,))
+    config = StoreConfig(
+        1,
+        now,
+        new.average_chunk_size,
+        recipients,
+        admins=tuple(named.values()),
+        writers=(certificate,),
+    )
     return config, signer
 
 
@@ -89,36 +96,36 @@ def _certificate(machine: MachineKey, host: str, since: int, *, maintain: bool) 
     return Certificate(machine.signing.public, machine.identity.recipient.key, check_host(host), since, roles)
 
 
-class Authority(History):
-    """A store with the changes that only an admin may make."""
+class KeyAdministration:
+    """Changes the recipients, the admins, the certified machines and the writer key of an open store."""
 
-    @property
-    def signer(self) -> bytes:
-        """The public key that signed the configuration."""
-        return self._sealed.open(self.writer_key)[1]
-
-    @property
-    def is_signed_by_admin(self) -> bool:
-        """Whether an admin signed the configuration, and not only the machine that created the store."""
-        return self.signer in self.config.admin_keys
+    def __init__(
+        self, keys: KeyManager, state: ServiceState, hosts: HostNames, updater: IndexUpdater
+    ) -> None:
+        self._storage = keys.storage
+        self._location = keys.location
+        self._keys = keys
+        self._state = state
+        self._hosts = hosts
+        self._updater = updater
 
     @property
     def has_one_configuration(self) -> bool:
         """Whether the accepted configuration is the only one."""
-        return len(self._numbers) == 1
+        return len(self._keys.numbers) == 1
 
-    def admin(self) -> SigningKey:
+    def admin_key(self) -> SigningKey:
         """Return the admin key of the identity at hand. Raises IdentityError."""
-        identity = self.identity()
-        if identity.admin.public not in self.config.admin_keys:
-            if all(entry.key != identity.recipient.key for entry in self.config.recipients):
-                raise IdentityError(wrong_identity(self.storage, identity, self.config))
+        identity = self._keys.identity()
+        if identity.admin.public not in self._keys.config.admin_keys:
+            if all(entry.key != identity.recipient.key for entry in self._keys.config.recipients):
+                raise IdentityError(wrong_identity(self._storage, identity, self._keys.config))
             raise IdentityError(
-                f"the identity of {identity.recipient.text} is no admin of the store at {self.location}: "
+                f"the identity of {identity.recipient.text} is no admin of the store at {self._location}: "
                 "changing recipients and writers needs the identity of an admin ('castore key list' names "
                 "the admins; one of them makes this one an admin with 'castore key add PUB --admin KEY')"
-                if self.config.admins
-                else f"no admin has signed the configuration of the store at {self.location} yet: run "
+                if self._keys.config.admins
+                else f"no admin has signed the configuration of the store at {self._location} yet: run "
                 "'castore key sign' with an identity of the store"
             )
         return identity.admin
@@ -128,24 +135,24 @@ class Authority(History):
 
         Raises IdentityError, BusyError, StorageError.
         """
-        identity = self.identity()
-        if self.config.admins and self.is_signed_by_admin:
-            self.admin()
+        identity = self._keys.identity()
+        if self._keys.config.admins and self._keys.is_signed_by_admin:
+            self.admin_key()
             return False
-        if self.config.admins:
-            signer = self.admin()  # named when the store was created
-        elif all(entry.key != identity.recipient.key for entry in self.config.recipients):
+        if self._keys.config.admins:
+            signer = self.admin_key()  # named when the store was created
+        elif all(entry.key != identity.recipient.key for entry in self._keys.config.recipients):
             raise IdentityError(
                 f"the identity of {identity.recipient.text} is not a recipient of the store at "
-                f"{self.location}: use the identity of a recipient ('castore key list' names them)"
+                f"{self._location}: use the identity of a recipient ('castore key list' names them)"
             )
         else:
             signer = identity.admin
         admin = LabelledAdmin(signer.public, recipient=identity.recipient.key)
-        with self._writer_key_lock(), self.upkeep_lock(), self.storage.lock():
-            self.refresh_config()
-            rest = tuple(one for one in self.config.admins if one.key != signer.public)
-            self._put_config(msgspec.structs.replace(self.config, admins=(*rest, admin)), signer)
+        with self._state.keys_lock(), self._state.upkeep_lock(), self._storage.lock():
+            self._keys.refresh()
+            rest = tuple(one for one in self._keys.config.admins if one.key != signer.public)
+            self._put_config(msgspec.structs.replace(self._keys.config, admins=(*rest, admin)), signer)
         return True
 
     def reseal(
@@ -164,38 +171,38 @@ class Authority(History):
             admins = tuple(admins)
             self._drop_admins(wanted, admins)
         # Sessions that are sealed again under a writer key that is being replaced would not be accepted.
-        with self._writer_key_lock(), self.upkeep_lock(), self.storage.lock():
-            self.refresh_config()
-            signer = self.admin()
+        with self._state.keys_lock(), self._state.upkeep_lock(), self._storage.lock():
+            self._keys.refresh()
+            signer = self.admin_key()
             config = msgspec.structs.replace(
-                self.config,
+                self._keys.config,
                 recipients=wanted,
-                admins=self.config.admins if admins is None else admins,
+                admins=self._keys.config.admins if admins is None else admins,
             )
             if signer.public not in config.admin_keys:
                 raise UsageError("that is the admin key of the identity in use: use an identity that stays")
-            number = self._sealed.number
-            if config != self.config:
+            number = self._keys.sealed.number
+            if config != self._keys.config:
                 number = self._next_number()
-            changed = reseal(self.storage, self._keyring, number, config, signer, self.refresh_config)
-            self.refresh_config()
+            changed = reseal(self._storage, self._keys.ring, number, config, signer, self._keys.refresh)
+            self._keys.refresh()
         return changed
 
     def _drop_admins(self, wanted: tuple[LabelledRecipient, ...], admins: tuple[LabelledAdmin, ...]) -> None:
         """Rotate the writer key if admins are removed, who know it. What they signed before is listed."""
-        self.refresh_config()
-        gone = self.config.admin_keys - {one.key for one in admins}
+        self._keys.refresh()
+        gone = self._keys.config.admin_keys - {one.key for one in admins}
         if not gone:
             return
-        if self.admin().public in gone:
+        if self.admin_key().public in gone:
             raise UsageError("that is the admin key of the identity in use: use an identity that stays")
         config = msgspec.structs.replace(
-            self.config,
+            self._keys.config,
             recipients=wanted,
             admins=admins,
-            previous_admins=(*self.config.previous_admins, *sorted(gone)),
+            previous_admins=(*self._keys.config.previous_admins, *sorted(gone)),
         )
-        check_opens(self.storage, self._keyring, config)
+        check_opens(self._storage, self._keys.ring, config)
         self._rotate(config, new_ids=False)
 
     def adopt(
@@ -208,58 +215,57 @@ class Authority(History):
         the machine gets a new key, because another machine has a copy of the present one.
         Raises IdentityError, UsageError, BusyError, StorageError.
         """
-        path = self.places.writer_key_of(self.store_id)
+        path = self._keys.key_file
         machine = MachineKey.generate() if new_key else self._own_machine(path)
         if replace:
-            wanted, own = host or self.host_name, machine.signing.public
-            holder = self.config.live(wanted)
+            wanted, own = host or self._hosts.name, machine.signing.public
+            holder = self._keys.config.live(wanted)
             if holder is not None and holder.key != own:
                 self._revoke(wanted, replaced=True)
-        with self._writer_key_lock():
-            self.refresh_config()
-            signer = self.admin()
-            key = WriterKey(self.store_id, self.writer_key.secret, machine=machine, pins=self.writer_key.pins)
-            present = self.config.certificate(machine.signing.public)
+        with self._state.keys_lock():
+            self._keys.refresh()
+            signer = self.admin_key()
+            writer = self._keys.writer_key
+            key = WriterKey(writer.store_id, writer.secret, machine=machine, pins=writer.pins)
+            present = self._keys.config.certificate(machine.signing.public)
             if present is not None and present.revoked:
                 machine = MachineKey.generate()
-                key = WriterKey(self.store_id, key.secret, machine=machine, pins=key.pins)
+                key = WriterKey(writer.store_id, key.secret, machine=machine, pins=key.pins)
                 present = None
-            name = host or (present.host if present is not None else self.host_name)
-            holder = self.config.holder(name)
+            name = host or (present.host if present is not None else self._hosts.name)
+            holder = self._keys.config.holder(name)
             if holder is not None and holder.key != machine.signing.public:
                 if holder.host != name:
                     raise UsageError(
-                        f"{name} is an earlier name of the machine {holder.host} at {self.location}, which "
+                        f"{name} is an earlier name of the machine {holder.host} at {self._location}, which "
                         "may remove generations under its names: give this one another name with --host NAME"
                     )
                 raise UsageError(
-                    f"another machine is a writer of the store at {self.location} under the name {name}: "
+                    f"another machine is a writer of the store at {self._location} under the name {name}: "
                     "give this one another name with --host NAME, or, if it replaces that machine, use "
                     "--replace"
                 )
             # The keys are durable before they are certified.
-            keep_writer_key(path, key, self.storage)
+            keep_writer_key(path, key, self._storage)
             drop_next(path)
             maintain = maintain or (replace and MAINTAIN in self._replaced_roles(name))
             config = self._with_certificate(machine, name, maintain=maintain)
-            if config != self.config:
+            if config != self._keys.config:
                 self._put_config(config, signer)
-        self._opener = dataclasses.replace(self._opener, local_key=True)
-        accepted = choose(self._opener)
-        self._remember(accepted)
-        self._hold(accepted)
+        self._keys.reload(local_key=True)
+        self._updater.drop_revoked()
 
     def _own_machine(self, path: str) -> MachineKey:
         """Return the keys of this machine; new ones if it has none."""
         with contextlib.suppress(UsageError):
-            for kept in local_writer_keys(path, self.store_id, self.storage):
+            for kept in local_writer_keys(path, self._keys.store_id, self._storage):
                 if kept.machine is not None:
                     return kept.machine
         return MachineKey.generate()
 
     def _replaced_roles(self, name: str) -> tuple[str, ...]:
         """Return the roles of the last machine with this name, if it was replaced rather than revoked."""
-        former = [one for one in self.config.writers if one.host == name and one.revoked]
+        former = [one for one in self._keys.config.writers if one.host == name and one.revoked]
         last = max(former, key=lambda one: one.revoked, default=None)
         return last.roles if last is not None and last.replaced else ()
 
@@ -268,7 +274,7 @@ class Authority(History):
         now = time.time_ns()
         fresh = _certificate(machine, name, now, maintain=maintain)
         certificates = []
-        for one in self.config.writers:
+        for one in self._keys.config.writers:
             if one.key == fresh.key:
                 names = tuple(dict.fromkeys([*one.names, *([one.host] if one.host != name else [])]))
                 roles = tuple(sorted({*one.roles, *fresh.roles}))
@@ -277,18 +283,18 @@ class Authority(History):
                 certificates.append(one)
         if all(one.key != fresh.key for one in certificates):
             certificates.append(fresh)
-        return msgspec.structs.replace(self.config, writers=tuple(certificates))
+        return msgspec.structs.replace(self._keys.config, writers=tuple(certificates))
 
-    def rotate_writer(self, *, new_ids: bool = False) -> None:
+    def rotate(self, *, new_ids: bool = False) -> None:
         """Create a new writer key: what is added with the present one from now on is not accepted.
 
         It is sealed to the recipients, and to the certified machines. With `new_ids`, chunks get new ids, so
         later snapshots share no content with what is stored now.
         Raises IdentityError, BusyError, StorageError.
         """
-        self._rotate(self.config, new_ids=new_ids)
+        self._rotate(self._keys.config, new_ids=new_ids)
 
-    def revoke_writer(self, host: str) -> None:
+    def revoke(self, host: str) -> None:
         """End the certificate of a host, and rotate the writer key, so that what it adds now is refused.
 
         What it added before stays. Raises NotFoundError, IdentityError, BusyError, StorageError.
@@ -296,94 +302,106 @@ class Authority(History):
         self._revoke(host, replaced=False)
 
     def _revoke(self, host: str, *, replaced: bool) -> None:
-        self.refresh_config()
-        found = self.config.live(host)
+        self._keys.refresh()
+        found = self._keys.config.live(host)
         if found is None:
             raise NotFoundError(
-                f"no machine is a writer of the store at {self.location} under the name {host!r}; see "
+                f"no machine is a writer of the store at {self._location} under the name {host!r}; see "
                 "'castore key list'"
             )
         ended = msgspec.structs.replace(found, revoked=time.time_ns(), replaced=replaced)
-        writers = tuple(ended if one is found else one for one in self.config.writers)
-        self._rotate(msgspec.structs.replace(self.config, writers=writers), new_ids=False)
+        writers = tuple(ended if one is found else one for one in self._keys.config.writers)
+        self._rotate(msgspec.structs.replace(self._keys.config, writers=writers), new_ids=False)
 
     def _rotate(self, config: StoreConfig, *, new_ids: bool) -> None:
-        signer = self.admin()
-        path = self.places.writer_key_of(self.store_id)
+        signer = self.admin_key()
+        path = self._keys.key_file
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._writer_key_lock())
-            stack.enter_context(self.upkeep_lock())
-            self.sync()
-            for service in self.services():
-                stack.enter_context(self.lock(service))
+            stack.enter_context(self._state.keys_lock())
+            stack.enter_context(self._state.upkeep_lock())
+            self._updater.sync()
+            for service in self._updater.generations.services():
+                stack.enter_context(self._state.lock(service))
             # What is committed or moved while packs are listed would not be accepted.
-            stack.enter_context(self.storage.lock(exclusive=True))
-            before = self.config
-            self.refresh_config()
-            if self.config != before:
+            stack.enter_context(self._storage.lock(exclusive=True))
+            before = self._keys.config
+            self._keys.refresh()
+            if self._keys.config != before:
                 raise BusyError("another castore has just changed the keys of this store; try again")
-            if self.writer_key.previous_keys:
+            if self._keys.writer_key.previous_keys:
                 # Without this list, the next list would lack everything under former keys, for good.
-                self.writer_key.listed()
-            successor = self.writer_key.successor()
-            keep = self.writer_key.machine is not None and os.path.exists(path)
+                self._keys.writer_key.listed()
+            successor = self._keys.writer_key.successor()
+            keep = self._keys.writer_key.machine is not None and os.path.exists(path)
             if keep:
-                keep_writer_key(next_of(path), successor, self.storage)
-            number = rotate(
-                *(self.storage, self.writer_key, successor, config, self._sealed.number),
-                self._numbers,
-                self._accepted_packs,
-                signer,
-                self._is_rival,
+                keep_writer_key(next_of(path), successor, self._storage)
+            rotation = Rotation(
+                writer=self._keys.writer_key,
+                successor=successor,
+                config=config,
+                number=self._keys.sealed.number,
+                known=self._keys.numbers,
+                signer=signer,
                 new_ids=new_ids,
+                accepted_packs=self._accepted_packs,
+                is_rival=self._is_rival,
             )
+            number = rotate(self._storage, rotation)
             if keep:
-                keep_writer_key(path, successor, self.storage)
+                keep_writer_key(path, successor, self._storage)
                 drop_next(path)
-            clean(self.storage, number)
-            accepted = choose(self._opener)
-            self._remember(accepted)
-            self._hold(accepted)
+            clean(self._storage, number)
+            self._keys.reload()
+            self._updater.drop_revoked()
 
     def _is_rival(self, number: int) -> bool:
         """Return whether an admin signed a configuration with this number that exists."""
-        boxes = [self.identity()]
-        if self.writer_key.machine is not None:
-            boxes.append(self.writer_key.machine.identity)
-        for data in replicas.variants(self.storage, CONFIGS, number):
+        boxes = [self._keys.identity()]
+        if self._keys.writer_key.machine is not None:
+            boxes.append(self._keys.writer_key.machine.identity)
+        for data in replicas.variants(self._storage, CONFIGS, number):
             with contextlib.suppress(DamageError, FormatError):
                 sealed = SealedConfig(number, data)
                 secrets = [sealed.secret(one) for one in boxes]
-                secret = next((one for one in secrets if one is not None), self.writer_key.secret)
-                if sealed.open(WriterKey(self.store_id, secret))[1] in self.config.admin_keys:
+                secret = next((one for one in secrets if one is not None), self._keys.writer_key.secret)
+                if sealed.open(WriterKey(self._keys.store_id, secret))[1] in self._keys.config.admin_keys:
                     return True
         return False
 
     def _accepted_packs(self) -> set[PackId]:
-        self.sync()
-        return self.index.packs.ids()
+        self._updater.sync()
+        return self._updater.index.packs.ids()
 
     # Configurations
 
     def _next_number(self) -> int:
         # Do not skip a configuration that was written since: its changes would be lost.
-        return replicas.free_above(self._sealed.number, {*self._numbers, *rotation_numbers(self.storage)})
+        taken = {*self._keys.numbers, *rotation_numbers(self._storage)}
+        return replicas.free_above(self._keys.sealed.number, taken)
 
     def _put_config(self, config: StoreConfig, signer: SigningKey) -> None:
         """Write the next configuration under the same writer key, remove earlier ones, and use it."""
         number = self._next_number()
-        data = encode_config(number, config, self.writer_key, signer)
+        data = encode_config(number, config, self._keys.writer_key, signer)
         try:
-            self.storage.put(config_name(number), data)
+            self._storage.put(config_name(number), data)
         except ObjectExistsError:
             raise BusyError(f"another castore has just written {config_name(number)}; try again") from None
-        replicas.put_copy(self.storage, CONFIGS, number, data)
+        replicas.put_copy(self._storage, CONFIGS, number, data)
         # The machine that created the store, or one without a writer key, may not pin the signer yet.
-        self._opener = dataclasses.replace(self._opener, trusted=self._opener.trusted | {signer.public})
-        self.refresh_config()
-        if self._sealed.number != number:
-            self.storage.delete_all(replicas.names(self.storage, CONFIGS, number))
+        self._keys.trust(signer.public)
+        self._keys.refresh()
+        if self._keys.sealed.number != number:
+            self._storage.delete_all(replicas.names(self._storage, CONFIGS, number))
             raise BusyError("another castore has just changed the keys of this store; try again")
-        self.storage.delete_all(replicas.older_than(self.storage, CONFIGS, number))
+        self._storage.delete_all(replicas.older_than(self._storage, CONFIGS, number))
 
+    def repair_copies(self) -> None:
+        """Write the objects that are stored twice again where one of the two is damaged.
 
+        Raises DamageError, FormatError, StorageError, BusyError.
+        """
+        with self._state.keys_lock():
+            self._keys.refresh()
+            for folder, number, read in self._keys.replicated():
+                replicas.repair(self._storage, folder, number, read())
