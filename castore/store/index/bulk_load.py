@@ -83,15 +83,15 @@ def rebuild(
     path = environment.path
     folder = f"{path}.{os.urandom(8).hex()}"
     try:
-        with _alone_above(path):
+        with _exclusive_rebuild(path):
             make_private_directory(folder)
             try:
-                made = Environment(folder, durable=False)
+                built = Environment(folder, durable=False)
                 try:
-                    _Build(made, store_mark).run(footers, failed)
-                    replace(environment, made, _KEPT)
+                    _Builder(built, store_mark).run(footers, failed)
+                    replace(environment, built, _KEPT)
                 finally:
-                    made.env.close()
+                    built.env.close()
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except (lmdb.Error, OSError) as error:
@@ -99,8 +99,8 @@ def rebuild(
 
 
 @contextlib.contextmanager
-def _alone_above(path: str) -> Iterator[None]:
-    """Keep other rebuilds out, and remove what interrupted ones left next to an index."""
+def _exclusive_rebuild(path: str) -> Iterator[None]:
+    """Keep other rebuilds out, and remove folders that interrupted ones left next to the index."""
     above, own = os.path.split(path)
     with directory_lock(above):
         for name in os.listdir(above):
@@ -109,11 +109,11 @@ def _alone_above(path: str) -> Iterator[None]:
         yield
 
 
-class _Build:
+class _Builder:
     """Fills an empty environment."""
 
-    def __init__(self, made: Environment, store_mark: bytes) -> None:
-        self._made = made
+    def __init__(self, built: Environment, store_mark: bytes) -> None:
+        self._built = built
         self._mark = store_mark
         self._sessions: dict[SessionId, int] = {}
         self._packs: list[tuple[PackId, int, int, bytes]] = []
@@ -123,7 +123,7 @@ class _Build:
         footers: Iterable[tuple[PackId, Footer | Exception]],
         failed: Callable[[PackId, Exception], None],
     ) -> None:
-        rows = Rows(self._made.path)
+        rows = Rows(self._built.path)
         for pack, footer in footers:
             if isinstance(footer, Exception):
                 failed(pack, footer)
@@ -144,10 +144,10 @@ class _Build:
             self._packs.append((pack, footer.size, size, owner))
         for block in rows.bases.merged(_BLOCK):
             pairs = [(key, joined[: 32 * count]) for key, count, joined in _BASES.iter_unpack(block)]
-            self._made.append("bases", [pairs])
+            self._built.append("bases", [pairs])
         self._put_records("nodes", rows.nodes.merged(_BLOCK))
         self._put_records("chunks", rows.chunks.merged(_BLOCK))
-        self._made.write(self._put_numbers)
+        self._built.write(self._put_numbers)
 
     def _put_records(self, table: str, blocks: Iterator[bytes]) -> None:
         before: bytes | None = None
@@ -165,18 +165,18 @@ class _Build:
 
     def _put_parted(self, table: str, firsts: list[bytes], copies: list[bytes]) -> None:
         def change(txn: Any) -> None:
-            cursor = txn.cursor(self._made.tables[table])
+            cursor = txn.cursor(self._built.tables[table])
             for block in firsts:
                 cursor.putmulti(_FIRSTS.iter_unpack(block), append=True)
-            cursor = txn.cursor(self._made.tables["copies"])
+            cursor = txn.cursor(self._built.tables["copies"])
             for block in copies:
                 # Those of nodes were put before.
                 cursor.putmulti(_COPIES.iter_unpack(block))
 
-        self._made.write(change)
+        self._built.write(change)
 
     def _put_numbers(self, txn: Any) -> None:
-        tables = self._made.tables
+        tables = self._built.tables
         for number, (pack, length, size, owner) in enumerate(self._packs):
             key = NUMBER.pack(number)
             txn.put(key, PACK.pack(pack, length, size), db=tables["packs"])

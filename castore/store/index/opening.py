@@ -92,13 +92,13 @@ def acquire(path: str, store_id: bytes) -> Environment:
         found = _environments.get(key)
         # A damaged environment is left to its present users.
         if found is None or found.corrupt:
-            found = _opened(path, store_id)
+            found = _open_or_create(path, store_id)
             _environments[key] = found
         found.users += 1
         return found
 
 
-def _opened(path: str, store_id: bytes) -> Environment:
+def _open_or_create(path: str, store_id: bytes) -> Environment:
     found, tries = None, 0
     while found is None:
         tries += 1
@@ -111,9 +111,9 @@ def _opened(path: str, store_id: bytes) -> Environment:
         try:
             refuse_place(path)
             with kept_in_place(path, shared=True):
-                found = _sound(path, store_id)
+                found = _open_intact(path, store_id)
             if found is None:
-                found = _moved_away(path, store_id)
+                found = _remove_unusable(path, store_id)
         except (lmdb.Error, OSError) as error:
             # Another process may move the folder away at any moment, to replace the index.
             if not isinstance(error, FileNotFoundError) or tries == _TRIES:
@@ -121,11 +121,11 @@ def _opened(path: str, store_id: bytes) -> Environment:
     return found
 
 
-def _moved_away(path: str, store_id: bytes) -> Environment | None:
+def _remove_unusable(path: str, store_id: bytes) -> Environment | None:
     """Remove an unusable index; but if another process has already replaced it, open that one."""
     aside = f"{path}.{os.urandom(8).hex()}"
     with kept_in_place(path, shared=False):
-        if (found := _sound(path, store_id)) is not None:
+        if (found := _open_intact(path, store_id)) is not None:
             return found
         # Rename first, in one step: a partly removed index could look intact.
         os.rename(path, aside)
@@ -133,7 +133,7 @@ def _moved_away(path: str, store_id: bytes) -> Environment | None:
     return None
 
 
-def _sound(path: str, store_id: bytes) -> Environment | None:
+def _open_intact(path: str, store_id: bytes) -> Environment | None:
     """Open an existing index; None if it is damaged, or has another layout or store."""
     with contextlib.suppress(OSError):
         if os.path.getsize(os.path.join(path, CRASHES)):
