@@ -123,7 +123,7 @@ def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
         former_hosts=frozenset(settings.former_hosts),
         recipients=settings.recipients,
         isolate_writers=settings.isolate_writers,
-        reference_cache=settings.reference_cache,
+        base_cache=settings.base_cache,
     )
 
 

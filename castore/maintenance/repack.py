@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from castore.progress import Progress
     from castore.store import Store
     from castore.store.format.pack import PackEntry
-    from castore.store.write.base_cache import ReferenceWriter
+    from castore.store.write.base_cache import BaseCacheWriter
 
 
 def records_of(entries: Iterable[PackEntry]) -> list[list[PackEntry]]:
@@ -36,8 +36,8 @@ class _OpenPack:
         self.pack = PackWriter(store.storage, store.keys.writer_key)
         self.sources: set[PackId] = set()
         """The packs that its records come from."""
-        self._cache = store.references
-        self._file: ReferenceWriter | None = None
+        self._cache = store.base_cache
+        self._file: BaseCacheWriter | None = None
         self._overhead = -1
 
     def add(self, source: PackId, entries: list[PackEntry], sealed: bytes | memoryview) -> None:

@@ -76,7 +76,7 @@ class Stats(msgspec.Struct):
     """Length of all packs: records, footers, padding."""
     index_bytes: int
     """Bytes of the index on this machine."""
-    reference_bytes: int
+    base_cache_bytes: int
     """Bytes of the base cache on this machine."""
 
     @property
@@ -107,7 +107,7 @@ def stats(store: Store) -> Stats:
         packs,
         pack_bytes,
         store.index.size(),
-        store.references.size(),
+        store.base_cache.size(),
     )
 
 

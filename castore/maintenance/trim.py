@@ -28,8 +28,7 @@ def trim_base_cache(store: Store) -> None:
     If damage makes it unknown what they need, drop only the files of packs that do not exist. Raises
     StorageError.
     """
-    references = store.references
-    kept = references.packs()
+    kept = store.base_cache.packs()
     if not kept:
         return
     packs = store.index.packs.ids()
@@ -43,7 +42,7 @@ def trim_base_cache(store: Store) -> None:
         store.index.liveness.mark_bases(marks)
     except (DamageError, FormatError):
         known = False
-    with references.trimming() as trim:
+    with store.base_cache.trimming() as trim:
         for pack in kept:
             if pack not in packs:
                 trim(pack, [])

@@ -104,7 +104,7 @@ class PartWriter:
                 # The packs of unchanged trees are not known here: those used so far count as used still.
                 used = used | usage.of(self._request.service)
             usage.set(self._request.service, used)
-            self._store.references.evict(usage.total())
+            self._store.base_cache.evict(usage.total())
 
     def _store_tree(self, name: str, tree: Tree, progress: Progress) -> Ref | None:
         store, service = self._store, self._request.service

@@ -77,9 +77,9 @@ class MachinePaths:
         """Return the folder of the scan cache of a store at a place."""
         return os.path.join(self._cache_at(store_id, place), "scan")
 
-    def references_of(self, store_id: bytes, place: str) -> str:
+    def base_cache_of(self, store_id: bytes, place: str) -> str:
         """Return the folder of the base cache of a store at a place."""
-        return os.path.join(self._cache_at(store_id, place), "reference")
+        return os.path.join(self._cache_at(store_id, place), "base-cache")
 
     # A copy of a store has the id of the original, but other objects: what was seen of one says nothing
     # about the other.

@@ -44,7 +44,7 @@ class StoreOptions:
     """`recipients` of castore.toml, as text; empty if it is not set."""
     isolate_writers: bool = False
     """`isolate-writers` of castore.toml: new snapshots share no content that another machine added."""
-    reference_cache: int | None = None
+    base_cache: int | None = None
     """The maximum size of the base cache in bytes; None for the default."""
     chosen_host: str | None = None
     """The host whose generations are selected: ALL_HOSTS for every host, None for this one."""

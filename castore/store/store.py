@@ -50,7 +50,7 @@ from castore.store.keys.keyring import IdentitySource
 from castore.store.keys.trust import Opener, choose, newest_numbers
 from castore.store.options import NewStore, StoreOptions
 from castore.store.read.content_reader import ContentReader
-from castore.store.write.base_cache import ReferenceCache
+from castore.store.write.base_cache import BaseCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,9 +76,9 @@ class Store:
         self.options = options
         self.keys = keys
         self.index = index
-        self.references = ReferenceCache(paths.references_of(self.store_id, self.storage.place))
-        if options.reference_cache is not None:
-            self.references.limit = options.reference_cache
+        self.base_cache = BaseCache(paths.base_cache_of(self.store_id, self.storage.place))
+        if options.base_cache is not None:
+            self.base_cache.limit = options.base_cache
         self.state = ServiceState(paths, self.storage, self.store_id, keys.tag_of)
         self.hosts = HostNames(keys, self.state, options)
         self.generations = GenerationLog(index, keys, accept_older=options.accept_older)
@@ -191,7 +191,7 @@ class Store:
         """Close the index, drop all keys, and wipe the identity."""
         self.reader.close()
         self.keys.close()
-        self.references.close()
+        self.base_cache.close()
         self.index.close()
 
     def reopened(self) -> Store:
@@ -253,7 +253,7 @@ class Store:
         # After a killed `init`, the configuration may be visible but not durable: sync it before use.
         self.storage.sync_dir(CONFIGS)
         self.keys.keep_copies()
-        return Session(self.storage, self.index, self.keys, self.references)
+        return Session(self.storage, self.index, self.keys, self.base_cache)
 
 
 def _choose(opener: Opener, *, accept_older: bool) -> Accepted:

@@ -66,7 +66,7 @@ from castore.store.index import Index
 from castore.store.index.pack_tables import PackContent
 from castore.store.reachability import Walk, is_whole
 from castore.store.read.delta_resolver import StoredForm, assemble
-from castore.store.write.base_cache import ReferenceCache
+from castore.store.write.base_cache import BaseCache
 from castore.store.write.session import Session
 from tests.support.stores import Sandbox, certified, signed, take_snapshot
 
@@ -650,9 +650,9 @@ def test_records_of_scan_caches(data, seed):
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=100) | st.binary(max_size=60).map(lambda rest: b"castorer\1\0\x20\0\0\0\0\0" + rest), offset=st.integers(0, 200), length=st.integers(0, 200))
-def test_reference_files(tmp_path_factory, data, offset, length):
-    folder = tmp_path_factory.mktemp("reference")
-    cache = ReferenceCache(str(folder))
+def test_base_cache_files(tmp_path_factory, data, offset, length):
+    folder = tmp_path_factory.mktemp("base-cache")
+    cache = BaseCache(str(folder))
     pack = packs.PackId(bytes(32))
     Path(cache.path_of(pack)).write_bytes(data)
     found = cache.read(pack, offset, length)
@@ -669,7 +669,7 @@ _toml_value = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["path", "engine", "a", "last"]) | st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-_KEYS = ("store", "recipients", "reference-cache", "service", "parts", "web", "engine", "path", "keep", "last", "within", "revision", "value", "paths", "before", "timeout", "schedule", "follow", "exclude", "program")
+_KEYS = ("store", "recipients", "base-cache", "service", "parts", "web", "engine", "path", "keep", "last", "within", "revision", "value", "paths", "before", "timeout", "schedule", "follow", "exclude", "program")
 
 
 def _written(value: object) -> str:

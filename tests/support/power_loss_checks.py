@@ -131,7 +131,7 @@ def _all_open(store: Store, identities: Iterable[Identity]) -> None:
 
 def _spoil(cache: Path, chance: random.Random) -> None:
     """Let the caches, which are never synced, be what a loss of power leaves of them."""
-    for folder in ("reference", "scan"):
+    for folder in ("base-cache", "scan"):
         for path in sorted(cache.glob(f"*/*/{folder}/*")):
             size, kind = path.stat().st_size, chance.randrange(5)
             if kind == 0:

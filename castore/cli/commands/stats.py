@@ -71,5 +71,5 @@ def _print_store(found: Stats) -> None:
     )
     print(
         f"on this machine: index {formatting.size(found.index_bytes)}, "
-        f"reference cache {formatting.size(found.reference_bytes)}"
+        f"base cache {formatting.size(found.base_cache_bytes)}"
     )

@@ -121,7 +121,7 @@ class _Decoder:
             recipients = self._values.check_recipients(top.recipients)
         self._read_defaults(top.defaults)
         with self._problems.collecting():
-            size = self._values.size(top.reference_cache, ("reference-cache",))
+            size = self._values.size(top.base_cache, ("base-cache",))
         with self._problems.collecting():
             self._values.check_host(top.host, ("host",))
         for name in top.former_hosts:
@@ -130,7 +130,7 @@ class _Decoder:
         return Settings(
             store=store,
             recipients=recipients,
-            reference_cache=size,
+            base_cache=size,
             host=top.host,
             former_hosts=top.former_hosts,
             isolate_writers=top.isolate_writers,

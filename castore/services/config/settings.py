@@ -116,7 +116,7 @@ class Settings(_Table, frozen=True):
     """The store's directory, absolute."""
     recipients: tuple[str, ...] = ()
     """The recipients of a store that is created with these settings: castore-pub-..."""
-    reference_cache: int | None = None
+    base_cache: int | None = None
     """Bytes that the unencrypted base cache of this machine may use; 0: no cache; None: the default."""
     host: str | None = None
     """The name that this machine is certified for; None: the one that it already has in the store."""
@@ -175,7 +175,7 @@ class TopTable(_Table, frozen=True):
 
     store: str | None = None
     recipients: tuple[str, ...] = ()
-    reference_cache: str | None = None
+    base_cache: str | None = None
     host: str | None = None
     former_hosts: tuple[str, ...] = ()
     isolate_writers: bool = False

@@ -1,6 +1,6 @@
 """The base cache: unsealed chunks on this machine that a writer needs to make deltas.
 
-A writer cannot open what it sealed. So for each pack that it writes, it keeps a file `reference/P`. The file
+A writer cannot open what it sealed. So for each pack that it writes, it keeps a file `base-cache/P`. The file
 has the payload of each chunk, as it was before sealing, at the offset of the record in the pack. Only its
 owner can read it. It may be deleted, cut off or damaged at any time: code that reads a payload from here
 *must* verify the chunk by its id. Then damage costs space, but never content.
@@ -45,7 +45,7 @@ _USED_ENOUGH: Final = 16
 _DEFAULT_LIMIT: Final = 20 * 10**9
 
 
-class ReferenceWriter:
+class BaseCacheWriter:
     """The cache file of a pack being written. Its payloads can be read immediately.
 
     If this machine has no space for it, it is silently discarded: it only saves space in the store.
@@ -134,7 +134,7 @@ class _OpenFile(NamedTuple):
 _UNUSABLE: Final = _OpenFile(-1, 0)
 
 
-class ReferenceCache:
+class BaseCache:
     """The cache files in a folder; safe to share between threads.
 
     limit: bytes; 0 switches the cache off; None means 10 % of its disk's free space, at most 20 GB.
@@ -148,7 +148,7 @@ class ReferenceCache:
         self._adding = -1
         """A shared lock, held while files are added whose generation is not written yet."""
 
-    def create(self, overhead: int) -> ReferenceWriter | None:
+    def create(self, overhead: int) -> BaseCacheWriter | None:
         """Begin a cache file; None if the cache is full or switched off.
 
         overhead: bytes that a record is longer than its payload.
@@ -161,7 +161,7 @@ class ReferenceCache:
         if self.size() >= self._bound():
             return None
         name = os.urandom(16).hex() + _UNFINISHED
-        return ReferenceWriter(os.path.join(self._folder, name), overhead)
+        return BaseCacheWriter(os.path.join(self._folder, name), overhead)
 
     def path_of(self, pack: PackId) -> str:
         """Return the path of a pack's cache file."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from castore.model.refs import PackId, RecordId
     from castore.store.format.codecs import Codecs
     from castore.store.index import Index, RecordLocation
-    from castore.store.write.base_cache import ReferenceCache, ReferenceWriter
+    from castore.store.write.base_cache import BaseCache, BaseCacheWriter
 
 MAX_DEPTH: Final = 4
 """The longest chain of bases below a delta that is written."""
@@ -31,7 +31,7 @@ _KEPT_BYTES: Final = 32 << 20
 class PendingChunk(NamedTuple):
     """Where the frame of a chunk is stored while its pack is being written."""
 
-    writer: ReferenceWriter
+    writer: BaseCacheWriter
     offset: int
     length: int
     plain_length: int
@@ -73,13 +73,13 @@ class Bases:
     def __init__(
         self,
         index: Index,
-        references: ReferenceCache,
+        base_cache: BaseCache,
         codecs: Codecs,
         id_key: bytes,
         pending: Callable[[RecordId], PendingChunk | None],
     ) -> None:
         self._index = index
-        self._references = references
+        self._base_cache = base_cache
         self._codecs = codecs
         self._id_key = id_key
         self._pending = pending
@@ -138,7 +138,7 @@ class Bases:
             where = place.pack, place.offset
             layer = self._decode(
                 where,
-                lambda: self._references.read(*where, place.sealed_length),
+                lambda: self._base_cache.read(*where, place.sealed_length),
                 *(place.plain_length, place.codec, place.bases, place.group_index),
             )
             if layer is not None:
@@ -147,7 +147,7 @@ class Bases:
 
     def _decode(
         self,
-        key: tuple[ReferenceWriter | PackId, int],
+        key: tuple[BaseCacheWriter | PackId, int],
         read: Callable[[], bytes | None],
         plain_length: int,
         codec: int,

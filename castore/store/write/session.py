@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from castore.storage import Storage
     from castore.store.index import Index
     from castore.store.keys.key_manager import KeyManager
-    from castore.store.write.base_cache import ReferenceCache, ReferenceWriter
+    from castore.store.write.base_cache import BaseCache, BaseCacheWriter
     from castore.store.write.delta_encoder import DeltaMember, NewChunk
 
 _OUTSTANDING: Final = 2
@@ -77,7 +77,7 @@ class Session:
         storage: Storage,
         index: Index,
         keys: KeyManager,
-        references: ReferenceCache,
+        base_cache: BaseCache,
     ) -> None:
         writer = keys.writer_key
         self.id = SessionId(os.urandom(16))
@@ -97,16 +97,16 @@ class Session:
         self._chunk_counter = RecordCounter()
         self._node_counter = RecordCounter()
         self._codecs = Codecs()
-        self._references = references
+        self._base_cache = base_cache
         self._sketcher = Sketcher(writer.gear, writer.sketch)
         # Records in packs that are not indexed yet.
         self._pending: dict[RecordId, PendingChunk | None] = {}
         self._pending_features: dict[bytes, RecordId] = {}
         # Records in recently indexed packs: records with the same content may still be on their way.
         self._recent: dict[RecordId, None] = {}
-        bases = Bases(index, references, self._codecs, self._chunk_id_key, self._pending.get)
+        bases = Bases(index, base_cache, self._codecs, self._chunk_id_key, self._pending.get)
         self._deltas = Deltas(bases, self._codecs)
-        self._reference: ReferenceWriter | None = None
+        self._cache_file: BaseCacheWriter | None = None
         self.pack_usage: Counter[bytes] = Counter()
         """Bytes used of each pack by everything that was added or known, as `FoundChunks` counts them."""
         self._pack: PackWriter | None = None
@@ -157,7 +157,7 @@ class Session:
 
     def find_similar(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
         """Return chunks that the store lacks, each with its sketch and similar chunks of the store."""
-        if self._references.limit == 0:
+        if self._base_cache.limit == 0:
             return list(chunks)  # without the base cache, no chunk is stored as a delta
         sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
         found = self._index.locations.similar(sketches)
@@ -187,7 +187,7 @@ class Session:
         names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
         record = self._chunk_sealer.seal(counter, *names, data)
         # Copy the data: the caller reuses the buffer.
-        payload = bytes(data) if self._references.limit != 0 else b""
+        payload = bytes(data) if self._base_cache.limit != 0 else b""
         return SealedRecord(record, counter, members, payload)
 
     def append(self, sealed: SealedRecord) -> bool:
@@ -265,9 +265,9 @@ class Session:
         if self._pack is not None:
             self._pack.abort()
             self._pack = None
-        if self._reference is not None:
-            self._reference.abort()
-            self._reference = None
+        if self._cache_file is not None:
+            self._cache_file.abort()
+            self._cache_file = None
         self._pending.clear()
         self._pending_features.clear()
         self._error = self._error or StorageError("this session has ended")
@@ -286,24 +286,24 @@ class Session:
                 pack = None
             if pack is None:
                 pack = self._pack = PackWriter(self._storage, self._writer)
-                self._reference = self._references.create(self._chunk_sealer.overhead)
+                self._cache_file = self._base_cache.create(self._chunk_sealer.overhead)
             offset = pack.add(entries, record)
         except BaseException as error:
             # An incomplete record may be in the pack.
             self._error = self._error or error
             raise
-        reference = self._reference
-        if not payload or reference is None:
+        cache_file = self._cache_file
+        if not payload or cache_file is None:
             for entry in entries:
                 self._pending.setdefault(entry.id)
             return
-        reference.add(offset, payload)
+        cache_file.add(offset, payload)
         for entry, sketch in zip(entries, sketches, strict=True):
             # If a chunk was added twice, keep the first: later records may be deltas of it.
             self._pending.setdefault(
                 entry.id,
                 PendingChunk(
-                    *(reference, offset, len(payload), entry.plain_length),
+                    *(cache_file, offset, len(payload), entry.plain_length),
                     *(entry.codec, entry.bases, entry.group_index, sketch),
                 ),
             )
@@ -313,11 +313,11 @@ class Session:
     def _close_pack(self, *, full: bool) -> None:
         """Hand the pack over to the finishing thread; wait while too many packs are unfinished."""
         pack, self._pack = self._pack, None
-        reference, self._reference = self._reference, None
+        cache_file, self._cache_file = self._cache_file, None
         if pack is None:
             return
         self._finishing.append(
-            self._finisher.submit(self._finish_pack, pack, reference, full=full)
+            self._finisher.submit(self._finish_pack, pack, cache_file, full=full)
         )
         while len(self._finishing) > _OUTSTANDING:
             self._finishing.popleft().result()
@@ -331,7 +331,7 @@ class Session:
             raise self._error
 
     def _finish_pack(
-        self, pack: PackWriter, reference: ReferenceWriter | None, *, full: bool
+        self, pack: PackWriter, cache_file: BaseCacheWriter | None, *, full: bool
     ) -> None:
         """Make a pack durable and index it; runs on the finishing thread, one pack at a time."""
         try:
@@ -343,8 +343,8 @@ class Session:
                 self._storage.put(name, encode_session(self.id, 0, self._record, self._writer))
                 self._recorded = True
             pack_id, length = pack.commit(full=full)
-            if reference is not None:
-                reference.commit(self._references.path_of(pack_id))
+            if cache_file is not None:
+                cache_file.commit(self._base_cache.path_of(pack_id))
             ids = [entry.id for entry in pack.entries]
             kept = ((one, self._pending.get(one)) for one in ids)
             sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
@@ -365,5 +365,5 @@ class Session:
             self._error = self._error or error
             pack.abort()
         finally:
-            if reference is not None:
-                reference.abort()
+            if cache_file is not None:
+                cache_file.abort()

@@ -57,7 +57,7 @@ def take(sandbox: Sandbox, data: bytes, *, service: str = "s", limit: int | None
     file = sandbox.folder / f"{service}.dump"
     file.write_bytes(data)
     with sandbox.open(identity=False) as store:
-        store.references.limit = limit
+        store.base_cache.limit = limit
         return take_snapshot(store, service, {"d": file_source(str(file))})
 
 
@@ -67,8 +67,8 @@ def content(sandbox: Sandbox, number: int, service: str = "s") -> bytes:
     return (into / "d").read_bytes()
 
 
-def references(sandbox: Sandbox) -> list[Path]:
-    return sorted(path for path in Path(sandbox.places.cache).glob("*/*/reference/*"))
+def cache_files(sandbox: Sandbox) -> list[Path]:
+    return sorted(path for path in Path(sandbox.places.cache).glob("*/*/base-cache/*"))
 
 
 def depths(sandbox: Sandbox) -> list[int]:
@@ -118,7 +118,7 @@ def test_the_same_again_stores_nothing(sandbox):
 def test_what_is_lost_on_this_machine_costs_space_and_never_content(sandbox, loss):
     nights = [table(20_000, night) for night in range(4)]
     sizes = [take(sandbox, nights[0]).parts[0].stored_bytes, take(sandbox, nights[1]).parts[0].stored_bytes]
-    files = references(sandbox)
+    files = cache_files(sandbox)
     assert files
     if loss in {"cache", "both"}:
         for path in files:
@@ -146,7 +146,7 @@ def test_what_is_lost_on_this_machine_costs_space_and_never_content(sandbox, los
     sizes += [take(sandbox, data, limit=limit).parts[0].stored_bytes for data in nights[2:]]
     assert [content(sandbox, number) for number in range(1, 5)] == nights
     if loss == "old":
-        assert not set(files) & set(references(sandbox))
+        assert not set(files) & set(cache_files(sandbox))
     # Where the bases are missing, the next dump is stored in full; then there are bases again. Without
     # the index, their places in the parent are known all the same.
     whole = {"cache": True, "both": True, "off": True, "garbage": True, "old": True, "swapped": True}.get(loss)
@@ -154,7 +154,7 @@ def test_what_is_lost_on_this_machine_costs_space_and_never_content(sandbox, los
         assert sizes[2] > 5 * sizes[1]
     if loss == "off":
         assert sizes[3] > 5 * sizes[1]
-        assert references(sandbox) == []
+        assert cache_files(sandbox) == []
     else:
         assert sizes[3] < sizes[0] // 6
 
@@ -362,7 +362,7 @@ def test_two_services_that_store_the_same_at_once_are_safe(sandbox):
 def test_the_cache_keeps_what_the_last_generation_is_in_and_its_bound(sandbox):
     take(sandbox, table(20_000, 0))
     take(sandbox, random.Random(1).randbytes(2_000_000), service="other")
-    kept = set(references(sandbox))
+    kept = set(cache_files(sandbox))
     assert len(kept) == 2
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
     assert all(path.parent.stat().st_mode & 0o777 == 0o700 for path in kept)
@@ -370,15 +370,15 @@ def test_the_cache_keeps_what_the_last_generation_is_in_and_its_bound(sandbox):
         os.utime(path, (path.stat().st_mtime - 100_000,) * 2)
     take(sandbox, random.Random(2).randbytes(2_000_000), service="other")
     # Of what "other" was, only the chunk that records where it came from is used again.
-    assert len(kept - set(references(sandbox))) == 1
+    assert len(kept - set(cache_files(sandbox))) == 1
     take(sandbox, random.Random(3).randbytes(2_000_000), service="other", limit=1_000_000)
-    assert sum(path.stat().st_size for path in references(sandbox)) <= 1_000_000
+    assert sum(path.stat().st_size for path in cache_files(sandbox)) <= 1_000_000
     assert content(sandbox, 3, "other") == random.Random(3).randbytes(2_000_000)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(sandbox):
     with sandbox.open() as store:
-        folder = sandbox.places.references_of(store.store_id, store.storage.place)
+        folder = sandbox.places.base_cache_of(store.store_id, store.storage.place)
     os.makedirs(folder, mode=0o700)
     command = ["mount", "-t", "tmpfs", "-o", "size=200k", "castore-test", folder]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
@@ -386,7 +386,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(sandbox):
     try:
         data = random.Random(1).randbytes(4_000_000)
         take(sandbox, data, limit=1 << 30)
-        assert references(sandbox) == []
+        assert cache_files(sandbox) == []
         assert content(sandbox, 1) == data
     finally:
         subprocess.run(["umount", folder], check=True)

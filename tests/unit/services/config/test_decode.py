@@ -73,7 +73,7 @@ PART = "[service.d.parts.p]\n"
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("stor = 1", "stor: unknown key; known here: store, recipients, reference-cache, "),
+        ("stor = 1", "stor: unknown key; known here: store, recipients, base-cache, "),
         ("store = 1", "store: expected text, got a number"),
         ('store = "backups"', "store: 'backups' is a relative path"),
         ('store = "~/backups"', "store: '~/backups' is a relative path, since no home"),

@@ -303,7 +303,7 @@ def test_a_snapshot_that_the_index_has_no_room_for_commits_nothing_and_succeeds_
     (tmp_path / "dump").write_bytes(os.urandom(3_000_000))
     source = {"d": file_source(str(tmp_path / "dump"))}
     with open_store(str(sandbox.store), places) as store:
-        store.references.limit = 0
+        store.base_cache.limit = 0
         with open(disk / "rest", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
             while True:
                 file.write(bytes(1 << 12))

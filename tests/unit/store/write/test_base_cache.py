@@ -16,7 +16,7 @@ from tests.support.stores import Sandbox
 
 
 def size(sandbox: Sandbox) -> int:
-    return sum(path.stat().st_blocks * 512 for path in Path(sandbox.places.cache).glob("*/*/reference/*"))
+    return sum(path.stat().st_blocks * 512 for path in Path(sandbox.places.cache).glob("*/*/base-cache/*"))
 
 
 def take(sandbox: Sandbox, data: bytes, service: str = "web"):
@@ -50,7 +50,7 @@ def test_forty_nights_with_forget_and_compact_leave_a_small_cache(tmp_path):
                 with store.state.lock("web"):
                     forget(store, "web", [one for one in store.generations.all("web") if one.number <= night - 3])
                 compact_and_record(store, castore.Progress(), grace=0, unfinished=0)
-                assert store.references.size() <= 1.5 * needed(store, "web")
+                assert store.base_cache.size() <= 1.5 * needed(store, "web")
     assert max(stored[-8:]) < 500_000, "the bases of deltas stay"
 
 
@@ -65,13 +65,13 @@ def test_what_was_forgotten_is_not_readable_in_the_cache(tmp_path):
         store.sync()
         with store.state.lock("mail"):
             forget(store, "mail", store.generations.all("mail"))
-    files = [path.read_bytes() for path in Path(sandbox.places.cache).glob("*/*/reference/*")]
+    files = [path.read_bytes() for path in Path(sandbox.places.cache).glob("*/*/base-cache/*")]
     assert files
     assert not any(secret[100:200] in one for one in files)
     before = size(sandbox)
     assert before < 450_000
     with sandbox.open(identity=False) as store:
-        assert store.references.size() == before
+        assert store.base_cache.size() == before
     assert take(sandbox, kept + b"x").parts[0].stored_bytes < 100_000
 
 
@@ -80,7 +80,7 @@ def test_a_snapshot_under_way_keeps_its_files(tmp_path):
     take(sandbox, os.urandom(100_000))
     take(sandbox, os.urandom(100_000), "mail")
     with sandbox.open(identity=False) as other, other.session():
-        writer = other.references.create(16)
+        writer = other.base_cache.create(16)
         before = size(sandbox)
         with sandbox.open(identity=False) as store:
             store.sync()
