@@ -34,7 +34,6 @@ struct cut_rule {
  *
  * len must be below 2^32.
  */
-__attribute__((visibility("default")))
 size_t cut_scan(const struct cut_rule *rule, const uint8_t *buf, size_t len,
     int final, uint32_t *ends, size_t room);
 
@@ -57,11 +56,9 @@ size_t cut_scan(const struct cut_rule *rule, const uint8_t *buf, size_t len,
 #define CUT_MAX_HITS 16384
 #define CUT_TOO_MANY ((size_t)-1)
 
-__attribute__((visibility("default")))
 size_t cut_find(const struct cut_rule *rule, const uint8_t *buf, size_t first,
     size_t from, size_t to, uint32_t *hits, size_t room);
 
-__attribute__((visibility("default")))
 size_t cut_choose(const struct cut_rule *rule, const uint32_t *hits, size_t count,
     size_t *next_hit, size_t start, size_t to, int final, uint32_t *ends, size_t room);
 

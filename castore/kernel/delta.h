@@ -13,7 +13,6 @@
  * as docs/format.md specifies.  Returns the length of the delta, or 0 if it
  * exceeds `room`: the two are not similar.  Both lengths are below 2^31.
  */
-__attribute__((visibility("default")))
 size_t delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t len,
     uint8_t *out, size_t room, uint32_t *table);
 
@@ -21,7 +20,6 @@ size_t delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target,
  * Rebuild out[0 .. len) from a base and a delta.  Returns 0, or -1 if the delta
  * is not valid for this base and length: it is damaged or hostile.
  */
-__attribute__((visibility("default")))
 int delta_apply(const uint8_t *base, size_t base_len, const uint8_t *delta, size_t delta_len,
     uint8_t *out, size_t len);
 
@@ -31,7 +29,6 @@ int delta_apply(const uint8_t *base, size_t base_len, const uint8_t *delta, size
  * lens_max.  out gets the last result.  scratch has 2 * lens_max bytes.  Returns
  * 0, or -1 as delta_apply does.
  */
-__attribute__((visibility("default")))
 int delta_apply_all(const uint8_t *base, size_t base_len, const uint8_t *const *deltas, const size_t *delta_lens,
     const size_t *lens, size_t count, size_t lens_max, uint8_t *scratch, uint8_t *out);
 
@@ -42,7 +39,6 @@ int delta_apply_all(const uint8_t *base, size_t base_len, const uint8_t *const *
  * deltas plus one byte for each.  Returns 0, or -1 if one of them is not a delta
  * that delta_encode makes.
  */
-__attribute__((visibility("default")))
 int delta_part(const uint8_t *in, const uint32_t *lengths, size_t count, uint8_t *out, size_t room,
     size_t sizes[4]);
 
@@ -52,7 +48,6 @@ int delta_part(const uint8_t *in, const uint32_t *lengths, size_t count, uint8_t
  * out has the size of all four streams plus that of the first.  Returns the number
  * of deltas, or -1 if the streams are not those of a group.
  */
-__attribute__((visibility("default")))
 int delta_join(const uint8_t *in, const size_t sizes[4], uint8_t *out, uint32_t *lengths, size_t max);
 
 #endif

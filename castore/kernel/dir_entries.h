@@ -25,7 +25,6 @@ struct entry_ids {
  * sorted; it has room for `count` of them, and *ids_count gets their number.  Returns the length of the output, or
  * SIZE_MAX if `room` is too small or `given` has fewer entries than take[] demands.
  */
-__attribute__((visibility("default")))
 size_t entries_join(const uint8_t *listing, const uint64_t *places, const uint8_t *take, size_t count, const uint8_t *given,
     size_t given_len, uint8_t *out, size_t room, struct entry_ids *ids, size_t *ids_count);
 
@@ -41,14 +40,12 @@ struct entry_place {
 };
 
 /* Return the number of entries in data[at .. len), or SIZE_MAX if one is truncated or too short. */
-__attribute__((visibility("default")))
 size_t entries_count(const uint8_t *data, size_t len, size_t at);
 
 /*
  * Decode the entries of data[at .. len) to places[0 .. count).  Returns their number, or SIZE_MAX if an
  * entry is not encoded as entries_join does, has an invalid name, or is out of order.
  */
-__attribute__((visibility("default")))
 size_t entries_split(const uint8_t *data, size_t len, size_t at, struct entry_place *places, size_t count);
 
 /*
@@ -57,7 +54,6 @@ size_t entries_split(const uint8_t *data, size_t len, size_t at, struct entry_pl
  * bytes: "a" matches the name a only, "a\0b" every name that begins with a and ends with b.  *bundled gets the
  * length of the small-file stream.  Returns the number of entries written, or SIZE_MAX as entries_split does.
  */
-__attribute__((visibility("default")))
 size_t entries_select(const uint8_t *data, size_t len, size_t at, const uint8_t *pieces, size_t pieces_len,
     struct entry_place *places, size_t count, uint64_t *bundled);
 
@@ -78,7 +74,6 @@ struct entry_owners {
  * the directory's small-file stream that begins at `start`.  Symbolic links are not followed, and no file is replaced.  Returns
  * `to`, or the index of the first file that could not be created; that file was removed, or is not ours.
  */
-__attribute__((visibility("default")))
 size_t entries_write(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t to,
     const struct entry_owners *owners, const uint8_t *small_files, size_t small_files_len, uint64_t start);
 

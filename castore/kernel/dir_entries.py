@@ -6,14 +6,13 @@ its directory. Most files are plain. dir_entries.h describes the structures, cas
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from castore.kernel import _ADDRESS, _SIZE, _TOO_MANY, _U32, _U64, _function
+from castore.kernel import TOO_MANY, ffi, lib, view_of
 
 if TYPE_CHECKING:
     from array import array
@@ -21,60 +20,22 @@ if TYPE_CHECKING:
 
     Bytes = bytes | memoryview
 
-AS_LISTED: Final = 1
+AS_LISTED: Final = lib.ENTRY_AS_LISTED
 """Encode the entry from the listing."""
-GIVEN: Final = 2
+GIVEN: Final = lib.ENTRY_GIVEN
 """Take the next entry that the caller encoded."""
 
 _MOST: Final = 80
 _LEAST: Final = 4
 """Bytes of the length before an entry, the least that an entry has."""
 _PLACE: Final = struct.Struct("<QQQQqIIIIIIII")
+"""struct entry_place."""
+_IDS: Final = struct.Struct("<II")
+"""struct entry_ids."""
 _LENGTH, _OFFSET = 2, 3
 """Indexes of a file's size and of its offset in the small-file stream, in words of 8 bytes of a _PLACE."""
 _PLAIN, _BUNDLED = 16, 17
 """Indexes of these flags, in words of 4 bytes of a _PLACE."""
-
-
-class _Ids(ctypes.Structure):
-    """struct entry_ids."""
-
-    _fields_ = (("uid", _U32), ("gid", _U32))
-
-
-class _Owner(ctypes.Structure):
-    """struct entry_owner."""
-
-    _fields_ = (("stored", _U32), ("wanted", _U32))
-
-
-class _Owners(ctypes.Structure):
-    """struct entry_owners."""
-
-    _fields_ = (
-        ("change", _U32),
-        ("mode", _U32),
-        ("user_count", _U64),
-        ("group_count", _U64),
-        ("users", ctypes.POINTER(_Owner)),
-        ("groups", ctypes.POINTER(_Owner)),
-    )
-
-
-_join: Final = _function(
-    "entries_join",
-    _SIZE,
-    *(ctypes.c_char_p, _ADDRESS, ctypes.c_char_p, _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE),
-    *(ctypes.POINTER(_Ids), ctypes.POINTER(_SIZE)),
-)
-_count: Final = _function("entries_count", _SIZE, ctypes.c_char_p, _SIZE, _SIZE)
-_split: Final = _function("entries_split", _SIZE, ctypes.c_char_p, _SIZE, _SIZE, _ADDRESS, _SIZE)
-_write: Final = _function(
-    "entries_write",
-    _SIZE,
-    *(ctypes.c_int, ctypes.c_char_p, _ADDRESS, _SIZE, _SIZE, ctypes.POINTER(_Owners)),
-    *(_ADDRESS, _SIZE, _U64),
-)
 
 
 def join_entries(
@@ -88,14 +49,15 @@ def join_entries(
     """
     count = len(take)
     room = len(given) + len(listing) + _MOST * take.count(AS_LISTED)
-    out = ctypes.create_string_buffer(room)
-    ids = (_Ids * count)()
-    found = _SIZE()
-    address = places.buffer_info()[0]
-    length = _join(listing, address, take, count, given, len(given), out, room, ids, ctypes.byref(found))
-    if length == _TOO_MANY:
+    out = ffi.new("uint8_t[]", room)
+    ids = ffi.new("struct entry_ids[]", count)
+    found = ffi.new("size_t *")
+    offsets = view_of(places, "uint64_t[]")
+    length = lib.entries_join(listing, offsets, take, count, given, len(given), out, room, ids, found)
+    if length == TOO_MANY:
         raise ValueError("fewer entries are given than `take` demands")
-    return ctypes.string_at(out, length), [(one.uid, one.gid) for one in ids[: found.value]]
+    pairs: list[Any] = list(_IDS.iter_unpack(ffi.buffer(ids, _IDS.size * found[0])))
+    return ffi.buffer(out, length)[:], pairs
 
 
 @dataclass(frozen=True)
@@ -112,18 +74,25 @@ class NewOwners:
     """Group ids that differ from the stored ones, by the stored ones."""
 
     @cached_property
-    def in_kernel(self) -> _Owners:
+    def in_kernel(self) -> Any:
         """The form that the kernel reads; it is built once for all files of a directory."""
-        users, groups = _owners(self.users), _owners(self.groups)
-        return _Owners(self.change, self.mode, len(users), len(groups), users, groups)
+        users, groups = self._arrays
+        fields = (self.change, self.mode, len(users), len(groups), users, groups)
+        return ffi.new("struct entry_owners *", fields)
+
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any]:
+        users, groups = (sorted(numbers.items()) for numbers in (self.users, self.groups))
+        return ffi.new("struct entry_owner[]", users), ffi.new("struct entry_owner[]", groups)
 
 
 class Split:
     """The decoded entries of a directory, divided into plain files and others."""
 
-    def __init__(self, data: bytes, places: ctypes.Array[ctypes.c_char], count: int) -> None:
+    def __init__(self, data: bytes, array: Any, count: int) -> None:
         self._data = data
-        self._places = places
+        self._array = array
+        self._places = memoryview(ffi.buffer(array))
         self._count = count
         self.others: list[tuple[bytes, int]] = []
         """Entries that are not plain files, in order: (encoded entry, offset of its content)."""
@@ -134,7 +103,7 @@ class Split:
         if not count:
             return
         # A loop over all entries in Python would take longer than everything else here.
-        raw = memoryview(bytes(places))
+        raw = self._places
         words, longs = raw.cast("I"), raw.cast("Q")
         plain = words[_PLAIN :: _PLACE.size // 4].tolist()
         small_size = words[_BUNDLED :: _PLACE.size // 4].tolist()
@@ -174,7 +143,7 @@ class Split:
 
     def encoded(self, first: int, end: int | None) -> list[tuple[bytes, int]]:
         """Return the plain files of entries [first, end): (encoded entry, offset of its content)."""
-        places = memoryview(self._places)[first * _PLACE.size : end and end * _PLACE.size]
+        places = self._places[first * _PLACE.size : end and end * _PLACE.size]
         return [
             (self._data[at : at + length], offset)
             for at, _, _, offset, *_, length, _, plain, _ in _PLACE.iter_unpack(places)
@@ -187,43 +156,26 @@ class Split:
         content: the bytes of the small-file stream from offset `start` on. Return `end`, or the index of the
         first file that could not be created.
         """
-        held: Any = content
-        if isinstance(content, memoryview):
-            held = bytes(content) if content.readonly else (ctypes.c_char * len(content)).from_buffer(content)
-        where = ctypes.byref(new.in_kernel), held, len(content), start
-        done: int = _write(fd, self._data, self._places, first, end, *where)
+        where = new.in_kernel, view_of(content), len(content), start
+        done: int = lib.entries_write(fd, self._data, self._array, first, end, *where)
         return done
-
-
-def _owners(numbers: Mapping[int, int]) -> ctypes.Array[_Owner]:
-    return (_Owner * len(numbers))(*(_Owner(*pair) for pair in sorted(numbers.items())))
 
 
 def count_entries(data: bytes, at: int = 0) -> int:
     """Return the number of entries, or owners, from `at` on; an upper bound if some are not valid."""
-    count = _count(data, len(data), at)
-    return len(data) // _LEAST if count == _TOO_MANY else count
+    count: int = lib.entries_count(data, len(data), at)
+    return len(data) // _LEAST if count == TOO_MANY else count
 
 
 def split_entries(data: bytes, at: int) -> Split | None:
     """Decode the entries from `at` on; return None if castore would encode them differently."""
-    count = _count(data, len(data), at)
-    if count == _TOO_MANY:
+    count = lib.entries_count(data, len(data), at)
+    if count == TOO_MANY:
         return None
-    places = ctypes.create_string_buffer(_PLACE.size * count)
-    if count and _split(data, len(data), at, places, count) != count:
+    places = ffi.new("struct entry_place[]", count)
+    if count and lib.entries_split(data, len(data), at, places, count) != count:
         return None
     return Split(data, places, count)
-
-
-@cache
-def _select() -> Any:
-    """Return the kernel's function, which only searches need."""
-    return _function(
-        "entries_select",
-        _SIZE,
-        *(ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p, _SIZE, _ADDRESS, _SIZE, ctypes.POINTER(_U64)),
-    )
 
 
 class Selected(NamedTuple):
@@ -243,21 +195,21 @@ def select_entries(data: bytes, at: int, pieces: bytes) -> Selected | None:
     pieces: the pattern for names of plain files: literal bytes, separated by a NUL where any bytes may be.
     b"a" matches the name a only, b"a\0b" every name that begins with a and ends with b.
     """
-    count = _count(data, len(data), at)
-    if count == _TOO_MANY:
+    count = lib.entries_count(data, len(data), at)
+    if count == TOO_MANY:
         return None
-    places = ctypes.create_string_buffer(_PLACE.size * count)
-    size = _U64()
-    kept = _select()(data, len(data), at, pieces, len(pieces), places, count, ctypes.byref(size))
-    if kept == _TOO_MANY:
+    places = ffi.new("struct entry_place[]", count)
+    size = ffi.new("uint64_t *")
+    kept = lib.entries_select(data, len(data), at, pieces, len(pieces), places, count, size)
+    if kept == TOO_MANY:
         return None
     others: list[tuple[bytes, int]] = []
     named: list[tuple[bytes, bytes, int]] = []
-    view = memoryview(places)[: kept * _PLACE.size]
+    view = ffi.buffer(places, kept * _PLACE.size)
     for start, name, _, offset, *_, length, name_length, plain, _ in _PLACE.iter_unpack(view):
         frame = data[start : start + length]
         if plain:
             named.append((data[name : name + name_length], frame, offset))
         else:
             others.append((frame, offset))
-    return Selected(others, named, size.value)
+    return Selected(others, named, size[0])

@@ -28,7 +28,7 @@ struct scan_record {
 	uint64_t len; /* to the end of the last record below this one */
 	uint64_t listing_len, entries;
 	uint64_t flags;
-	uint8_t summary[96]; /* summary of the directory; the kernel does not read it */
+	uint8_t summary[96]; /* of the directory; the kernel does not read it */
 };
 
 #define SCAN_DISTRUST 1u /* in flags: do not compare; list the directory again */
@@ -39,7 +39,6 @@ struct scan_record {
  * listing; if that is more than `room`, nothing was written.  Returns -errno if
  * the directory cannot be read.
  */
-__attribute__((visibility("default")))
 int64_t scan_list(int fd, uint8_t *out, size_t room);
 
 /* Records [at .. end) that changed or were not compared.  If the first was listed, its listing follows in `text`. */
@@ -61,11 +60,9 @@ struct scan_changes {
  * records from cache[at] on.  *out gets the changes, with up to `most` bytes of
  * listings; the caller frees it with scan_forget.  Returns 0, or -1 if out of memory.
  */
-__attribute__((visibility("default")))
 int scan_differ(int fd, const char *name, const uint8_t *cache, uint64_t cache_len, uint64_t at, size_t most,
     struct scan_changes *out);
 
-__attribute__((visibility("default")))
 void scan_forget(struct scan_changes *changes);
 
 #define SCAN_HAS_XATTRS 1u /* the file has extended attributes, or they cannot be listed */
@@ -78,7 +75,6 @@ void scan_forget(struct scan_changes *changes);
  * fit.  Returns the number of files read; *total gets the bytes of all, has[i] the
  * flags SCAN_HAS_* of file i.
  */
-__attribute__((visibility("default")))
 size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room,
     uint8_t *has, uint64_t *total);
 
@@ -96,15 +92,12 @@ size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t
  * seconds and nanoseconds of the newest ctime; last[2] gets 1 if anything but a directory has several names, else
  * 0.  Returns the number of entries.
  */
-__attribute__((visibility("default")))
 size_t scan_survey(const uint8_t *listing, size_t len, uint64_t small, uint64_t *places, uint8_t *kinds, int64_t *last);
 
 /* Make everything durable that was written to the file system of the file open as fd.  Returns 0 or errno. */
-__attribute__((visibility("default")))
 int scan_sync(int fd);
 
 /* Return the f_type of statfs(2) for the file system of a path, or -1. */
-__attribute__((visibility("default")))
 int64_t scan_file_system(const char *path);
 
 #endif

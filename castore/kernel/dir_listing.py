@@ -7,41 +7,40 @@ and the records of the directories below it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from castore.kernel import _ADDRESS, _SIZE, _U64, _address, _function
+from castore.kernel import ffi, lib, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from mmap import mmap
 
-ENTERED: Final = 1
+ENTERED: Final = lib.SCAN_ENTERED
 """Mark of a directory that has a record below."""
 
 # Kinds of entries, in a survey.
-PLAIN_FILE: Final = 1
+PLAIN_FILE: Final = lib.SCAN_PLAIN
 """A small file with one name."""
-SMALL_FILE: Final = 2
+SMALL_FILE: Final = lib.SCAN_SMALL
 """Another small file."""
-LARGE_FILE: Final = 3
+LARGE_FILE: Final = lib.SCAN_LARGE
 """Another file, or one with holes."""
-DIRECTORY: Final = 4
-SPECIAL: Final = 5
-FAILED: Final = 6
+DIRECTORY: Final = lib.SCAN_DIRECTORY
+SPECIAL: Final = lib.SCAN_SPECIAL
+FAILED: Final = lib.SCAN_FAILED
 """A name whose lstat failed, or that its directory lists more than once."""
-REPEATED: Final = 17
+REPEATED: Final = lib.SCAN_REPEATED
 """The error of such a name, in its second entry; lstat never fails with it."""
 
 # Flags of files that were read.
-HAS_XATTRS: Final = 1
+HAS_XATTRS: Final = lib.SCAN_HAS_XATTRS
 """The file has extended attributes, or they cannot be listed."""
-HAS_CONTENT: Final = 2
+HAS_CONTENT: Final = lib.SCAN_HAS_CONTENT
 
-DISTRUST: Final = 1
+DISTRUST: Final = lib.SCAN_DISTRUST
 """Flag of a record that must not be compared: the directory is listed again."""
 
 _ENTRY: Final = struct.Struct("<QQQqqQQIIIIIIII")
@@ -71,32 +70,6 @@ _NETWORKS: Final = {
     0x19830326: "BeeGFS",
 }
 """Network file systems by f_type of statfs(2). FUSE may be local, but mostly is not."""
-
-
-class _Changes(ctypes.Structure):
-    """struct scan_changes."""
-
-    _fields_ = (("count", _U64), ("text_len", _U64), ("changes", _ADDRESS), ("text", _ADDRESS))
-
-
-_scan_list: Final = _function("scan_list", ctypes.c_int64, ctypes.c_int, _ADDRESS, _SIZE)
-_scan_differ: Final = _function(
-    "scan_differ",
-    ctypes.c_int,
-    *(ctypes.c_int, ctypes.c_char_p, _ADDRESS, _U64, _U64, _SIZE, ctypes.POINTER(_Changes)),
-)
-_scan_forget: Final = _function("scan_forget", None, ctypes.POINTER(_Changes))
-_scan_read: Final = _function(
-    "scan_read",
-    _SIZE,
-    *(ctypes.c_int, ctypes.c_char_p, _ADDRESS, _SIZE, _ADDRESS, _SIZE, ctypes.c_char_p),
-    ctypes.POINTER(_U64),
-)
-_scan_survey: Final = _function(
-    "scan_survey", _SIZE, ctypes.c_char_p, _SIZE, _U64, _ADDRESS, _ADDRESS, ctypes.POINTER(ctypes.c_int64)
-)
-_scan_sync: Final = _function("scan_sync", ctypes.c_int, ctypes.c_int)
-_scan_file_system: Final = _function("scan_file_system", ctypes.c_int64, ctypes.c_char_p)
 
 
 class Listed(NamedTuple):
@@ -137,12 +110,13 @@ def list_directory(fd: int) -> bytes:
     """Return the listing of the directory open as `fd`. Raises OSError."""
     room = 1 << 14
     while True:
-        out = ctypes.create_string_buffer(room)
-        length = _scan_list(fd, out, room)
+        out = ffi.new("uint8_t[]", room)
+        length = lib.scan_list(fd, out, room)
         if length < 0:
             raise OSError(-length, os.strerror(-length))
         if length <= room:
-            return ctypes.string_at(out, length)
+            found: bytes = ffi.buffer(out, length)[:]
+            return found
         room = 2 * length
 
 
@@ -186,11 +160,11 @@ class Survey(NamedTuple):
 def survey(listing: bytes, small: int = 0) -> Survey:
     """Classify the entries of a listing; a regular file of up to `small` bytes is a small one."""
     most = len(listing) // _ENTRY.size
-    places, kinds, last = array("Q", bytes(8 * most)), bytearray(most), (ctypes.c_int64 * 3)()
-    room = (ctypes.c_char * most).from_buffer(kinds)
-    count = _scan_survey(listing, len(listing), small, places.buffer_info()[0], room, last)
+    places, kinds, last = array("Q", bytes(8 * most)), ffi.new("uint8_t[]", most), ffi.new("int64_t[3]")
+    with view_of(places, "uint64_t[]") as offsets:
+        count = lib.scan_survey(listing, len(listing), small, offsets, kinds, last)
     del places[count:]
-    return Survey(places, bytes(kinds[:count]), last[0] * _SECOND + last[1], bool(last[2]))
+    return Survey(places, ffi.buffer(kinds, count)[:], last[0] * _SECOND + last[1], bool(last[2]))
 
 
 def places_of(listing: bytes) -> array[int]:
@@ -260,17 +234,18 @@ def changes_below(fd: int, name: bytes, cache: mmap, end: int, at: int, most: in
 
     end: the end of all records. most: bytes of listings to return. Returns the changes, sorted by offset.
     """
-    address, held = _address(cache, 0, end)
-    found = _Changes()
-    failed = _scan_differ(fd, name, address, end, at, most, ctypes.byref(found))
-    del held
+    if not 0 <= end <= len(cache):
+        raise ValueError(f"a cache of {len(cache)} bytes has no records up to {end}")
+    found = ffi.new("struct scan_changes *")
+    with view_of(cache) as records:
+        failed = lib.scan_differ(fd, name, records, end, at, most, found)
     try:
         if failed:
             raise MemoryError
-        text = ctypes.string_at(found.text, found.text_len)
-        packed = ctypes.string_at(found.changes, _CHANGE.size * found.count)
+        text = ffi.buffer(found.text, found.text_len)[:] if found.text_len else b""
+        packed = ffi.buffer(found.changes, _CHANGE.size * found.count)[:] if found.count else b""
     finally:
-        _scan_forget(ctypes.byref(found))
+        lib.scan_forget(found)
     changes = []
     position = 0
     for start, stop, length in _CHANGE.iter_unpack(packed):
@@ -284,13 +259,13 @@ def changes_below(fd: int, name: bytes, cache: mmap, end: int, at: int, most: in
 
 def sync_file_system(fd: int) -> None:
     """Make everything durable that was written to the file system of an open file. Raises OSError."""
-    if code := _scan_sync(fd):
+    if code := lib.scan_sync(fd):
         raise OSError(code, os.strerror(code))
 
 
 def network_of(path: str) -> str | None:
     """Return the name of the network file system that has a path; None if it is local or unknown."""
-    return _NETWORKS.get(_scan_file_system(os.fsencode(path)))
+    return _NETWORKS.get(lib.scan_file_system(os.fsencode(path)))
 
 
 def read_files(
@@ -303,11 +278,8 @@ def read_files(
     entry, cannot be read, or does not fit.
     """
     count = len(offsets)
-    has = ctypes.create_string_buffer(count)
-    target = (ctypes.c_char * len(room)).from_buffer(room)
-    size = _U64()
-    done = _scan_read(
-        fd, listing, (_U64 * count)(*offsets), count, target, len(room), has, ctypes.byref(size)
-    )
-    del target
-    return done, has.raw[:done], size.value
+    has, size = ffi.new("uint8_t[]", count), ffi.new("uint64_t *")
+    entries = ffi.new("uint64_t[]", list(offsets))
+    with view_of(room) as target:
+        done = lib.scan_read(fd, listing, entries, count, target, len(room), has, size)
+    return done, ffi.buffer(has, done)[:], size[0]

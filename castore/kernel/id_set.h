@@ -14,16 +14,13 @@
  * marks_add sets flags[i] to 1 if id i was new, else to 0, and returns the number
  * of new ids.  marks_find sets flags[i] to 1 if the set contains id i, else to 0.
  */
-__attribute__((visibility("default")))
 size_t marks_add(uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride,
     size_t count, uint8_t *flags);
 
-__attribute__((visibility("default")))
 void marks_find(const uint64_t *table, uint64_t slots, const uint64_t *seed, const uint8_t *ids, size_t stride,
     size_t count, uint8_t *flags);
 
 /* Copy the entries of one table to a larger one. */
-__attribute__((visibility("default")))
 void marks_move(const uint64_t *from, uint64_t from_slots, uint64_t *table, uint64_t slots);
 
 #endif

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-from typing import Final
+from typing import Any, Final
 
-from castore.kernel import _ADDRESS, _ID_SEED, _SIZE, _U64, _address, _function, _new_bytes
+from castore.kernel import ID_SEED, lib, new_bytes, view_of
 
 _LEAST: Final = 1 << 10
-_marks_add: Final = _function(
-    "marks_add", _SIZE, _ADDRESS, _U64, _ADDRESS, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p
-)
-_marks_find: Final = _function(
-    "marks_find", None, _ADDRESS, _U64, _ADDRESS, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p
-)
-_marks_move: Final = _function("marks_move", None, _ADDRESS, _U64, _ADDRESS, _U64)
 
 
 class IdSet:
@@ -44,30 +36,26 @@ class IdSet:
         count = len(ids) // stride
         if self._count + count > self._slots - self._slots // 8:
             self._grow(self._count + count)
-        flags: bytes = _new_bytes(None, count)
-        table, held = _address(self._table, 0, len(self._table))
-        self._count += _marks_add(table, self._slots, _ID_SEED, ids, stride, count, flags)
-        del held
+        flags: bytes = new_bytes(None, count)
+        self._count += lib.marks_add(self._words(), self._slots, ID_SEED, ids, stride, count, flags)
         return flags
 
     def find(self, ids: bytes, stride: int = 32) -> bytes:
         """Look up ids, one every `stride` bytes; return a byte for each: 1 if it is marked, else 0."""
         count = len(ids) // stride
-        flags: bytes = _new_bytes(None, count)
-        table, held = _address(self._table, 0, len(self._table))
-        _marks_find(table, self._slots, _ID_SEED, ids, stride, count, flags)
-        del held
+        flags: bytes = new_bytes(None, count)
+        lib.marks_find(self._words(), self._slots, ID_SEED, ids, stride, count, flags)
         return flags
 
     def __contains__(self, record_id: bytes) -> bool:
         return self.find(record_id) == b"\1"
 
+    def _words(self) -> Any:
+        return view_of(self._table, "uint64_t[]")
+
     def _grow(self, count: int) -> None:
         slots = max(2 * self._slots, count + count // 2)
         table = mmap.mmap(-1, 8 * slots)
-        old, held = _address(self._table, 0, len(self._table))
-        new, also = _address(table, 0, len(table))
-        _marks_move(old, self._slots, new, slots)
-        del held, also
+        lib.marks_move(self._words(), self._slots, view_of(table, "uint64_t[]"), slots)
         self._table.close()
         self._table, self._slots = table, slots

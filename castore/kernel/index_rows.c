@@ -304,7 +304,7 @@ rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *
 }
 
 void
-rows_weigh(const uint8_t *values, size_t count, const uint8_t *flags, uint64_t *live, size_t packs)
+rows_weigh(const uint8_t *values, size_t count, const uint8_t *chosen, uint64_t *live, size_t packs)
 {
 	size_t i;
 
@@ -312,7 +312,7 @@ rows_weigh(const uint8_t *values, size_t count, const uint8_t *flags, uint64_t *
 		const uint8_t *place = values + ROW_PLACE * i;
 		uint32_t pack = get32(place);
 
-		if (flags[i] && pack < packs)
+		if (chosen[i] && pack < packs)
 			live[pack] += get32(place + 8) / (place[26] ? place[26] : 1);
 	}
 }

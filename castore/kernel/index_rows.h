@@ -40,12 +40,10 @@ struct rows_footer {
  * *bytes gets the length of the records.  Returns 0.  Returns -1, and appends nothing, if the footer is not
  * well formed.
  */
-__attribute__((visibility("default")))
 int rows_parse(const struct rows_footer *footer, uint32_t *seen, uint64_t slots, const uint64_t *seed, struct rows *chunks, struct rows *nodes,
     struct rows *bases, uint64_t *bytes);
 
 /* Sort `count` rows of `stride` bytes into out.  pairs: scratch of 4 * count words. */
-__attribute__((visibility("default")))
 void rows_sort(const uint8_t *rows, size_t stride, size_t count, uint8_t *out, uint64_t *pairs);
 
 /* Sorted rows that are not merged yet. */
@@ -57,7 +55,6 @@ struct rows_run {
  * Merge runs into out, up to `room` rows.  Returns the number of rows merged.  runs[0 .. *count) then has the
  * remaining rows.
  */
-__attribute__((visibility("default")))
 size_t rows_merge(struct rows_run *runs, size_t *count, size_t stride, uint8_t *out, size_t room);
 
 /*
@@ -65,22 +62,19 @@ size_t rows_merge(struct rows_run *runs, size_t *count, size_t stride, uint8_t *
  * to copies as id | number | location.  before: the id of the preceding row, or NULL.  Returns the number of
  * rows written to firsts.
  */
-__attribute__((visibility("default")))
 size_t rows_part(const uint8_t *rows, size_t count, const uint8_t *before, uint8_t *firsts, uint8_t *copies);
 
 /*
  * Look up `count` numbers of 4 bytes, one every `stride` bytes, in a sorted list.  flags[i] becomes 1 if number i
  * is in the list, else 0.  Numbers are compared as bytes.  Returns how many are in the list.
  */
-__attribute__((visibility("default")))
 size_t rows_listed(const uint8_t *numbers, size_t stride, size_t count, const uint8_t *list, size_t list_count, uint8_t *flags);
 
 /*
  * Add the lengths of records to live[], indexed by the number of their pack, below `packs`.  The length of a record
- * with several members is divided equally among them.  values has `count` locations; those with flags[i] == 0 are
+ * with several members is divided equally among them.  values has `count` locations; those with chosen[i] == 0 are
  * skipped.
  */
-__attribute__((visibility("default")))
-void rows_weigh(const uint8_t *values, size_t count, const uint8_t *flags, uint64_t *live, size_t packs);
+void rows_weigh(const uint8_t *values, size_t count, const uint8_t *chosen, uint64_t *live, size_t packs);
 
 #endif

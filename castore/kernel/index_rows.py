@@ -5,12 +5,11 @@ index_rows.h describes the rows.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.kernel import _ADDRESS, _ID_SEED, _SIZE, _U32, _U64, _address, _function, _new_bytes
+from castore.kernel import ID_SEED, ffi, lib, new_bytes, view_of
 
 if TYPE_CHECKING:
     from array import array
@@ -26,55 +25,6 @@ COPY: Final = 63
 """Bytes of another record of an id: id, number of the pack, location."""
 
 
-class _Rows(ctypes.Structure):
-    """struct rows."""
-
-    _fields_ = (("rows", _ADDRESS), ("count", _U64))
-
-
-class _Footer(ctypes.Structure):
-    """struct rows_footer."""
-
-    _fields_ = (
-        ("text", ctypes.c_char_p),
-        ("len", _U64),
-        ("count", _U64),
-        ("begin", _U64),
-        ("end", _U64),
-        ("pack", _U32),
-        ("session_count", _U32),
-        ("sessions", ctypes.POINTER(_U32)),
-    )
-
-
-class _Run(ctypes.Structure):
-    """struct rows_run."""
-
-    _fields_ = (("at", _ADDRESS), ("end", _ADDRESS))
-
-
-_ROWS: Final = ctypes.POINTER(_Rows)
-_rows_parse: Final = _function(
-    "rows_parse",
-    ctypes.c_int,
-    *(ctypes.POINTER(_Footer), _ADDRESS, _U64, _ADDRESS, _ROWS, _ROWS, _ROWS, ctypes.POINTER(_U64)),
-)
-_rows_sort: Final = _function("rows_sort", None, _ADDRESS, _SIZE, _SIZE, _ADDRESS, _ADDRESS)
-_rows_merge: Final = _function(
-    "rows_merge", _SIZE, ctypes.POINTER(_Run), ctypes.POINTER(_SIZE), _SIZE, _ADDRESS, _SIZE
-)
-_rows_part: Final = _function(
-    "rows_part", _SIZE, ctypes.c_char_p, _SIZE, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p
-)
-_rows_listed: Final = _function(
-    "rows_listed", _SIZE, ctypes.c_char_p, _SIZE, _SIZE, ctypes.c_char_p, _SIZE, ctypes.c_char_p
-)
-
-_rows_weigh: Final = _function(
-    "rows_weigh", None, ctypes.c_char_p, _SIZE, ctypes.c_char_p, _ADDRESS, _SIZE
-)
-
-
 class _Sorted:
     """Rows of one kind: the last ones are in memory, the others in sorted runs in a file."""
 
@@ -84,7 +34,7 @@ class _Sorted:
         self._room = 0
         self._buffer: Any = None
         self._held: Any = None
-        self.rows = _Rows()
+        self.rows = ffi.new("struct rows *")
         self.total = 0
         """Number of rows that were spilled or merged."""
         self._file: Any = None
@@ -96,7 +46,7 @@ class _Sorted:
         self._close()
         self._room = most
         self._buffer = mmap.mmap(-1, most * self._stride)
-        self.rows.rows, self._held = _address(self._buffer, 0, len(self._buffer))
+        self.rows.rows = self._held = view_of(self._buffer)
 
     def _close(self) -> None:
         self._held = None
@@ -116,10 +66,7 @@ class _Sorted:
         count = int(self.rows.count)
         out = mmap.mmap(-1, max(count * self._stride, 1))
         pairs = mmap.mmap(-1, max(32 * count, 1))
-        to, held = _address(out, 0, len(out))
-        scratch, also = _address(pairs, 0, len(pairs))
-        _rows_sort(self.rows.rows, self._stride, count, to, scratch)
-        del held, also
+        lib.rows_sort(self.rows.rows, self._stride, count, view_of(out), view_of(pairs, "uint64_t[]"))
         pairs.close()
         return out
 
@@ -147,22 +94,24 @@ class _Sorted:
         if self._file is not None:
             self._file.flush()
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-            start, held = _address(mapped, 0, len(mapped))
-            kept.append((mapped, held))
+            start = view_of(mapped)
+            kept.append((mapped, start))
             spans = [(start + begin, start + end) for begin, end in self._runs]
         if last is not None:
-            start, held = _address(last, 0, length)
-            kept.append((last, held))
+            start = view_of(last)
+            kept.append((last, start))
             spans.append((start, start + length))
-        runs = (_Run * max(len(spans), 1))(*(_Run(begin, end) for begin, end in spans))
-        count = _SIZE(len(spans))
-        while count.value:
-            block: bytes = _new_bytes(None, most * self._stride)
-            done = _rows_merge(runs, ctypes.byref(count), self._stride, block, most)
+        runs = ffi.new("struct rows_run[]", spans)
+        count = ffi.new("size_t *", len(spans))
+        while count[0]:
+            block: bytes = new_bytes(None, most * self._stride)
+            done = lib.rows_merge(runs, count, self._stride, block, most)
             yield block if done == most else block[: done * self._stride]
+        start = None
+        spans.clear()
         while kept:
-            mapped, held = kept.pop()
-            del held
+            mapped, view = kept.pop()
+            ffi.release(view)
             mapped.close()
         if self._file is not None:
             self._file.close()
@@ -193,16 +142,19 @@ class Rows:
         for one in (self.chunks, self.nodes, self.bases):
             one.reserve(min(count, len(plain) // 48 + 1))
         slots = 2 * count + 2
-        seen = ctypes.create_string_buffer(4 * slots) if slots > self._slots else self._seen
+        seen = ffi.new("uint32_t[]", slots) if slots > self._slots else self._seen
         self._seen, self._slots = seen, max(slots, self._slots)
-        numbers = (_U32 * max(len(sessions), 1))(*sessions)
-        footer = _Footer(plain, len(plain), count, *span, pack, len(sessions), numbers)
-        size = _U64()
-        failed = _rows_parse(
-            *(footer, seen, slots, _ID_SEED),
-            *(self.chunks.rows, self.nodes.rows, self.bases.rows, ctypes.byref(size)),
+        text, numbers = view_of(plain), ffi.new("uint32_t[]", list(sessions))
+        footer = ffi.new(
+            "struct rows_footer *",
+            (text, len(plain), count, *span, pack, len(sessions), numbers),
         )
-        return None if failed else size.value
+        size = ffi.new("uint64_t *")
+        failed = lib.rows_parse(
+            *(footer, seen, slots, ID_SEED),
+            *(self.chunks.rows, self.nodes.rows, self.bases.rows, size),
+        )
+        return None if failed else int(size[0])
 
     _seen: Any = None
     _slots = 0
@@ -214,9 +166,9 @@ def part(rows: bytes, before: bytes | None) -> tuple[bytes, bytes]:
     before: the id of the preceding row, or None.
     """
     count = len(rows) // ROW
-    firsts: bytes = _new_bytes(None, FIRST * count)
-    copies: bytes = _new_bytes(None, COPY * count)
-    found = _rows_part(rows, count, before, firsts, copies)
+    firsts: bytes = new_bytes(None, FIRST * count)
+    copies: bytes = new_bytes(None, COPY * count)
+    found = lib.rows_part(rows, count, ffi.NULL if before is None else before, firsts, copies)
     return firsts[: FIRST * found], copies[: COPY * (count - found)]
 
 
@@ -226,11 +178,11 @@ def are_listed(numbers: bytes, stride: int, listed: bytes) -> tuple[int, bytes]:
     Return how many are in the list, and a byte for each number: 1 if it is, else 0.
     """
     count = len(numbers) // stride
-    found: bytes = _new_bytes(None, count)
-    number = _rows_listed(numbers, stride, count, listed, len(listed) // 4, found)
+    found: bytes = new_bytes(None, count)
+    number = lib.rows_listed(numbers, stride, count, listed, len(listed) // 4, found)
     return number, found
 
 
 def weigh(places: bytes, chosen: bytes, live: array[int]) -> None:
     """Add the lengths of records to `live`, by number of pack; `chosen` has a 1 for each record to add."""
-    _rows_weigh(places, len(chosen), chosen, live.buffer_info()[0], len(live))
+    lib.rows_weigh(places, len(chosen), chosen, view_of(live, "uint64_t[]"), len(live))

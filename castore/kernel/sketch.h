@@ -25,7 +25,6 @@ struct sketch_rule {
  * Write the super-features of the chunks buf[spans[2i] .. spans[2i + 1]) to
  * out[3i .. 3i + 3), and zeros for a chunk that is too short or too monotonous.
  */
-__attribute__((visibility("default")))
 void sketch_chunks(const struct sketch_rule *rule, const uint8_t *buf,
     const uint32_t *spans, size_t count, uint32_t *out);
 

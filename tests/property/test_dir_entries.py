@@ -293,7 +293,7 @@ def test_what_a_far_time_makes_of_a_file_is_not_plain():
 
 def test_a_spool_of_many_owners_takes_no_time_per_pair_of_files() -> None:
     def seconds(owners: int) -> float:
-        many = [Entry(b"%08d" % n, REGULAR, 0o600, n % owners, 8, 0, 100, Content.BUNDLE, NO_EXTRA) for n in range(60_000)]
+        many = [Entry(b"%08d" % n, REGULAR, 0o600, n % owners, 8, 0, 100, Content.SMALL_FILES, NO_EXTRA) for n in range(60_000)]
         listings = [listing_of(many[at : at + 100]) for at in range(0, len(many), 100)]
         listing, places = b"".join(one for one, _ in listings), array("Q")
         start = 0

@@ -14,6 +14,5 @@ ROOT = Path(__file__).parents[2]
 def import_all_modules() -> None:
     """Import every module of castore."""
     for module in pkgutil.walk_packages(castore.__path__, "castore."):
-        # The kernel's library is no module of Python.
-        if not module.name.endswith((".__main__", "._kernel")):
+        if not module.name.endswith(".__main__"):
             importlib.import_module(module.name)
