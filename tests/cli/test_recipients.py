@@ -426,12 +426,14 @@ def test_nothing_of_what_is_stored_can_be_read_in_the_store(command_line):
         os.fsencode(command_line.folder), dump[:16], dump[50_000:50_016], files[Path("large-file")][:16],
         files[Path("large-file")][150_000:150_016], b"castore-pub", b"castore-identity", b"castore-writer",
     ]  # fmt: skip
-    from castore.crypto import Identity, Recipient, WriterKey
+    from castore.crypto import Identity, Recipient, WriterKey, key_text
 
     needles.append(Recipient.parse(public).key)
     for path in (command_line.first, second):
         identity = Identity.parse(path.read_text(), None)
-        needles += [identity.recipient.key, bytes(identity._secret)]
+        secret = key_text.read("castore-identity-", identity.text())
+        assert secret is not None
+        needles += [identity.recipient.key, secret]
     (writer,) = command_line.folder.rglob("writer.key")
     needles.append(WriterKey.parse(writer.read_text()).secret)
     looked_at = 0

@@ -179,7 +179,8 @@ class Stubborn(LocalStorage):
 
     def create(self):
         writer = super().create()
-        sync = writer._files.fsync
+        writer_files = writer._files  # noqa: SLF001 - no other way to a mistake that LocalStorage does not make
+        sync = writer_files.fsync
 
         class Twice:
             def __getattr__(self, name):
@@ -191,7 +192,7 @@ class Stubborn(LocalStorage):
                 except OSError:
                     sync(descriptor)
 
-        writer_files, writer._files = writer._files, Twice()
+        writer._files = Twice()  # noqa: SLF001
         return writer
 
 
@@ -214,7 +215,7 @@ def test_a_name_that_another_process_took_is_not_removed(folder: Path) -> None:
         store.sync()
         found = store.generations.get(*generation)
         name = next(name for name in host.disk.live().files if "/generations/" in name)
-        store.generations._revert_commit(found, name.removeprefix(ROOT + "/"), b"of mine", StorageError("reported"))
+        store.generations._revert_commit(found, name.removeprefix(ROOT + "/"), b"of mine", StorageError("reported"))  # noqa: SLF001 - the moment between a write and its report
         assert store.generations.get(*generation) == found
         assert name in host.disk.live().files
 

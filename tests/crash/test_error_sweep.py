@@ -63,12 +63,12 @@ class Faults:
         try:
             if act != "EINTR":
                 _no_second_fsync(log)
-            self._look(done)
+            self.check(done)
         except BaseException:
             print(*where)
             raise
 
-    def _look(self, done) -> None:
+    def check(self, done) -> None:
         folder = str(self.machine.folder)
         explained(done, folder, "web", "config/", "sessions/", "packs/", "generations/")
         possible = self.machine.kept | self.taken
@@ -160,7 +160,7 @@ def test_short_writes_are_continued(machine, library, command, only) -> None:
     faults.sweep.reset()
     done, log = faults.sweep.run("short", 1, on=True, only=only)
     assert any(line.endswith("!") for line in log)
-    faults._look(done)
+    faults.check(done)
     if only == "write":
         assert done.returncode == 0
 
@@ -175,4 +175,4 @@ def test_what_lies_about_syncing_is_not_noticed_and_harms_nothing_while_the_powe
     done, log = faults.sweep.run("lie", 1, on=True, only=only)
     assert any(line.endswith("!") for line in log)
     assert done.returncode == 0
-    faults._look(done)
+    faults.check(done)

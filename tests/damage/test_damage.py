@@ -305,7 +305,7 @@ def test_damage_is_named_and_nothing_wrong_is_restored(
             report = str(error)
             if isinstance(error, StaleStoreError):
                 assert (what, how) == ("generation 2", "deleted"), "what is damaged is no older store"
-                store.generations._accept_older = True
+                store.generations._accept_older = True  # noqa: SLF001 - as if it had been opened so
         reports = "".join(_restored_rightly(pristine, store, number, room / str(number)) for number in (1, 2))
         if "padding" in how:
             assert reports == ""

@@ -68,7 +68,7 @@ def test_the_file_has_a_default_place_where_castore_finds_it(castore, home):
 
 @pytest.mark.parametrize("name", ['qu"ote', "back\\slash", "a.b", "\u00fc", "1", "--", "a b", "a-b"])
 def test_any_name_makes_a_file_that_is_read(tmp_path, name):
-    found = [detect.Found("s", "why", detect._parts([name, "a b", "a-b"], engine="postgresql"))]
+    found = [detect.Found("s", "why", detect._parts([name, "a b", "a-b"], engine="postgresql"))]  # noqa: SLF001 - as if a server had them
     path = tmp_path / "castore.toml"
     path.write_text(detect.document('/st"ore', found))
     parts = load(str(path), programs=False).service["s"].parts

@@ -318,7 +318,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 dead[0] = True
                 raise Killed
 
-        start, write, rename = program.Program._start, recovery.write_journal, os.rename
+        start, write, rename = program.Program._start, recovery.write_journal, os.rename  # noqa: SLF001 - the moment of the kill
 
         def starting(self, *args):
             step()
@@ -459,7 +459,7 @@ def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_databas
     mariadb.sql(f"CREATE OR REPLACE USER guarded IDENTIFIED BY '{quoted}'; GRANT ALL ON *.* TO guarded WITH GRANT OPTION")
     (tmp_path / "password").write_text(secret + "\n")
     seen: list[list[str]] = []
-    start = program.Program._start
+    start = program.Program._start  # noqa: SLF001 - the moment of the kill
 
     def starting(self, argv, *args):
         seen.append(list(argv))

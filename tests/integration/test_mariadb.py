@@ -134,7 +134,7 @@ def test_an_undone_roll_back_that_was_killed_puts_broken_views_back(sandbox: San
         with StreamReader(store) as reader:
             contents = contents_of(reader, target.parts[0], lambda: None)
             own.stage(swapping, contents)
-            Swap(own._client, swapping).keep_live()
+            Swap(own._client, swapping).keep_live()  # noqa: SLF001 - what the engine asks its server
             assert state(server, app) != second
             own.revert(swapping, contents, swapped=True)
             assert state(server, app) == second

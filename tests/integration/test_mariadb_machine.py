@@ -129,7 +129,7 @@ def test_a_failure_to_stage_leaves_no_journal_even_if_the_server_ends(sandbox: S
     own = engine(server, app)
     take(sandbox, own)
     server.sql("INSERT INTO t VALUES (7)", app)
-    real = MariaDB._refuse_differences
+    real = MariaDB._refuse_differences  # noqa: SLF001 - what the engine asks its server
 
     def gone(lines: list[str]) -> None:
         monkeypatch.setattr(MariaDB, "names", (("mariadb-dump",), ("no-such-client",)))
@@ -320,7 +320,7 @@ def connections(server: MariaDBServer) -> int:
 
 def test_many_questions_are_asked_in_one_session(server: MariaDBServer, app: str):
     before = connections(server)
-    with engine(server, app)._client.connected() as client:
+    with engine(server, app)._client.connected() as client:  # noqa: SLF001 - what the engine asks its server
         assert [client.ask(f"SELECT {number}, 'a\tb\\n'; SELECT 2;") for number in range(20)] == [
             [[str(number), "a\tb\n"], ["2"]] for number in range(20)
         ]
@@ -330,7 +330,7 @@ def test_many_questions_are_asked_in_one_session(server: MariaDBServer, app: str
 
 
 def test_a_session_goes_on_after_a_question_that_fails_or_is_killed(server: MariaDBServer, app: str):
-    with engine(server, app)._client.connected() as client:
+    with engine(server, app)._client.connected() as client:  # noqa: SLF001 - what the engine asks its server
         (number,) = client.ask("SELECT CONNECTION_ID()")[0]
         with pytest.raises(ProgramError, match="missing"):
             client.ask("SELECT 1; SELECT * FROM missing.missing", quiet=True)
@@ -441,7 +441,7 @@ def test_a_client_waits_while_an_earlier_one_still_counts(server: MariaDBServer,
     server.sql("CREATE OR REPLACE USER few@localhost WITH MAX_USER_CONNECTIONS 1; GRANT ALL ON *.* TO few@localhost")
     server.sql("CREATE TABLE t (x INT)", app)
     own = msgspec.structs.replace(engine(server, app), user="few")
-    client = own._client
+    client = own._client  # noqa: SLF001 - what the engine asks its server
 
     def read_dump() -> None:
         with client.dumping(["--", app]) as readinto:

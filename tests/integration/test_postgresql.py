@@ -96,7 +96,7 @@ def test_a_database_may_have_any_name(server: Postgres, sandbox: Sandbox, name: 
         (engine,) = (one.engine for one in source(server, name).values())
 
         def sql(text: str) -> list[str]:
-            return engine._client.query(text, database=name)
+            return engine._client.query(text, database=name)  # noqa: SLF001 - what the engine asks its server
 
         sql("CREATE TABLE public.t (x int); INSERT INTO public.t VALUES (1);")
         engine.check()
@@ -144,7 +144,7 @@ def test_what_a_database_is_comes_back_with_it(server: Postgres, sandbox: Sandbo
 
 
 def without_preamble(stream, readinto, _preamble) -> None:
-    stream.warnings, stream._readinto = [], readinto
+    stream.warnings, stream._readinto = [], readinto  # noqa: SLF001 - what the engine asks its server
 
 
 def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: Postgres, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
@@ -303,7 +303,7 @@ def test_what_keeps_a_database_from_being_renamed_is_named(sandbox: Sandbox):
 
 def test_questions_are_asked_in_one_session_and_those_that_fail_are_reported(server: Postgres):
     own = PostgreSQL(database="postgres", host=server.socket_folder, user="postgres", program_path=server.programs)
-    with own._client.connected() as client:
+    with own._client.connected() as client:  # noqa: SLF001 - what the engine asks its server
         (number,) = client.ask("SELECT pg_backend_pid();")
         for text in ("plain", "it's", 'back\\slash "quoted"', "two\nlines", ":'text'", "ü日本"):
             assert client.ask("SELECT :'text';", {"text": text}) == [text]
@@ -321,7 +321,7 @@ def test_questions_are_asked_in_one_session_and_those_that_fail_are_reported(ser
 
 def test_a_client_waits_while_an_earlier_one_still_counts(server: Postgres, capfd: pytest.CaptureFixture[str]):
     server.psql("CREATE ROLE few LOGIN CONNECTION LIMIT 1; CREATE TABLE counted (x int); GRANT ALL ON counted TO few")
-    client = PostgreSQL(database="postgres", host=server.socket_folder, user="few", program_path=server.programs)._client
+    client = PostgreSQL(database="postgres", host=server.socket_folder, user="few", program_path=server.programs)._client  # noqa: SLF001 - what the engine asks its server
     hold = [f"{server.programs}/psql", "-qAt", "-h", server.socket_folder, "-U", "few", "-c", "SELECT 1", "-c", "SELECT pg_sleep(1)", "postgres"]
     ways = [lambda: client.query("SELECT 1;"), lambda: client.load("postgres", iter([b"INSERT INTO public.counted VALUES (1);\n"] * 2))]
     try:
@@ -341,7 +341,7 @@ def test_a_role_with_few_connections_has_no_session(server: Postgres, limit: str
     server.psql(f"CREATE ROLE few LOGIN CONNECTION LIMIT {limit}")
     try:
         own = PostgreSQL(database="app", host=server.socket_folder, user="few", program_path=server.programs)
-        with own._client.connected() as client:
+        with own._client.connected() as client:  # noqa: SLF001 - what the engine asks its server
             assert (client.ask("SELECT pg_backend_pid();") == client.ask("SELECT pg_backend_pid();")) is is_kept
     finally:
         server.psql("DROP ROLE few")

@@ -222,7 +222,7 @@ def test_what_the_options_name_is_used(server: Postgres, tmp_path: Path):
     engine.check()
     passwords = tmp_path / "pgpass"
     passwords.touch(0o600)
-    env = PostgreSQL(database="x", passfile=str(passwords), sslcert="/c")._client.env()
+    env = PostgreSQL(database="x", passfile=str(passwords), sslcert="/c")._client.env()  # noqa: SLF001 - what the engine asks its server
     assert (env["PGPASSFILE"], env["PGSSLCERT"], env["PGSSLKEY"]) == (str(passwords), "/c", "/nonexistent")
 
 

@@ -21,11 +21,12 @@ from tests.support.stores import Sandbox
 AVERAGE = 1024
 
 
-@pytest.fixture(scope="module", params=[1, ingesting._MIN_BATCH], ids=["small batches", "one batch"])
+@pytest.fixture(scope="module", params=[1, None], ids=["small batches", "one batch"])
 def store(request, tmp_path_factory):
     """A store; batches of 32 KiB, so that buffers go round, or of their usual size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingesting, "_MIN_BATCH", request.param)
+        if request.param is not None:
+            patch.setattr(ingesting, "_MIN_BATCH", request.param)
         with Sandbox(tmp_path_factory.mktemp("sandbox"), average=AVERAGE).open() as opened:
             yield opened
 

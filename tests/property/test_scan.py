@@ -377,7 +377,7 @@ def test_a_failure_puts_a_directory_back_as_it_was(sandbox, live, monkeypatch):
         (live / f"{number}" / "0" / "large").write_bytes(b"changed" * 20_000)
     (live / "3" / "extra").write_text("extra")
     before = walk(live)
-    real, calls = inplace.InPlace._do, []
+    real, calls = inplace.InPlace._do, []  # noqa: SLF001 - the moment of the failure
 
     def failing(self, aside, step):
         calls.append(step)

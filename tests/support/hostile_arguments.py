@@ -67,7 +67,7 @@ def run(argv: list[str]) -> tuple[str, int]:
         try:
             command_line.cli.main(argv, standalone_mode=False)
         except BaseException as error:  # as castore's own main does
-            return error_report._described(error)
+            return error_report._described(error)  # noqa: SLF001 - what the command line would print
     return "", 0
 
 

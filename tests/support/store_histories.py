@@ -539,14 +539,14 @@ class DurabilityMonitor:
             if not getattr(listing, "now", False):
                 monitor.durable({pack_name(pack.id) for pack in packs}, sessions)
             put_packs(table, packs, sketches)
-            monitor._keep(table._tables, keep)
+            monitor.keep_index(table._tables, keep)  # noqa: SLF001 - to copy the index
 
         def generations(table: GenerationTable, found: Iterable[tuple[str, Any, Any]]) -> None:
             found = list(found)
             if not getattr(listing, "now", False):
                 monitor.durable({f"generations/{name}" for name, _, _ in found})
             put_generations(table, found)
-            monitor._keep(table._tables, keep)
+            monitor.keep_index(table._tables, keep)  # noqa: SLF001 - to copy the index
 
         def committing(log: GenerationLog, generation: Generation) -> None:
             store = Store(log._keys, log._index, monitor.host.places, StoreOptions())
@@ -582,7 +582,7 @@ class DurabilityMonitor:
             assert any(path.startswith(start) for path in worst), f"the key of session {session} is not durable"
         self.reported += len(names)
 
-    def _keep(self, tables: Tables, keep: bool) -> None:
+    def keep_index(self, tables: Tables, keep: bool) -> None:
         if not keep:
             return
         with self.host.files.mutex:

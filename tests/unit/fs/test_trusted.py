@@ -15,6 +15,8 @@ from castore.fs.trusted import UntrustedFileError, read_trusted
 from castore.services.config import load
 
 USER = 12345
+
+
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -111,16 +113,3 @@ def test_a_password_file_may_belong_to_the_user_it_is_for(file: Path):
     with pytest.raises(ConfigError, match="belongs to the user nobody"):
         Secret(file=str(file)).get()
     assert Secret(file=str(file)).get(nobody) == "word"
-
-
-def test_an_identity_that_another_could_have_written_is_not_read(file: Path, castore, home: Path):
-    identity = file.parent / "identity"
-    castore("key", "new", identity)
-    pipe = file.parent / "pipe"
-    os.mkfifo(pipe)
-    failed = castore("key", "show", "--identity", pipe, expect=7)
-    assert "it is a pipe, not a regular file" in failed.stderr
-    identity.chmod(0o666)
-    failed = castore("key", "show", "--identity", identity, expect=7)
-    assert f"chmod go-w {identity}" in failed.stderr
-    assert castore("key", "show", "--identity", "/dev/stdin", input=identity.read_bytes()).stdout.startswith("castore-pub-")

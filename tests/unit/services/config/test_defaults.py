@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from castore.errors import ConfigProblemsError
@@ -84,11 +82,3 @@ def test_mistakes_are_reported_as_those_of_the_defaults(read, table, mistake):
         read(f"[defaults]\n{table}\n", tolerant=True)
     assert mistake in str(caught.value)
     assert len(caught.value.problems) == 1
-
-
-def test_config_show_prints_the_result(castore, home):
-    (home / "castore.toml").write_text(DEFAULTS + SERVICES)
-    shown = json.loads(castore("config", "show").stdout)["service"]
-    assert shown["a"]["keep"]["daily"] == 7
-    assert shown["b"]["keep"]["daily"] == 0
-    assert shown["a"]["parts"]["t"]["source"]["exclude"] == ["*.tmp", "cache/", "!keep.tmp"]
