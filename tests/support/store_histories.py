@@ -549,7 +549,7 @@ class DurabilityMonitor:
             monitor.keep_index(table._tables, keep)  # noqa: SLF001 - to copy the index
 
         def committing(log: GenerationLog, generation: Generation) -> None:
-            store = Store(log._keys, log._index, monitor.host.places, StoreOptions())
+            store = Store(log._keys, log._index, monitor.host.places, StoreOptions())  # noqa: SLF001 - to check what a commit needs
             before = store.storage.put
 
             def put(name: str, data: bytes) -> None:
