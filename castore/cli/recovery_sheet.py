@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
+import io
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import segno
 
 _ROW: Final = 4
 """Groups in a line."""
@@ -23,7 +26,13 @@ _WITHOUT: Final = (
     "Without castore: tools/rescue.py STORE --identity ./identity, which needs Python, pynacl, "
     "zstandard and blake3; castore/docs/format.md gives every byte of the store."
 )
-_HALVES: Final = " \N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK}\N{FULL BLOCK}"
+_AS_INK: Final = str.maketrans(
+    "\N{FULL BLOCK}\N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK} ",
+    " \N{LOWER HALF BLOCK}\N{UPPER HALF BLOCK}\N{FULL BLOCK}",
+)
+"""Exchanges dark and light in half blocks."""
+_PICTURE_MM: Final = 62
+"""Millimetres of a side of the code in a picture."""
 
 _PAGE: Final = """\
 <!DOCTYPE html>
@@ -115,15 +124,14 @@ class Sheet:
         ]
 
 
-def matrix(sheet: Sheet) -> list[list[bool]]:
-    """Return the QR code of an identity: rows of modules, True for dark, without the quiet zone.
+def _code(sheet: Sheet) -> segno.QRCode:
+    """Return the QR code of an identity.
 
     The text is in capitals, for which a code needs little more than half the space.
     """
     import segno
 
-    code = segno.make_qr(sheet.line.upper(), error="m", boost_error=True)
-    return [[bool(module) for module in row] for row in code.matrix]
+    return segno.make_qr(sheet.line.upper(), error="m", boost_error=True)
 
 
 def as_text(sheet: Sheet, *, terminal: bool = False) -> str:
@@ -133,7 +141,7 @@ def as_text(sheet: Sheet, *, terminal: bool = False) -> str:
     lines = ["castore recovery sheet", "", table([list(row) for row in sheet.about]), ""]
     lines += [*_wrapped(sheet.meaning), ""]
     lines += [f"    {label:>8}   {'  '.join(found)}" for label, found in sheet.typed]
-    lines += ["", *_wrapped(_LETTERS), "", *_blocks(matrix(sheet), terminal=terminal), ""]
+    lines += ["", *_wrapped(_LETTERS), "", *_blocks(_code(sheet), terminal=terminal), ""]
     lines += ["To restore, on any machine that has castore:", ""]
     for command, does in sheet.commands:
         lines += [f"    # {does}", f"    {command}"]
@@ -144,41 +152,19 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 78)
 
 
-def _blocks(code: Sequence[Sequence[bool]], *, terminal: bool) -> list[str]:
-    """Return a QR code in half blocks, two rows of modules per line, dark modules as ink."""
-    side = len(code) + 2 * _QUIET
-
-    def dark(row: int, column: int) -> bool:
-        inside = 0 <= row < len(code) and 0 <= column < len(code)
-        return inside and code[row][column]
-
-    lines = []
-    for row in range(-_QUIET, side - _QUIET, 2):
-        pairs = ((dark(row, at), dark(row + 1, at)) for at in range(-_QUIET, side - _QUIET))
-        line = "".join(_HALVES[one + 2 * two] for one, two in pairs)
-        lines.append(f"\x1b[30;107m{line}\x1b[0m" if terminal else line.rstrip())
-    return lines
-
-
-def _path(code: Sequence[Sequence[bool]]) -> str:
-    """Return a QR code as an SVG path with one unit per module, including the quiet zone."""
-    steps = []
-    for y, row in enumerate(code):
-        x = 0
-        while x < len(row):
-            run = 0
-            while x + run < len(row) and row[x + run]:
-                run += 1
-            if run:
-                steps.append(f"M{x + _QUIET} {y + _QUIET}h{run}v1h-{run}z")
-            x += run + 1
-    return "".join(steps)
+def _blocks(code: segno.QRCode, *, terminal: bool) -> list[str]:
+    """Return a QR code in half blocks: white ones on black for a terminal, or dark modules as ink."""
+    out = io.StringIO()
+    code.terminal(out, border=_QUIET, compact=True)
+    lines = out.getvalue().splitlines()
+    if terminal:
+        return [f"\x1b[97;40m{line}\x1b[0m" for line in lines]
+    # The number of rows is odd: the last line has white in its upper half, and nothing in its lower one.
+    return [line.translate(_AS_INK).rstrip() for line in lines[:-1]]
 
 
 def as_html(sheet: Sheet) -> str:
     """Return the sheet as a page that prints on one side of A4."""
-    code = matrix(sheet)
-    side = len(code) + 2 * _QUIET
 
     def rows(cells: Sequence[Sequence[str]]) -> str:
         return "".join(f"<tr>{''.join(f'<td>{html.escape(one)}</td>' for one in row)}</tr>" for row in cells)
@@ -188,9 +174,7 @@ def as_html(sheet: Sheet) -> str:
         meaning=html.escape(sheet.meaning),
         typed=rows([(label, "  ".join(found)) for label, found in sheet.typed]),
         letters=html.escape(_LETTERS),
-        code=f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" '
-        f'shape-rendering="crispEdges"><rect width="{side}" height="{side}" fill="#fff"/>'
-        f'<path d="{_path(code)}"/></svg>',
+        code=_code(sheet).svg_inline(border=_QUIET, light="#fff", omitsize=True),
         commands=html.escape("\n".join(f"# {does}\n{command}" for command, does in sheet.commands)),
         without=html.escape(_WITHOUT),
     )
@@ -198,8 +182,7 @@ def as_html(sheet: Sheet) -> str:
 
 def as_svg(sheet: Sheet) -> str:
     """Return the sheet as a picture of one side of A4, in millimetres."""
-    code = matrix(sheet)
-    side = len(code) + 2 * _QUIET
+    code = _code(sheet)
     parts: list[str] = []
     y = 24.0
 
@@ -225,10 +208,8 @@ def as_svg(sheet: Sheet) -> str:
     y += 2
     for line in _wrapped(_LETTERS):
         write(line)
-    parts.append(
-        f'<svg x="18" y="{y:.1f}" width="62" height="62" viewBox="0 0 {side} {side}" '
-        f'shape-rendering="crispEdges"><path d="{_path(code)}"/></svg>'
-    )
+    drawn = code.svg_inline(border=_QUIET, scale=_PICTURE_MM / code.symbol_size(border=_QUIET)[0])
+    parts.append(f'<g transform="translate(18 {y:.1f})">{drawn}</g>')
     y += 70
     write("To restore, on any machine that has castore:", gap=1)
     for command, does in sheet.commands:

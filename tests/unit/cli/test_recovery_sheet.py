@@ -36,12 +36,16 @@ def modules(line):
 
 
 def drawn(path, side):
-    """The modules that an SVG path fills."""
+    """The modules that an SVG path draws as strokes of one unit, in the middle of their rows."""
     found = [[False] * side for _ in range(side)]
-    for x, y, run, back in re.findall(r"M(\d+) (\d+)h(\d+)v1h-(\d+)z", path):
-        assert run == back
-        for at in range(int(x), int(x) + int(run)):
-            found[int(y)][at] = True
+    x = y = 0.0
+    for kind, one, other in re.findall(r"([Mmh])(-?[\d.]+)(?: (-?[\d.]+))?", path):
+        if kind == "h":
+            for at in range(round(x), round(x + float(one))):
+                found[int(y)][at] = True
+            x += float(one)
+        else:
+            x, y = (float(one), float(other)) if kind == "M" else (x + float(one), y + float(other))
     return found
 
 
@@ -52,7 +56,7 @@ def framed(code):
 
 
 def shown(text):
-    """The modules that half blocks show, without the white around them."""
+    """The dark modules that half blocks show, without the white around them."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]
     lines = [line for line in lines if line.strip() and not set(line) - set(" ▀▄█")]
     width = max(map(len, lines))
@@ -60,6 +64,14 @@ def shown(text):
     rows = [row for row in rows if any(row)]
     left = min(row.index(True) for row in rows)
     return [row[left : left + len(rows)] for row in rows]
+
+
+def shown_on_terminal(text):
+    """The dark modules of a code that is drawn in white on black, whatever the colours of the terminal."""
+    lines = re.findall(r"\x1b\[97;40m(.*)\x1b\[0m", text)
+    rows = [[c not in half for c in line] for line in lines for half in ("▀█", "▄█")]
+    assert not any(map(any, [*rows[:4], *([*row[:4], *row[-4:]] for row in rows[:-1])])), "no quiet zone"
+    return [row[4:-4] for row in rows[4:-5]]
 
 
 @pytest.mark.parametrize("which", ["plain", "locked"])
@@ -71,12 +83,14 @@ def test_every_form_shows_the_text_in_groups_and_the_same_code(which, locked):
     assert {len(group) for group in found[:-1]} == {GROUP}
     text, page, picture = recovery_sheet.as_text(sheet), recovery_sheet.as_html(sheet), recovery_sheet.as_svg(sheet)
     assert shown(text) == code
-    assert shown(recovery_sheet.as_text(sheet, terminal=True)) == code
+    assert shown_on_terminal(recovery_sheet.as_text(sheet, terminal=True)) == code
     side = len(code) + 8
     for form in (page, picture):
-        (path,) = re.findall(r'<path d="([^"]+)"', form)
+        (path,) = re.findall(r'stroke="#000" d="([^"]+)"', form)
         assert drawn(path, side) == framed(code)
-        assert f'viewBox="0 0 {side} {side}"' in form
+    assert f'viewBox="0 0 {side} {side}"' in page
+    (width,) = re.findall(r'<g transform="translate[^<]*<svg width="([\d.]+)"', picture)
+    assert abs(float(width) - 62) < 0.1
     for form in (text, page, picture):
         plain = html.unescape(form)
         for group in (*found, "castore key enter", "castore log", "castore restore", "rescue.py"):
