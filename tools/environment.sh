@@ -61,8 +61,8 @@ base_now() {
 }
 
 sources_now() {
-    cat "$root/pyproject.toml" "$root/setup.py" "$root"/tools/*.lock "$root"/castore/kernel/*.[ch] \
-        "$root/castore/kernel/build_ffi.py" | sha256sum
+    cat "$root/pyproject.toml" "$root"/tools/*.lock "$root"/tools/build_backend.py \
+        "$root"/castore/kernel/*.[ch] "$root/castore/kernel/build_ffi.py" | sha256sum
 }
 
 # has_stamp NAME: is .venv, as far as NAME (plain, test) goes, of the present sources?
@@ -87,12 +87,8 @@ need() {
 }
 
 check_compiler() {
-    # The kernel's module includes the headers of Python, and those of the C library, which gcc only recommends.
-    builder=$venv/bin/python
-    [ -x "$builder" ] || builder=$python
-    # What is wrong with Python itself is reported where it is used.
-    headers=$("$builder" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null) || return 0
-    echo '#include <Python.h>' | ${CC:-cc} -I "$headers" -E - >/dev/null 2>&1 || need gcc python3-dev
+    # The kernel includes the C library's headers, which gcc only recommends.
+    echo '#include <stdint.h>' | ${CC:-cc} -E - >/dev/null 2>&1 || need gcc libc6-dev
 }
 
 # is_usable: does the .venv that exists run castore, from any sources?

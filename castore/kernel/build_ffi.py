@@ -1,18 +1,18 @@
-"""Declare the kernel's C functions to cffi, from its headers; setup.py builds the module `_ffi` with this.
+"""Generate the module `_ffi`, which declares the kernel's C functions to cffi, from the kernel's headers.
 
-The compiler checks every structure and every function that the headers declare.
+tools/build_backend.py runs this when castore is built. The module is Python: to build castore one needs a C
+compiler, but not Python's headers.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import cffi
 
 NAMES: Final = ("chunker", "delta", "dir_entries", "dir_listing", "id_set", "index_rows", "sketch")
-_INTERNAL: Final = ("gear.h", "ids.h")
 _FOLDER: Final = Path(__file__).parent
 _CONSTANT: Final = re.compile(r"#define \w+ (?:0x)?[0-9]+u?$")
 
@@ -24,27 +24,10 @@ def declarations(header: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("#") or _CONSTANT.fullmatch(line))
 
 
-def builder(folder: str = "castore/kernel") -> Any:
-    """Return the builder of the module. folder: of the sources, as the compiler is to see them."""
-    made = cffi.FFI()
+def generate() -> None:
+    """Write `_ffi.py` next to this file, unless it is up to date."""
+    builder = cffi.FFI()
     for name in NAMES:
-        made.cdef(declarations((_FOLDER / f"{name}.h").read_text(encoding="ascii")))
-    made.set_source(
-        "castore.kernel._ffi",
-        "".join(f'#include "{name}.h"\n' for name in NAMES),
-        sources=[f"{folder}/{name}.c" for name in NAMES],
-        depends=[f"{folder}/{name}" for name in (*_INTERNAL, *(f"{one}.h" for one in NAMES))],
-        include_dirs=[folder],
-        extra_compile_args=[
-            *("-std=c11", "-O3", "-Wall", "-Wextra", "-Werror=implicit", "-fvisibility=hidden"),
-            # The code that cffi generates has parameters and initializers that are not used.
-            *("-Wno-unused-parameter", "-Wno-missing-field-initializers"),
-            # The kernel reads bytes of untrusted stores. Python's own flags may set another level.
-            *("-fno-strict-overflow", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"),
-        ],
-        extra_link_args=["-Wl,-z,relro,-z,now"],
-    )
-    return made
-
-
-ffi: Final = builder()
+        builder.cdef(declarations((_FOLDER / f"{name}.h").read_text(encoding="ascii")))
+    builder.set_source("_ffi", None)
+    builder.emit_python_code(str(_FOLDER / "_ffi.py"))

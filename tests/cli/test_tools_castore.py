@@ -183,10 +183,10 @@ def test_no_package_of_the_distribution_is_installed_unasked(no_compiler):
     checkout, path, log = no_compiler
     code, _, errors = run(checkout, "--version", path=path, CC="/no/cc", CI="true")
     assert code == 69
-    assert "apt-get update && apt-get install -y --no-install-recommends gcc python3-dev" in errors
+    assert "apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev" in errors
     code, _, errors = run(checkout, "--version", path=path, CC="/no/cc", FAKE_ID="1000")
     assert code == 69
-    assert "sudo apt-get install -y --no-install-recommends gcc python3-dev" in errors
+    assert "sudo apt-get install -y --no-install-recommends gcc libc6-dev" in errors
     assert not log.exists()
 
 
@@ -202,7 +202,7 @@ def test_on_a_terminal_the_user_is_asked_first(no_compiler, answer, asked):
     shown = b""
     while b"[y/N] " not in shown:
         shown += os.read(controller, 1000)
-    assert b"Install them with: apt-get install -y --no-install-recommends gcc python3-dev?" in shown
+    assert b"Install them with: apt-get install -y --no-install-recommends gcc libc6-dev?" in shown
     os.write(controller, answer)
     assert process.wait(60) == 69
     os.close(controller)

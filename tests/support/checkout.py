@@ -14,5 +14,6 @@ ROOT = Path(__file__).parents[2]
 def import_all_modules() -> None:
     """Import every module of castore."""
     for module in pkgutil.walk_packages(castore.__path__, "castore."):
-        if not module.name.endswith(".__main__"):
+        # The kernel's library is no module of Python.
+        if not module.name.endswith((".__main__", "._kernel")):
             importlib.import_module(module.name)

@@ -28,7 +28,7 @@ class Library:
 
 
 def test_the_kernel_is_built_with_protections():
-    (path,) = Path(castore.kernel.__file__).parent.glob("_ffi*.so")
+    (path,) = Path(castore.kernel.__file__).parent.glob("_kernel*.so")
     library = Library(path)
     assert b"\0__stack_chk_fail\0" in library.data, "without -fstack-protector-strong"
     assert GNU_RELRO in library.segments
@@ -37,6 +37,6 @@ def test_the_kernel_is_built_with_protections():
 
 
 def test_the_kernel_s_stack_is_not_executable():
-    (path,) = Path(castore.kernel.__file__).parent.glob("_ffi*.so")
+    (path,) = Path(castore.kernel.__file__).parent.glob("_kernel*.so")
     flags, _ = Library(path).segments[0x6474E551]
     assert not flags & 1

@@ -1,9 +1,10 @@
-"""Structures that Python packs and unpacks itself are laid out as the compiler lays them out."""
+"""Structures are laid out for Python as the C compiler lays them out."""
 
 from __future__ import annotations
 
 import re
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,36 @@ def test_constants_of_layouts_are_those_of_the_headers() -> None:
     assert lib.SKETCH_SUPER == castore.kernel._FEATURES
 
 
+def test_the_compiler_lays_out_every_structure_as_python_does(tmp_path: Path) -> None:
+    folder = Path(castore.kernel.__file__).parent
+    lines = ["#include <stddef.h>", *(f'#include "{name}.h"' for name in build_ffi.NAMES)]
+    structures = sorted(ffi.list_types()[1])
+    assert {"cut_rule", "scan_record", "rows"} <= set(structures)
+    for name in structures:
+        made = ffi.typeof(f"struct {name}")
+        lines.append(f'_Static_assert(sizeof(struct {name}) == {ffi.sizeof(made)}, "{name}");')
+        for field, at in made.fields:
+            place = f"offsetof(struct {name}, {field}) == {at.offset}"
+            size = f"sizeof(((struct {name} *)0)->{field}) == {ffi.sizeof(at.type)}"
+            lines.append(f'_Static_assert({place} && {size}, "{name}.{field}");')
+    (tmp_path / "layouts.c").write_text("\n".join(lines) + "\n")
+    command = ["cc", "-std=c11", "-fsyntax-only", f"-I{folder}", tmp_path / "layouts.c"]
+    subprocess.run(command, check=True)
+
+
 def test_every_header_is_declared_or_internal() -> None:
     headers = {path.name for path in Path(castore.kernel.__file__).parent.glob("*.h")}
-    assert headers == {f"{name}.h" for name in build_ffi.NAMES} | set(build_ffi._INTERNAL)
+    assert headers == {*(f"{name}.h" for name in build_ffi.NAMES), "gear.h", "ids.h"}
 
 
-def test_the_module_has_the_stable_abi() -> None:
-    (path,) = Path(castore.kernel.__file__).parent.glob("_ffi*.so")
-    assert path.name == "_ffi.abi3.so"
+def test_every_declared_function_is_in_the_library() -> None:
+    functions = [name for name in dir(lib) if name.islower()]
+    assert len(functions) > 20
+    for name in functions:
+        assert ffi.typeof(getattr(lib, name)).kind == "function"
+
+
+def test_one_library_serves_all_versions_of_python() -> None:
+    (path,) = Path(castore.kernel.__file__).parent.glob("*.so")
+    assert path.name == "_kernel.abi3.so"
+    assert b"Py" not in path.read_bytes()
