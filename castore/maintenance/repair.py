@@ -75,16 +75,21 @@ def repair(
                 "records are intact: use --identity FILE or CASTORE_IDENTITY"
             )
         for pack in planned.rewrite:
-            _write_anew(store, pack, tally, planned)
+            _rewrite(store, pack, tally, planned)
         # The records that are kept are now durable in new packs.
-        with store.storage.lock(exclusive=True):
-            _refuse_other_keys(store)
-            # A configuration that was only partly read before may be accepted by now.
-            stray = store.keys.stray_configurations()
-            dropped = [one for one in planned.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
-            store.generations.delete_unreadable([*dropped, *(pack_name(pack) for pack in planned.rewrite)])
+        _drop(store, planned)
         store.sync()
         return planned, verify(store, tally)
+
+
+def _drop(store: Store, planned: Repair) -> None:
+    """Delete the objects that are not kept, and the packs that were rewritten."""
+    with store.storage.lock(exclusive=True):
+        _refuse_other_keys(store)
+        # A configuration that was only partly read before may be accepted by now.
+        stray = store.keys.stray_configurations()
+        dropped = [one for one in planned.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
+        store.generations.delete_unreadable([*dropped, *(pack_name(pack) for pack in planned.rewrite)])
 
 
 def _refuse_other_keys(store: Store) -> None:
@@ -179,14 +184,14 @@ def _entries(store: Store, pack: PackId) -> list[PackEntry]:
         return store.index.packs.entries(pack)
 
 
-def _write_anew(store: Store, pack: PackId, tally: Progress, planned: Repair) -> None:
+def _rewrite(store: Store, pack: PackId, tally: Progress, planned: Repair) -> None:
     """Move the records of a pack that open to a new pack."""
     mover = RecordMover(store)
     data = store.storage.get(pack_name(pack))
     try:
         for entries in records_of(_entries(store, pack)):
             sealed = record_in(data, entries)
-            if _is_whole(store, pack, entries, sealed):
+            if _is_intact(store, pack, entries, sealed):
                 mover.add(pack, entries, sealed, tally)
                 planned.kept_records += 1
             else:
@@ -196,7 +201,7 @@ def _write_anew(store: Store, pack: PackId, tally: Progress, planned: Repair) ->
         mover.abort()
 
 
-def _is_whole(store: Store, pack: PackId, entries: list[PackEntry], sealed: memoryview) -> bool:
+def _is_intact(store: Store, pack: PackId, entries: list[PackEntry], sealed: memoryview) -> bool:
     """Return whether a record is intact and holds the right content, as far as its bases exist."""
     first = entries[0]
     if len(sealed) != first.sealed_length or not store.reader.is_intact(pack, first, sealed):

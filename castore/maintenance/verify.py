@@ -15,13 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-
-from blake3 import blake3
 
 from castore.content.scan.cache import scan_path
 from castore.content.streams import StreamReader
@@ -35,28 +30,22 @@ from castore.errors import (
 )
 from castore.maintenance.impact import Affected, Reasons, affected
 from castore.maintenance.trees import Trees
+from castore.maintenance.verify_packs import DATA, PACKS, PackVerifier
 from castore.model.refs import RecordId
 from castore.store.format.generation import NAME, open_generation
-from castore.store.format.pack import CHUNK, pack_name
+from castore.store.format.pack import pack_name
 from castore.store.format.removal import damaged_removals
 from castore.store.format.session_key import read_session, session_numbers
 from castore.store.keys import replicas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from castore.model.refs import PackId
     from castore.progress import Progress
     from castore.store import Store
 
-_PIECE: Final = 1 << 22
-_WORKERS: Final = max(2, min(os.cpu_count() or 2, 8))
-_LOOKS: Final = 5
-_NOTED_SECONDS: Final = 5
-"""How often progress is recorded, so that an interrupted run does not repeat more than this much work."""
-
-PACKS: Final = 1
-DATA: Final = 2
+_WALKS: Final = 5
+"""How often the graph is walked if the store changes meanwhile."""
 
 
 @dataclass
@@ -110,35 +99,44 @@ def verify(
     _verify_generations(store, found)
     _verify_sessions(store, found)
     found.damage += damaged_removals(store.storage, store.keys.writer_key).values()
-    bad: dict[bytes, str] = {}
-    whole = []
+    present = []
     for pack, size in store.index.packs.lengths():
         if _verify_length(store, pack, size, found):
             found.packs += 1
-            whole.append((pack, size))
+            present.append((pack, size))
+    lost: dict[bytes, str] = {}
     if packs or read_data:
-        depth = DATA if read_data else PACKS
-        chosen = _chosen(store, whole, depth, sample, found, restart=restart)
-        tally.total = tally.read + sum(size for _, size in chosen)
-        _look_into(store, chosen, depth, tally, found, bad)
-        if sample is None:
-            store.index.verification.set_begun(depth, 0)
+        verifier = PackVerifier(store, DATA if read_data else PACKS, tally)
+        verifier.run(present, sample, restart=restart)
+        found.read, found.resumed = verifier.read, verifier.resumed
+        found.damage += verifier.damage
+        found.damaged_packs += verifier.damaged_packs
+        lost = verifier.lost
     # The next snapshot then references nothing in the damaged packs, and stores their content again.
     with contextlib.suppress(StorageError):
         store.index.verification.set_damaged(found.damaged_packs)
         store.updater.record_verified()
-    lost = _without_copies(store, bad)
-    for _ in range(_LOOKS):
+    lost = _without_copies(store, lost)
+    _verify_contents(store, lost, found, decode=read_data)
+    return found
+
+
+def _verify_contents(store: Store, lost: dict[bytes, str], found: Verification, *, decode: bool) -> None:
+    """Walk the graph until no prune changed it meanwhile. Raises BusyError.
+
+    lost: chunks that do not open, with the reasons. decode: also decode each directory.
+    """
+    for _ in range(_WALKS):
         store.sync()
         epoch = store.index.epoch()
-        _walk(store, lost, found, decode=read_data)
+        _walk(store, lost, found, decode=decode)
         if not found.affected and found.generations >= store.index.count("generations"):
-            return found
+            return
         # Missing content proves nothing if a prune or a reindex ran during the walk: walk again.
         store.sync()
         if store.index.epoch() == epoch:
             _forget_scans(store, found)
-            return found
+            return
     raise BusyError("the store changes faster than it can be verified: try again later")
 
 
@@ -235,131 +233,10 @@ def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -
     return now == size
 
 
-def _chosen(
-    store: Store,
-    packs: list[tuple[PackId, int]],
-    depth: int,
-    sample: float | None,
-    found: Verification,
-    *,
-    restart: bool,
-) -> list[tuple[PackId, int]]:
-    """Return the packs to read: all, or the rest of an interrupted run, or those not read for longest."""
-    when = store.index.verification.verified(depth)
-    if sample is not None:
-        room = sample * sum(size for _, size in packs)
-        chosen = []
-        for pack, size in sorted(packs, key=lambda one: (when.get(one[0], 0), one[0])):
-            if room <= 0:
-                break
-            chosen.append((pack, size))
-            room -= size
-        return chosen
-    began = 0 if restart else store.index.verification.begun(depth)
-    if not began:
-        store.index.verification.set_begun(depth, time.time_ns())
-        store.updater.record_verified()
-        return packs
-    found.resumed = began
-    return [(pack, size) for pack, size in packs if when.get(pack, 0) < began]
-
-
-def _look_into(
-    store: Store,
-    packs: list[tuple[PackId, int]],
-    depth: int,
-    tally: Progress,
-    found: Verification,
-    bad: dict[bytes, str],
-) -> None:
-    """Read packs, on all cores; record which are intact."""
-    counting = threading.Lock()
-    sound: list[PackId] = []
-    noted = time.monotonic()
-
-    def look(pack: PackId, size: int) -> tuple[PackId, list[str], dict[bytes, str]]:
-        def count(read: int) -> None:
-            with counting:
-                tally.read += read
-
-        return pack, *_look(store, pack, size, depth, count)
-
-    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-verify") as pool:
-        try:
-            for future in as_completed([pool.submit(look, *one) for one in packs]):
-                pack, damage, lost = future.result()
-                found.read += 1
-                found.damage += damage
-                bad |= lost
-                if damage:
-                    found.damaged_packs.append(pack)
-                elif _is_there(store, pack_name(pack)):
-                    sound.append(pack)
-                tally.files += 1
-                if time.monotonic() - noted > _NOTED_SECONDS:
-                    store.index.verification.set_verified(sound, depth, time.time_ns())
-                    store.updater.record_verified()
-                    sound, noted = [], time.monotonic()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            with contextlib.suppress(StorageError):
-                store.index.verification.set_verified(sound, depth, time.time_ns())
-                store.updater.record_verified()
-
-
-def _look(
-    store: Store, pack: PackId, size: int, depth: int, count: Callable[[int], None]
-) -> tuple[list[str], dict[bytes, str]]:
-    """Return what is wrong with a pack, and the records in it that do not open, or may not."""
-    name = pack_name(pack)
-    damage: list[str] = []
-    hasher = blake3()
-    try:
-        for offset in range(0, size, _PIECE):
-            piece = store.storage.get(name, offset, _PIECE)
-            hasher.update(piece)
-            count(len(piece))
-    except ObjectMissingError:
-        return [], {}
-    except StorageError as error:
-        damage.append(str(error))
-    if not damage and hasher.digest() != pack:
-        damage.append(f"{name} is damaged: its bytes are not those that were written")
-    if not damage and depth < DATA:
-        return damage, {}
-    try:
-        entries = store.reader.pack_entries(pack)
-    except ObjectMissingError:
-        return damage, {}
-    except (DamageError, StorageError) as error:
-        return [*damage, str(error)], {}
-    if depth < DATA:
-        # Nodes are opened by the walk. Which chunks are damaged is not known without decrypting them.
-        reason = f"it is in {name}, which is damaged: --read-data checks whether the chunk itself is"
-        return damage, {one.id: f"chunk {one.id.hex()}: {reason}" for one in entries if one.kind == CHUNK}
+def _without_copies(store: Store, damaged: dict[bytes, str]) -> dict[bytes, str]:
+    """Return damaged chunks without those of which the store has another, intact copy."""
     lost = {}
-    for entry, failure in list(store.reader.broken_entries(pack, entries)):
-        if not _is_there(store, name):
-            return damage, {}
-        lost[bytes(entry.id)] = str(failure)
-        # A chunk that no generation needs may lack its bases; for a needed chunk, the walk reports that.
-        if all(store.index.locations.contains(list(entry.bases))):
-            damage.append(str(failure))
-    return damage, lost
-
-
-def _is_there(store: Store, name: str) -> bool:
-    try:
-        store.storage.size(name)
-    except ObjectMissingError:
-        return False
-    return True
-
-
-def _without_copies(store: Store, bad: dict[bytes, str]) -> dict[bytes, str]:
-    """Return `bad` without the chunks of which the store has another, intact copy."""
-    lost = {}
-    for one, reason in bad.items():
+    for one, reason in damaged.items():
         try:
             store.read_chunk(RecordId(one))
         except (DamageError, IdentityError):

@@ -215,16 +215,16 @@ def test_what_cannot_be_put_together_is_not_moved_night_by_night(sandbox):
 
 
 def test_a_pack_that_vanishes_while_it_is_verified_is_no_sound_one(sandbox, monkeypatch):
-    from castore.maintenance import verify as verifying
+    from castore.maintenance import verify_packs
 
     sandbox.take("web", noise(1, 50_000))
-    looked = verifying._look
+    looked = verify_packs.examine_pack
 
     def vanishing(store, pack, *arguments):
         (sandbox.store / "packs" / pack.hex()).unlink(missing_ok=True)
         return looked(store, pack, *arguments)
 
-    monkeypatch.setattr(verifying, "_look", vanishing)
+    monkeypatch.setattr(verify_packs, "examine_pack", vanishing)
     with sandbox.opened() as store:
         found = verify(store, Progress(), packs=True)
         assert not found.sound

@@ -12,7 +12,7 @@ import pytest
 from castore.content.streams import StreamReader
 from castore.errors import DamageError, IdentityError
 from castore.kernel.id_set import IdSet
-from castore.maintenance import verify as module
+from castore.maintenance import verify_packs
 from castore.maintenance.compact import compact
 from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify
@@ -162,7 +162,7 @@ def test_an_interrupted_run_is_continued(sandbox, monkeypatch):
         path = sandbox.folder / f"d{number}"
         path.write_bytes(noise(number, 50_000))
         sandbox.snapshot("web", {"d": file_source(str(path))})
-    looked = module._look
+    looked = verify_packs.examine_pack
     done = []
 
     def interrupted(*arguments):
@@ -171,7 +171,7 @@ def test_an_interrupted_run_is_continued(sandbox, monkeypatch):
         done.append(arguments)
         return looked(*arguments)
 
-    monkeypatch.setattr(module, "_look", interrupted)
+    monkeypatch.setattr(verify_packs, "examine_pack", interrupted)
     with pytest.raises(KeyboardInterrupt):
         look(sandbox, packs=True, restart=False)
     monkeypatch.undo()

@@ -7,7 +7,8 @@ import shutil
 
 import castore
 from castore.errors import StorageError
-from castore.maintenance.verify import PACKS, verify
+from castore.maintenance.verify import verify
+from castore.maintenance.verify_packs import PACKS
 from castore.model.events import Event
 from castore.services.events import drills, event
 from castore.services.sources import file_source
