@@ -19,8 +19,8 @@ from castore.cli.quiet import is_quiet
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import RenderableType
-    from rich.live import Live
+    from rich.progress import Progress as Drawn
+    from rich.progress import ProgressColumn, TaskID
 
     from castore.progress import Progress
 
@@ -39,7 +39,7 @@ class Watch:
         self._tallies: list[tuple[str, Progress]] = []
         self._done = threading.Event()
         self._drawing = threading.RLock()
-        self._live: Live | None = None
+        self._drawn: Drawn | None = None
         self._began = time.monotonic()
         self._before = 0
         """Bytes read when the work on the present counters began, or was resumed."""
@@ -74,56 +74,58 @@ class Watch:
     def hushed(self) -> Iterator[None]:
         """Draw nothing while the block runs. Blocks can be nested."""
         with self._drawing:
-            live = self._live if self._live is not None and self._live.is_started else None
-            if live is not None:
-                live.stop()
+            drawn = self._drawn if self._drawn is not None and self._drawn.live.is_started else None
+            if drawn is not None:
+                drawn.stop()
             try:
                 yield
             finally:
-                if live is not None:
-                    live.start()
+                if drawn is not None:
+                    drawn.start()
 
     def _draw(self) -> None:
         if self._done.wait(_FIRST_SECONDS):
             return
         from rich.console import Console
-        from rich.live import Live
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Drawn
+        from rich.table import Column
 
-        live = Live(
+        text = Column(no_wrap=True, overflow="ellipsis")
+        columns = [BarColumn(), TextColumn("{task.description}", markup=False, table_column=text)]
+        drawn = Drawn(
+            *columns,
             console=Console(stderr=True),
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        task = drawn.add_task("")
         with self._drawing:
-            live.start()
-            self._live = live
+            self._update(drawn, task, *columns)
+            drawn.start()
+            self._drawn = drawn
         while not self._done.wait(_STEP_SECONDS):
             with self._drawing:
-                live.update(self._line(live.console.width), refresh=True)
+                self._update(drawn, task, *columns)
+                drawn.refresh()
         with self._drawing:
-            self._live = None
-            live.stop()
+            self._drawn = None
+            drawn.stop()
 
-    def _line(self, width: int) -> RenderableType:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
+    def _update(self, drawn: Drawn, task: TaskID, bar: ProgressColumn, text: ProgressColumn) -> None:
         if not self._tallies:
-            return Text("")
+            drawn.columns = (text,)
+            return
         name, tally = self._tallies[-1]
         # The total may be an estimate: unfinished work must not show 100 %.
         done = min(tally.read, tally.total - 1) if tally.read != tally.total else tally.total
-        bar = min(max(width // 5 - 6, 0), _BAR) if tally.total else 0
-        line = Text(" ".join(fitted(self._pieces(name, tally, done), width - bar - 1)), no_wrap=True)
-        line.overflow = "ellipsis"
-        if bar < _LEAST_BAR:
-            return line
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(ProgressBar(tally.total, done, width=bar), line)
-        return grid
+        room = min(max(drawn.console.width // 5 - 6, 0), _BAR) if tally.total else 0
+        line = " ".join(fitted(self._pieces(name, tally, done), drawn.console.width - room - 1))
+        drawn.columns = (bar, text) if room >= _LEAST_BAR else (text,)
+        bar.bar_width = room  # type: ignore[attr-defined]
+        drawn.update(task, total=tally.total or None, completed=done, description=line)
 
     def _pieces(self, name: str, tally: Progress, done: int) -> list[tuple[int, str]]:
         """Return the pieces to show, in order, each with its rank: the greatest rank is left out first."""

@@ -147,7 +147,7 @@ def test_an_error_ends_the_drawing():
 
 
 def test_a_summary_that_is_printed_during_work_has_its_own_line():
-    lines = WORK.format(steps=9, total=10 << 20).replace('print("ANSWERED"', "say('SUMMARY'); print('ANSWERED'")
+    lines = WORK.format(steps=15, total=16 << 20).replace('print("ANSWERED"', "say('SUMMARY'); print('ANSWERED'")
     script = (
         "import contextlib\nfrom castore.cli.quiet import summarize\n"
         "def say(line):\n    with contextlib.redirect_stdout(sys.stderr):\n        summarize(line)\n" + lines
