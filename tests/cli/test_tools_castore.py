@@ -68,8 +68,8 @@ def stamp(root):
         capture_output=True, text=True, check=True,
     ).stdout
     (root / ".venv" / "plain.stamp").write_text(text)
-    kernel = next((ROOT / "castore" / "kernel").glob("*.so"))
-    shutil.copy(kernel, root / "castore" / "kernel")
+    for built in (ROOT / "castore" / "kernel" / "_ffi.py", *(ROOT / "castore" / "kernel").glob("*.so")):
+        shutil.copy(built, root / "castore" / "kernel")
     program = root / ".venv" / "bin" / "castore"
     program.write_text(f'#!{root}/.venv/bin/python\nimport sys; sys.path.insert(0, "{root}"); from castore.cli.main import main; main()\n')
     program.chmod(0o755)
