@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from castore.model import generation as model
-from castore.services import snapshot as snapshots
+from castore.services import part_writer
 from tests.support.stores import take_snapshot
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def forge(
     with ExitStack() as stack:
         stack.enter_context(patch.object(model, "_check", lambda _record: None))
         stack.enter_context(patch.object(model, "MAX_DETAILS", 1 << 40))
-        stack.enter_context(patch.object(snapshots, "encode", encode))
+        stack.enter_context(patch.object(part_writer, "encode", encode))
         stack.enter_context(patch.object(store.generations, "commit", committed))
         take_snapshot(store, service, sources, **options)
     return kept[0]
