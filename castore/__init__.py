@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from castore.api.identity import Identity
     from castore.api.opening import create, open  # noqa: A004
     from castore.api.rollback import RollbackPlan, RollbackResult
-    from castore.api.selection import RestoreReport, Selection
+    from castore.api.selection import Entry, RestoreReport, Selection
     from castore.api.service import Service
     from castore.api.store import PruneReport, Store
     from castore.crypto import Recipient
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LDAP",
     "Command",
+    "Entry",
     "File",
     "Generation",
     "Identity",
@@ -76,6 +77,7 @@ __all__ = [
 
 _WHERE = {
     "Command": "castore.engines.command",
+    "Entry": "castore.api.selection",
     "File": "castore.engines.file",
     "Generation": "castore.api.generation",
     "Identity": "castore.api.identity",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Unpack
 
     from castore.api.progress import Watch
-    from castore.api.selection import RestoreOptions, RestoreReport, Selection
+    from castore.api.selection import Entry, RestoreOptions, RestoreReport, Selection
     from castore.api.store import Store
     from castore.model.generation import Generation as Record
     from castore.model.generation import Part as PartRecord
@@ -201,6 +201,10 @@ class Part:
         DamageError where content is damaged.
         """
         return self._selection(path).open()
+
+    def entries(self, path: str = "", *, recursive: bool = False) -> Iterator[Entry]:
+        """Yield the entries of the tree, or of a directory in it. Raises as `Selection.entries`."""
+        return self._selection(path).entries(recursive=recursive)
 
     def restore(
         self, destination: str | os.PathLike[str], *, path: str = "", **options: Unpack[RestoreOptions]

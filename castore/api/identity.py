@@ -44,7 +44,7 @@ def provider_of(
         return lambda: identity
     if callable(identity):
         return identity
-    path = os.fspath(identity)
+    path = absolute(os.fspath(identity))  # now: the working directory may change until it is read
     return lambda: read_identity(path, _asked(passphrase))
 
 

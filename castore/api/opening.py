@@ -70,9 +70,11 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
     of every host; None: of this machine. trust_admins: admin keys as text, which are accepted from now on.
     accept_older: accept a store that is older than this machine has seen it. paths: where this machine keeps
     its keys, index and caches; None: as the command line does. report: called with each message for the
-    user when it arises; results and `Store.warnings` have the messages, too.
+    user when it arises; results and `Store.warnings` have the messages, too. Its
+    exceptions are logged: no operation ends half-way for a message.
     Raises NotFoundError, StaleStoreError, UntrustedError, IdentityError, ConfigError.
     """
+    files = files_of(identity)
     settings = None
     if config is not None:
         from castore.services.config import load
@@ -83,7 +85,7 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
         identity=provider_of(identity, passphrase),
         settings=settings,
         paths=paths or machine_paths(),
-        leave_out=lambda: files_of(identity),
+        leave_out=lambda: files,
         host=host,
         trust_admins=trust_admins,
         accept_older=accept_older,
@@ -178,7 +180,8 @@ def create(
         average_chunk_size=average_chunk_size,
         host=host,
     )
-    return create_store(request, leave_out=lambda: files_of(identity))
+    files = files_of(identity)
+    return create_store(request, leave_out=lambda: files)
 
 
 def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str]] = tuple) -> Store:

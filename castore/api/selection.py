@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from castore.api.generation import Generation, Part
 from castore.api.progress import counters
 from castore.content.streams import StreamReader
 from castore.progress import Progress
+from castore.services.listing import list_entries
 from castore.services.ownership import stored_ownership
 from castore.services.restore import read, restore
 from castore.state.directories import expanded
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from castore.api.in_place import InPlaceOptions, InPlacePlan
     from castore.api.progress import Watch
     from castore.api.store import Store
+    from castore.content.stored_dirs import Child
+    from castore.model.generation import Part as PartRecord
     from castore.services.selectors import Selection as Selected
 
 
@@ -58,6 +61,45 @@ class RestoreReport:
         return self.progress.read
 
 
+_KINDS: Final = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "link", 12: "socket"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file, a directory or another entry of a stored tree; or a dump."""
+
+    path: str
+    """Below what was listed. Bytes that are not UTF-8 are as in other file names of Python."""
+    record: Child | PartRecord
+    """The entry as the store has it, for castore's own functions."""
+
+    @property
+    def kind(self) -> str:
+        """One of "file", "dir", "link", "fifo", "socket", "char", "block", "dump"."""
+        child = self.record
+        return _KINDS.get(child.entry.type, "unknown") if isinstance(child, tuple) else "dump"
+
+    @property
+    def size(self) -> int:
+        """Bytes of content."""
+        return self.record.entry.size if isinstance(self.record, tuple) else self.record.size
+
+    @property
+    def mode(self) -> int | None:
+        """The permissions; None for a dump."""
+        return self.record.entry.mode if isinstance(self.record, tuple) else None
+
+    @property
+    def mtime_ns(self) -> int | None:
+        """When its content last changed, in ns since 1970; None for a dump."""
+        return self.record.entry.mtime if isinstance(self.record, tuple) else None
+
+    @property
+    def target(self) -> str:
+        """What a symbolic link points to; empty for anything else."""
+        return os.fsdecode(self.record.entry.extra.target) if isinstance(self.record, tuple) else ""
+
+
 class Selection:
     """A generation, optionally one of its parts, and optionally a path in that part."""
 
@@ -90,6 +132,16 @@ class Selection:
             reader.__exit__(None, None, None)
             raise
         return io.BufferedReader(_Raw(self._owner, reader, pieces), 1 << 20)
+
+    def entries(self, *, recursive: bool = False) -> Iterator[Entry]:
+        """Yield what is selected: the parts of a generation, the entries of a directory, or a file itself.
+
+        recursive: everything below, too. Raises NotFoundError, UsageError, IdentityError, DamageError.
+        """
+        with StreamReader(self._owner.internal) as reader:
+            for path, record in list_entries(reader, self.record, recursive=recursive):
+                yield Entry(os.fsdecode(path), record)
+                self._owner.internal  # noqa: B018 - refuses to go on with a closed store
 
     def restore(
         self,

@@ -131,7 +131,8 @@ class Service:
             revision=revision,
             after_interruption=True,
         )
-        return Generation(self._owner, done.generation, taken=done, notes=said)
+        older = self._owner.internal.generations.older
+        return Generation(self._owner, done.generation, taken=done, notes=[*said, *filter(None, [older])])
 
     def preview_snapshot(self, parts: AnyParts | None = None) -> list[PartPreview]:
         """Return what a snapshot would take of each part; no program is run, nothing is stored.

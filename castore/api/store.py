@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -12,6 +13,7 @@ from castore.api.service import Service
 from castore.errors import NotFoundError, UsageError
 from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
 from castore.model.names import revision_begins
+from castore.state.directories import NoHomeError, identity_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +33,18 @@ if TYPE_CHECKING:
     from castore.store.store import Store as OpenStore
 
 
+def deliver(report: Callable[[str], None] | None, text: str) -> None:
+    """Pass a message to a callback. Its exception is logged: no rollback ends half-way for a message."""
+    if report is None:
+        return
+    try:
+        report(text)
+    except Exception:
+        import logging
+
+        logging.getLogger("castore").exception("the message was not passed on: %s", text)
+
+
 class Messages:
     """Collects messages for the user, each once, and passes each on when it arises."""
 
@@ -42,8 +56,7 @@ class Messages:
         """Take a message."""
         if text not in self._said:
             self._said[text] = None
-            if self._report is not None:
-                self._report(text)
+            deliver(self._report, text)
 
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._said))
@@ -107,8 +120,11 @@ class Store:
     @cached_property
     def leave_out(self) -> tuple[str, ...]:
         """Paths that trees store empty, and that a restore never removes: castore's own, and identities."""
-        own = self.internal.places
-        return tuple(dict.fromkeys([own.state, own.cache, *self._leave_out()]))
+        store = self.internal
+        found = [store.places.state, store.places.cache, *self._leave_out()]
+        with contextlib.suppress(NoHomeError):
+            found.append(identity_path(store.store_id))
+        return tuple(dict.fromkeys(found))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -294,8 +310,7 @@ class Store:
 
     def say(self, text: str) -> None:
         """Pass a message to the `report` of `open`."""
-        if self._report is not None:
-            self._report(text)
+        deliver(self._report, text)
 
     def collecting(self, progress: Watch | None) -> tuple[ServiceOperations, list[str]]:
         """Return the operations on services, and a list that receives their messages as they arise."""

@@ -154,7 +154,7 @@ class CliContext:
         from castore.storage import LocalStorage
         from castore.store import Store
 
-        paths = [environment.identity_path(one) for one in Store.read_ids(LocalStorage(self.store_path()))]
+        paths = [directories.identity_path(one) for one in Store.read_ids(LocalStorage(self.store_path()))]
         return next((path for path in paths if os.path.exists(path)), paths[0])
 
     def required_settings(self) -> Settings:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import Final
 
-from castore.state.directories import NoHomeError, absolute, base_directory
+from castore.state.directories import NoHomeError, absolute, base_directory, own_config
 
 _FILE: Final = "castore.toml"
 _SYSTEM_FILE: Final = "/etc/castore/castore.toml"
@@ -38,7 +38,7 @@ def find_config(option: str | None) -> str | None:
         if os.path.exists(here):
             return here
     with contextlib.suppress(NoHomeError):
-        own = os.path.join(_own_config(), _FILE)
+        own = os.path.join(own_config(), _FILE)
         if os.path.exists(own):
             return own
     # Only root may be able to read that of the machine; a user with another store does not need it.
@@ -49,7 +49,7 @@ def config_to_write(option: str | None) -> str:
     """Return the path of a new castore.toml. option: the value of --config. Raises UsageError."""
     if asked := option or value_of("CASTORE_CONFIG"):
         return absolute(asked)
-    return _SYSTEM_FILE if os.geteuid() == 0 else os.path.join(_own_config(), _FILE)
+    return _SYSTEM_FILE if os.geteuid() == 0 else os.path.join(own_config(), _FILE)
 
 
 def complete_path() -> None:
@@ -74,11 +74,6 @@ def default_store() -> str:
     return os.path.join(base_directory("XDG_DATA_HOME", ".local/share"), "castore")
 
 
-def identity_path(store_id: bytes) -> str:
-    """Return the default path of the identity of a store."""
-    return os.path.join(_own_config(), f"{store_id.hex()}.identity")
-
-
 def take_secrets() -> None:
     """Remove secrets from the environment, which every program that castore runs would inherit.
 
@@ -99,7 +94,3 @@ def is_identity_text(text: str) -> bool:
 def value_of(name: str) -> str | None:
     """Return a variable of the environment; None if it is unset or empty."""
     return _taken.get(name) or os.environ.get(name) or None
-
-
-def _own_config() -> str:
-    return os.path.join(base_directory("XDG_CONFIG_HOME", ".config"), "castore")

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from castore.cli import environment, identity_files, missing_store
+from castore.cli import identity_files, missing_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class _Owners:
 def make_store(context: CliContext, wanted: NewStore) -> dict[str, Any]:
     """Create a store, and an identity unless recipients are given; return what `--json` prints."""
     from castore.api.opening import CreateRequest, create_store
-    from castore.state.directories import machine_paths
+    from castore.state.directories import identity_path, machine_paths
     from castore.state.identity_file import write_identity
     from castore.store.format.config import DEFAULT_AVERAGE
 
@@ -57,7 +57,7 @@ def make_store(context: CliContext, wanted: NewStore) -> dict[str, Any]:
         # Before the store is usable: nobody could ever read its content without the identity.
         nonlocal written
         if owners.is_new and owners.admin is not None:
-            written = owners.place or environment.identity_path(store_id)
+            written = owners.place or identity_path(store_id)
             write_identity(written, owners.admin, phrase)
 
     if not wanted.replace_lost:

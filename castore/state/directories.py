@@ -55,6 +55,16 @@ def machine_paths() -> MachinePaths:
     return MachinePaths(os.path.join(state, "castore"), os.path.join(cache, "castore"))
 
 
+def own_config() -> str:
+    """Return the directory of this user's castore.toml and identities. Raises NoHomeError."""
+    return os.path.join(base_directory("XDG_CONFIG_HOME", ".config"), "castore")
+
+
+def identity_path(store_id: bytes) -> str:
+    """Return the default path of the identity of a store. Raises NoHomeError."""
+    return os.path.join(own_config(), f"{store_id.hex()}.identity")
+
+
 def base_directory(variable: str, below_home: str, *, root: str | None = None) -> str:
     """Return a base directory. As the XDG specification requires, a relative path is ignored.
 

@@ -558,3 +558,55 @@ def test_a_tree_is_restored_in_place_and_another_place_is_refused(store: castore
     assert (wiki / "wiki" / "settings.conf").read_text() == "mode = 1\n"
     with one.open() as file:
         assert file.read() == b"mode = 1\n"
+
+
+def test_what_is_stored_is_listed(store: castore.Store, wiki: Path):
+    (wiki / "wiki" / "link").symlink_to("settings.conf")
+    taken = store.service("wiki").snapshot(parts(wiki))
+    assert [(one.path, one.kind) for one in store.select("wiki@1").entries()] == [("pages", "dir"), ("db", "dump")]
+    found = {one.path: one for one in taken.part("pages").entries(recursive=True)}
+    assert {path for path in found if path} == {"link", "pages", "pages/start", "settings.conf"}
+    assert (found["settings.conf"].kind, found["settings.conf"].size) == ("file", 9)
+    assert (found["link"].kind, found["link"].target) == ("link", "settings.conf")
+    info = (wiki / "wiki" / "pages" / "start").stat()
+    assert (found["pages/start"].mtime_ns, found["pages/start"].mode) == (info.st_mtime_ns, info.st_mode & 0o7777)
+    assert [one.path for one in taken.part("pages").entries("pages")] == ["start"]
+    assert [(one.path, one.size, one.mode, one.mtime_ns, one.target) for one in taken.part("db").entries()] == [("db", taken.part("db").size, None, None, "")]
+    with pytest.raises(NotFoundError):
+        list(taken.part("pages").entries("none"))
+    left = taken.part("pages").entries(recursive=True)
+    next(left)
+    del left
+    assert not [one for one in threading.enumerate() if one.name.startswith("castore-open")]
+
+
+def test_paths_mean_what_they_meant_when_they_were_given(tmp_path: Path, wiki: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    castore.Identity.generate().save("key")
+    paths = castore.MachinePaths(str(tmp_path / "state"), str(tmp_path / "cache"))
+    with castore.create("store", identity="key", paths=paths) as store:
+        store.service("wiki").snapshot(parts(wiki))
+    with castore.open("store", identity="key", paths=paths) as store:
+        monkeypatch.chdir("/")
+        assert store.service("wiki").generation("latest").part("pages").open("settings.conf").read() == b"mode = 1\n"
+        assert str(tmp_path / "key") in store.leave_out
+
+
+def test_a_callback_that_fails_does_not_stop_a_rollback(tmp_path: Path, wiki: Path, caplog: pytest.LogCaptureFixture):
+    config = tmp_path / "castore.toml"
+    config.write_text(f'[service.wiki.parts.pages]\nengine = "tree"\npath = "{wiki}/wiki"\n')
+    paths = castore.MachinePaths(str(tmp_path / "state"), str(tmp_path / "cache"))
+    identity = castore.Identity.generate()
+
+    def report(text: str) -> None:
+        raise RuntimeError(text)
+
+    castore.create(tmp_path / "store", identity=identity, paths=paths).close()
+    with castore.open(tmp_path / "store", identity=identity, paths=paths, report=report) as store:
+        store.service("wiki").snapshot({"db": castore.SQLite(path=str(wiki / "wiki.db"))}, revision="r1")
+    execute(wiki, "INSERT INTO t VALUES (2)")
+    with castore.open(tmp_path / "store", identity=identity, paths=paths, report=report, config=config) as store:
+        done = store.service("wiki").rollback("r1")
+        assert rows(wiki) == [1]
+        assert done.notes == ["not in generation 1, and left as they are: pages"]
+    assert "not in generation 1" in caplog.text

@@ -77,7 +77,7 @@ def test_folders_follow_the_user_and_xdg(monkeypatch, clean):
     assert environment.default_store() == f"{clean}/.local/share/castore"
     assert directories.machine_paths().state == f"{clean}/.local/state/castore"
     assert directories.machine_paths().cache == f"{clean}/.cache/castore"
-    assert environment.identity_path(b"\x01" * 16) == f"{clean}/.config/castore/{'01' * 16}.identity"
+    assert directories.identity_path(b"\x01" * 16) == f"{clean}/.config/castore/{'01' * 16}.identity"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert environment.default_store() == f"{clean}/.local/share/castore"
     assert directories.machine_paths().state == "/var/lib/castore"
@@ -87,7 +87,7 @@ def test_folders_follow_the_user_and_xdg(monkeypatch, clean):
     assert environment.default_store() == "/x/data/castore"
     assert directories.machine_paths().state == "/x/state/castore"
     assert directories.machine_paths().cache == "/x/cache/castore"
-    assert environment.identity_path(b"\x01" * 16) == f"/x/config/castore/{'01' * 16}.identity"
+    assert directories.identity_path(b"\x01" * 16) == f"/x/config/castore/{'01' * 16}.identity"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert directories.machine_paths().cache == "/var/cache/castore"
 
