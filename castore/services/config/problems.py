@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import msgspec
 
@@ -17,21 +28,17 @@ Decoded = TypeVar("Decoded", bound=msgspec.Struct)
 Keys = tuple[str | int, ...]
 """The path of a value from the top of the file: keys of tables, positions in lists."""
 
-_MISSING: Final = re.compile("Object missing required field `(.*?)`")
-_STEP: Final = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+|\.\.\.)\]")
 _BARE: Final = re.compile("[A-Za-z0-9_-]+")
-_WORDS: Final = {
-    "str": "text",
-    "str | null": "text",
-    "int": "a number",
-    "float": "a number",
-    "bool": "true or false",
-    "array": "a list",
-    "array | null": "a list",
-    "object": "a table",
-    "object | null": "a table",
+_WORDS: Final[dict[Any, str]] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list",
+    list: "a list",
+    dict: "a table",
 }
-"""msgspec's names of types, which are those of JSON, and the words that a message uses."""
+"""Types of values in the words of a message."""
 
 
 class Problems:
@@ -79,38 +86,100 @@ class Problems:
             try:
                 return msgspec.convert(left, kind)
             except msgspec.ValidationError as error:
-                refusal, key = self._refusal(kind, keys, str(error), left)
+                place, reason = _mistake_in_table(left, kind) or ((), _reason(error))
+            refusal = self.error((*keys, *place), reason)
+            key = str(place[0]) if place else ""
             if key not in left:
                 # The mistake of a required key that was removed here is already reported.
                 raise ConfigProblemsError(*([] if key in table else [str(refusal)]))
             self.found.append(str(refusal))
             del left[key]
 
-    def _refusal(
-        self, kind: type[msgspec.Struct], keys: Keys, complaint: str, table: dict[str, Any]
-    ) -> tuple[ConfigError, str]:
-        """Return msgspec's complaint about `table` in the terms of TOML, and the key that it is about."""
-        names = [field.encode_name for field in msgspec.structs.fields(kind)]
-        if unknown := [name for name in table if name not in names]:
-            error = self.error((*keys, unknown[0]), f"unknown key; known here: {', '.join(names)}")
-            return error, unknown[0]
-        if missing := _MISSING.match(complaint):
-            return self.error((*keys, missing[1]), "this key is missing"), missing[1]
-        depth = len(keys)
-        reason, _, place = complaint.partition(" - at ")
-        value: Any = table
-        for name, position in _STEP.findall(place):
-            # msgspec does not name the key in a table of tables: it is the one whose value is not a table.
-            step = name or (
-                int(position)
-                if position.isdigit()
-                else next(key for key, inner in value.items() if not isinstance(inner, dict))
-            )
-            keys, value = (*keys, step), value[step]
-        for word, plain in _WORDS.items():
-            reason = reason.replace(f"`{word}`", plain)
-        key = str(keys[depth]) if len(keys) > depth else ""
-        return self.error(keys, reason[:1].lower() + reason[1:]), key
+
+def _mistake_in_table(table: dict[str, Any], kind: type[msgspec.Struct]) -> tuple[Keys, str] | None:
+    """Return where the first mistake in a table is, and what it is; None if each key by itself is right."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name in table:
+        if name not in fields:
+            return (name,), f"unknown key; known here: {', '.join(fields)}"
+    for name, value in table.items():
+        if not _fits(value, fields[name].type):
+            keys, reason = _mistake(value, fields[name].type)
+            return (name, *keys), reason
+    for name, field in fields.items():
+        if field.required and name not in table:
+            return (name,), "this key is missing"
+    return None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _mistake(value: Any, kind: Any) -> tuple[Keys, str]:
+    """Return where the first mistake in a value is that does not fit its type, and what it is."""
+    kinds = _alternatives(kind)
+    for key, one, inner in _inner(value, kinds):
+        if not _fits(one, inner):
+            keys, reason = _mistake(one, inner)
+            return (key, *keys), reason
+    for one in kinds:
+        if isinstance(value, dict) and _is_table(one):
+            return _mistake_in_table(value, one) or ((), _combination(value, one))
+    expected = " or ".join(dict.fromkeys(word for one in kinds for word in _words(one)))
+    is_choice = isinstance(value, str) and any(get_origin(one) is Literal for one in kinds)
+    return (), f"expected {expected}, got {repr(value) if is_choice else kind_of(value)}"
+
+
+def _combination(table: dict[str, Any], kind: Any) -> str:
+    """Return why a table is refused although each key by itself is right."""
+    try:
+        msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        return _reason(error)
+    return "it is not valid"
+
+
+def _reason(error: msgspec.ValidationError) -> str:
+    """Return the words of the class that refused a value."""
+    return str(error.__cause__ or error)
+
+
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """Return the types that a value may have."""
+    if get_origin(kind) in {Union, UnionType}:
+        return [one for one in get_args(kind) if one is not NoneType]
+    return [kind]
+
+
+def _inner(value: Any, kinds: list[Any]) -> Iterator[tuple[str | int, Any, Any]]:
+    """Yield the values in a list or table: key or position, value, and the type that it must have."""
+    for kind in kinds:
+        origin, arguments = get_origin(kind), get_args(kind)
+        if isinstance(value, list) and origin in {tuple, list}:
+            yield from ((at, one, arguments[0]) for at, one in enumerate(value))
+        elif isinstance(value, dict) and origin is dict:
+            yield from ((key, one, arguments[1]) for key, one in value.items())
+
+
+def _words(kind: Any) -> list[str]:
+    """Return a type in the words of a message; a choice gives the words that may be chosen."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return [repr(one) for one in get_args(kind)]
+    if origin is Annotated:
+        return _words(get_args(kind)[0])
+    if _is_table(kind):
+        return ["a table"]
+    return [_WORDS.get(origin or kind) or str(getattr(kind, "__name__", kind))]
 
 
 def kind_of(value: Any) -> str:
@@ -119,7 +188,9 @@ def kind_of(value: Any) -> str:
         return "true or false"
     if isinstance(value, int | float):
         return "a number"
-    return "a list" if isinstance(value, list) else "text"
+    if isinstance(value, list | dict):
+        return _WORDS[type(value)]
+    return "text" if isinstance(value, str) else "a date or time"
 
 
 def _dotted(keys: Keys) -> str:
