@@ -94,11 +94,7 @@ def verify(
         store.keys.identity()
     store.sync()
     found = Verification()
-    found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
-    found.damage += [f"{name}: {reason}" for name, reason in damaged_of_two(store).items()]
-    _verify_generations(store, found)
-    _verify_sessions(store, found)
-    found.damage += damaged_removals(store.storage, store.keys.writer_key).values()
+    _verify_small_objects(store, found)
     present = []
     for pack, size in store.index.packs.lengths():
         if _verify_length(store, pack, size, found):
@@ -119,6 +115,15 @@ def verify(
     lost = _without_copies(store, lost)
     _verify_contents(store, lost, found, decode=read_data)
     return found
+
+
+def _verify_small_objects(store: Store, found: Verification) -> None:
+    """Open all objects except packs."""
+    found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
+    found.damage += [f"{name}: {reason}" for name, reason in damaged_of_two(store).items()]
+    _verify_generations(store, found)
+    _verify_sessions(store, found)
+    found.damage += damaged_removals(store.storage, store.keys.writer_key).values()
 
 
 def _verify_contents(store: Store, lost: dict[bytes, str], found: Verification, *, decode: bool) -> None:
