@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from castore.api.progress import Watch
     from castore.api.store import Store
     from castore.content.restore.plan import TreePlan
-    from castore.services.operations import RollbackRequest, ServiceOperations
+    from castore.services.operations import ServiceOperations
     from castore.services.rollback.plan import DumpPlan, RemovalPlan
+    from castore.services.rollback.request import RollbackRequest
 
 
 @dataclass(frozen=True)

@@ -193,8 +193,8 @@ class Service:
         """
         from castore.api.rollback import make_plan
         from castore.api.sources import origins_of
-        from castore.services.operations import RollbackRequest
         from castore.services.ownership import stored_ownership
+        from castore.services.rollback.request import RollbackRequest
 
         target = self._record(to)
         operations, said = self._owner.collecting(None)

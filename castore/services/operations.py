@@ -22,6 +22,7 @@ from castore.services.revision import current
 from castore.services.rollback.execute import check_plan, rollback
 from castore.services.rollback.journal import refuse_interrupted, unfinished
 from castore.services.rollback.plan import plan_rollback, read_details
+from castore.services.rollback.request import RollbackContext, RollbackRequest
 from castore.services.selectors import part_of
 from castore.services.snapshot import SnapshotRequest, snapshot
 from castore.services.sources import configured_origins, lacking, sources_of, unrestorable
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from castore.content.restore.metadata import Ownership
     from castore.model.generation import Generation
     from castore.services.config import Settings
     from castore.services.drill import Drilled
@@ -52,22 +52,6 @@ class Snapshot:
     """(part, path, reason) of files that are missing in the generation, or may be inconsistent."""
     missing_parts: tuple[str, ...] = ()
     """Parts that castore.toml describes, but the generation does not have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RollbackRequest:
-    """A rollback of a service, with the answers to all questions that it has."""
-
-    target: Generation
-    origins: dict[str, Origin]
-    """Where the parts of the target belong on this machine."""
-    ownership: Ownership = field(default_factory=stored_ownership)
-    take_pre_rollback: bool = True
-    """Whether a pre-rollback generation is taken first."""
-    trust_times: bool = False
-    """Whether, without a pre-rollback generation, files are compared by size and time only."""
-    health: bool = True
-    """Whether the health of the service is checked at the end."""
 
 
 @dataclass
@@ -204,15 +188,9 @@ class ServiceOperations:
 
         Raises CastoreError if the rollback would be refused.
         """
-        found = plan_rollback(
-            self.store,
-            request.target,
-            request.origins,
-            request.ownership,
-            leave_out=self.leave_out,
-            settings=self.described(request.target.service),
-            trust_times=request.trust_times,
-        )
+        service = self.described(request.target.service)
+        context = RollbackContext(service=service or Service(), leave_out=self.leave_out)
+        found = plan_rollback(self.store, request, context)
         check_plan(found, request.origins, take_pre_rollback=request.take_pre_rollback)
         return found
 
@@ -229,20 +207,14 @@ class ServiceOperations:
             settings = msgspec.structs.replace(settings, health=())
         with self.store.state.lock(service):
             live = state_revision(self.store, service, configured).revision
-            return rollback(
-                self.store,
-                request.target,
-                request.origins,
-                request.ownership,
-                settings=settings,
-                take_pre_rollback=request.take_pre_rollback,
-                trust_times=request.trust_times,
+            context = RollbackContext(
+                service=settings or Service(),
                 revision=live,
                 leave_out=self.leave_out,
-                progress=self.progress,
+                watch=self.progress,
                 say=self.say,
-                tally=progress if progress is not None else Progress(),
             )
+            return rollback(self.store, request, context, progress or Progress())
 
     def drill(self, target: Generation, *, scratch: str | None = None, consent: bool = False) -> Drilled:
         """Restore a generation into a scratch directory and check it there; the live state is not touched.

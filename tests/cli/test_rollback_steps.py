@@ -304,12 +304,12 @@ def test_a_removal_that_fails_or_is_killed_is_undone_or_finished(machine: Machin
     machine.run("rollback", "app", "--undo", expect=4)
     assert (machine.read("t/f"), machine.read("s")) == ("one", "one")
     (machine.top / "broken").unlink()
-    for patch in ("_Transaction._start", "remember", "finish"):
-        machine.killed(f"import castore.services.rollback.execute as r; r.{patch} = die", "rollback", "app", "--undo")
+    for patch in ("Transaction._start", "record_state", "clean_up_parts"):
+        machine.killed(f"import castore.services.rollback.transaction as r; r.{patch} = die", "rollback", "app", "--undo")
         assert not (machine.top / "t").exists()
         machine.run("recover", "app")
         assert machine.litter() == []
-        if patch == "_Transaction._start":
+        if patch == "Transaction._start":
             assert (machine.read("t/f"), machine.read("s")) == ("one", "one")
             continue
         assert not (machine.top / "t").exists()
@@ -323,7 +323,7 @@ def test_a_tree_that_a_killed_rollback_recreated_is_removed_again(machine: Machi
     machine.write("t/f", "one")
     machine.run("snapshot", "app", "--revision", "r1")
     shutil.rmtree(machine.top / "t")
-    patch = "import castore.services.rollback.execute as r; r._Transaction._start = die"
+    patch = "import castore.services.rollback.transaction as r; r.Transaction._start = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     machine.run("recover", "app")
     assert not (machine.top / "t").exists()
@@ -363,7 +363,7 @@ def test_a_journal_of_another_version_is_left_alone(machine: Machine, tmp_path: 
     machine.write("t/f", "one")
     machine.run("snapshot", "app", "--revision", "r1")
     machine.write("t/f", "two, and longer")
-    patch = "import castore.services.rollback.execute as r; r._Transaction._start = die"
+    patch = "import castore.services.rollback.transaction as r; r.Transaction._start = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     (journal,) = (tmp_path / "home").rglob("rollbacks/*")
     whole = journal.read_bytes()
@@ -389,7 +389,7 @@ def test_recovering_without_the_store_says_so_and_can_be_done_later(machine: Mac
     machine.write("t/f", "one")
     machine.run("snapshot", "app", "--revision", "r1")
     machine.write("t/f", "two, and longer")
-    patch = "import castore.services.rollback.execute as r; r._Transaction._start = die"
+    patch = "import castore.services.rollback.transaction as r; r.Transaction._start = die"
     machine.killed(patch, "rollback", "app", "--to", "r1")
     (machine.top / "store").rename(machine.top / "elsewhere")
     refused = machine.run("recover", "app", expect=None)

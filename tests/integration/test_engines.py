@@ -29,10 +29,10 @@ from castore.process import program
 from castore.services.config import Service
 from castore.services.rollback import (
     execute,
+    outcome,
     plan,
-)
-from castore.services.rollback import (
-    recover as recovery,
+    preparation,
+    transaction,
 )
 from castore.services.sources import EngineSource
 from tests.support.mariadb import MariaDBServer
@@ -281,7 +281,7 @@ def test_a_dump_that_does_not_load_changes_nothing(sandbox: Sandbox, live: Live,
     sandbox.snapshot("s", {"db": live.source})
     live.migrate()
     second = live.fingerprint()
-    real = execute.contents_of
+    real = preparation.contents_of
 
     def broken(*given):
         found = real(*given)
@@ -292,7 +292,7 @@ def test_a_dump_that_does_not_load_changes_nothing(sandbox: Sandbox, live: Live,
 
         return found._replace(restore_dump=target)
 
-    monkeypatch.setattr(execute, "contents_of", broken)
+    monkeypatch.setattr(preparation, "contents_of", broken)
     marker = Service(stop=("false",))  # it does not come to that
     with pytest.raises(CastoreError) as caught:
         rollback(sandbox, live, 1, marker)
@@ -318,7 +318,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 dead[0] = True
                 raise Killed
 
-        start, write, rename = program.Program._start, recovery.write_journal, os.rename  # noqa: SLF001 - the moment of the kill
+        start, write, rename = program.Program._start, outcome.write_journal, os.rename  # noqa: SLF001 - the moment of the kill
 
         def starting(self, *args):
             step()
@@ -334,13 +334,13 @@ def kill_at(monkeypatch: pytest.MonkeyPatch):
                 step()
             return rename(*args, **options)
 
-        undo = execute.undo
+        revert = transaction.revert_parts
         with_patches = pytest.MonkeyPatch()
         with_patches.setattr(program.Program, "_start", starting)
-        with_patches.setattr(execute, "write_journal", writing)
-        with_patches.setattr(recovery, "write_journal", writing)
+        with_patches.setattr(transaction, "write_journal", writing)
+        with_patches.setattr(outcome, "write_journal", writing)
         with_patches.setattr(os, "rename", renaming)
-        with_patches.setattr(execute, "undo", lambda *args: [] if dead[0] else undo(*args))
+        with_patches.setattr(transaction, "revert_parts", lambda *args: [] if dead[0] else revert(*args))
         return with_patches.undo
 
     return kill

@@ -20,6 +20,7 @@ from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.rollback.execute import RolledBack, rollback
 from castore.services.rollback.plan import read_details
 from castore.services.rollback.recover import recover
+from castore.services.rollback.request import RollbackContext, RollbackRequest
 from castore.services.selectors import select
 from castore.services.snapshot import SnapshotRequest, snapshot
 from castore.services.sources import Source
@@ -93,7 +94,10 @@ class Sandbox:
             target = store.generations.get(service, number)
             assert target is not None
             origins = dict(read_details(store, target).origins)
-            return rollback(store, target, origins, self.ownership, settings=settings, tally=castore.Progress(), **options)
+            asked = {name: options.pop(name) for name in ("take_pre_rollback", "trust_times") if name in options}
+            request = RollbackRequest(target=target, origins=origins, ownership=self.ownership, **asked)
+            context = RollbackContext(service=settings or Service(), **options)
+            return rollback(store, request, context, castore.Progress())
 
     def undo(self, settings: Service | None = None, *, service: str = "s", **options: Any) -> RolledBack:
         """Go back to what the last rollback replaced."""

@@ -6,17 +6,12 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from castore.content.allowance import Allowance
-from castore.content.diff import TIMES, diff_trees
-from castore.content.restore.plan import Comparison, Step, TreePlan
-from castore.content.restore.planner import plan_tree
-from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
 from castore.errors import UsageError
 from castore.model.generation import MAX_DETAILS, Details, Origin, decode_details
-from castore.services.last_scan import last_scan
 from castore.services.nested_parts import below, configured_path, with_endings
 from castore.services.rollback.steps import refuse_without_folder
+from castore.services.rollback.trees import TreePlanner
 from castore.services.sources import (
     Absent,
     EngineSource,
@@ -24,21 +19,15 @@ from castore.services.sources import (
     Tree,
     engine_of,
     lacking,
-    left_out,
     origin,
-    rules_of,
     taker_of,
 )
-from castore.services.underway import refuse_unfinished, report_foreign
-from castore.services.unread import unread_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from collections.abc import Set as AbstractSet
 
-    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import TreePlan
     from castore.model.generation import Generation, Part
-    from castore.services.config import Service
+    from castore.services.rollback.request import RollbackContext, RollbackRequest
     from castore.store import Store
 
 
@@ -102,22 +91,12 @@ def read_details(store: Store, generation: Generation) -> Details:
         return decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
 
 
-def plan_rollback(
-    store: Store,
-    target: Generation,
-    origins: dict[str, Origin],
-    ownership: Ownership,
-    *,
-    leave_out: Sequence[str] = (),
-    settings: Service | None = None,
-    trust_times: bool = False,
-) -> RollbackPlan:
-    """Compare the live state with `target` and return what has to be done; nothing is changed.
+def plan_rollback(store: Store, request: RollbackRequest, context: RollbackContext) -> RollbackPlan:
+    """Compare the live state with the target and return what has to be done; nothing is changed.
 
-    origins: where each part belongs now. leave_out: castore's own directories, which are never changed.
-    settings: the service in castore.toml. trust_times: as for `plan_live_tree`. Raises UsageError for a part
-    without a destination.
+    Raises UsageError for a part without a destination.
     """
+    target, origins = request.target, request.origins
     dumps = [
         _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
     ]
@@ -126,28 +105,44 @@ def plan_rollback(
         dump.part.name: with_endings(dump.places, dump.source.engine.sidecar_suffixes) for dump in dumps
     }
     paths_of |= {one.name: [one.path] for one in removals}
-    tops = {
-        part.name: [os.fsdecode(origins.get(part.name, Origin()).path)]
-        for part in target.parts
-        if part.kind == "tree"
-    }
-    paths_of |= tops
-    trees = {}
     with StreamReader(store) as reader:
-        for part in target.parts:
-            if part.kind == "tree":
-                found = origins.get(part.name, Origin())
-                others = [path for name, paths in paths_of.items() if name != part.name for path in paths]
-                above = [path for name, (path,) in tops.items() if name != part.name]
-                inside = any(below(path, [os.fsdecode(found.path)]) for path in above)
-                if found.path and not found.above and not inside:
-                    refuse_without_folder(os.fsdecode(found.path))
-                given = (store, reader, target, part, found, ownership, None, leave_out)
-                apart = below(os.fsdecode(found.path), others)
-                trees[part.name] = plan_live_tree(*given, apart, trust_times=trust_times)
+        trees = _plan_trees(tree_planner(store, reader, request, context), paths_of)
     covered = {part.name for part in target.parts} | {one.name for one in removals}
-    untouched = [*lacking(settings, covered), *(name for name in target.missing_parts if name not in covered)]
+    untouched = list(lacking(context.service, covered))
+    untouched += [name for name in target.missing_parts if name not in covered]
     return RollbackPlan(target, trees, tuple(dumps), removals, tuple(dict.fromkeys(untouched)))
+
+
+def tree_planner(
+    store: Store, reader: StreamReader, request: RollbackRequest, context: RollbackContext
+) -> TreePlanner:
+    """Return what plans the trees of a rollback."""
+    return TreePlanner(
+        store=store,
+        reader=reader,
+        target=request.target,
+        origins=request.origins,
+        ownership=request.ownership,
+        leave_out=context.leave_out,
+        trust_times=request.trust_times,
+    )
+
+
+def _plan_trees(planner: TreePlanner, paths_of: dict[str, list[str]]) -> dict[str, TreePlan]:
+    """Return the plans of the trees. paths_of: the paths of all other parts, by name."""
+    parts = [part for part in planner.target.parts if part.kind == "tree"]
+    tops = {part.name: os.fsdecode(planner.origins.get(part.name, Origin()).path) for part in parts}
+    paths_of = paths_of | {name: [top] for name, top in tops.items()}
+    trees = {}
+    for part in parts:
+        found = planner.origins.get(part.name, Origin())
+        top = tops[part.name]
+        inside = any(below(path, [top]) for name, path in tops.items() if name != part.name)
+        if found.path and not found.above and not inside:
+            refuse_without_folder(top)
+        others = [path for name, paths in paths_of.items() if name != part.name for path in paths]
+        trees[part.name] = planner.plan(part, below(top, others))
+    return trees
 
 
 def _plan_removals(
@@ -173,62 +168,6 @@ def _plan_dump(part: Part, found: Origin) -> DumpPlan:
         )
     doubt = source.engine.compatibility_warning(found.producer) if found.producer else ""
     return DumpPlan(part, source, doubt)
-
-
-def plan_live_tree(
-    store: Store,
-    reader: StreamReader,
-    target: Generation,
-    part: Part,
-    found: Origin,
-    ownership: Ownership,
-    pre_rollback: Generation | None,
-    leave_out: Sequence[str],
-    apart: AbstractSet[bytes],
-    *,
-    trust_times: bool = False,
-) -> TreePlan:
-    """Compare a live tree with the stored one.
-
-    pre_rollback: a pre-rollback generation of the live state: files differ if their content in it does,
-    whatever their times are. Without one, files are compared by content; with trust_times, by size and time.
-    apart: paths in the tree that belong to other parts. Raises UsageError if it is not known where the tree
-    belongs.
-    """
-    if not found.path or part.content is None:
-        raise UsageError(
-            f"it is not known where the tree {part.name!r} belongs: describe the part in castore.toml, or "
-            f"restore it into a directory: castore restore {target.service}@{target.number}:{part.name} DIR"
-        )
-    live = os.fsdecode(found.path)
-    if not os.path.lexists(live):
-        # The rollback makes the directory first; this step is what `--dry-run` shows.
-        return TreePlan(live, (Step("create", (), open_top(reader, part.content)),), {})
-    refuse_unfinished(store.places.journals, live)
-    report_foreign(store, live)
-    rules = rules_of(found, left_out(store, leave_out))
-    with last_scan(store, target.service, part.name, live, rules) as scan:
-        unread = [unread_paths(reader, one, part.name) for one in (target, pre_rollback)]
-        comparison = Comparison(
-            _changed(reader, pre_rollback, part),
-            checksum=pre_rollback is None and not trust_times,
-            rules=rules,
-            apart=apart,
-            unread=unread[0].paths | unread[1].paths,
-            unread_attributes=unread[0].attributes | unread[1].attributes,
-            scan=scan,
-        )
-        return plan_tree(reader, open_top(reader, part.content), live, ownership, comparison)
-
-
-def _changed(reader: StreamReader, pre_rollback: Generation | None, part: Part) -> set[bytes]:
-    """Return the paths of a tree whose content differs between the pre-rollback generation and the target."""
-    before = pre_rollback.part(part.name) if pre_rollback is not None else None
-    if before is None or before.content is None or part.content is None:
-        return set()
-    allowance = Allowance.of([before, part], TIMES)
-    differences = diff_trees(reader, before.content, part.content, allowance)
-    return {found.path for found in differences if found.change == "content"}
 
 
 def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dict[str, Source], Absent]:
