@@ -38,11 +38,12 @@ class Kept:
 
     def __init__(self) -> None:
         self.data: bytes | None = None
+        self.state = self
 
-    def remember_rollback(self, _service: str, data: bytes) -> None:
+    def write_rollback_journal(self, _service: str, data: bytes) -> None:
         self.data = data
 
-    def begun_rollback(self, _service: str) -> bytes | None:
+    def rollback_journal(self, _service: str) -> bytes | None:
         return self.data
 
 
