@@ -14,6 +14,7 @@ from castore.content.streams import RangeReader
 from castore.kernel.id_set import IdSet
 from castore.model.refs import Ref, RefKind
 from castore.model.tree import Content
+from castore.store.reachability import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,17 +213,6 @@ def diff_streams(store: Store, old: Ref | None, new: Ref | None) -> StreamDiffer
 
 def _chunks(store: Store, ref: Ref | None) -> Iterator[tuple[bytes, list[int]]]:
     """Yield the joined ids of chunks of a stream, and their lengths; each node is read once."""
-    if ref is None:
-        return
-    if ref.kind is RefKind.CHUNK:
-        yield ref.id, [ref.size]
-        return
-    seen, waiting = {ref.id}, [ref.id]
-    while waiting:
-        refs = store.reader.read_node(waiting.pop())
+    for refs in Walk(store).refs([ref] if ref is not None else []):
         chunks = [one for one in refs if one.kind is RefKind.CHUNK]
         yield b"".join([one.id for one in chunks]), [one.size for one in chunks]
-        for one in refs:
-            if one.kind is not RefKind.CHUNK and one.id not in seen:
-                seen.add(one.id)
-                waiting.append(one.id)

@@ -251,7 +251,7 @@ class Pipeline:
         finally:
             following.carried.set_result(carry)
         for stretch in batch.stretches:
-            known = self._session.contains([chunk for _, _, chunk, _ in stretch.chunks])
+            known = self._session.use_stored([chunk for _, _, chunk, _ in stretch.chunks])
             stretch.chunks = [
                 (start, end, chunk, flag)
                 for (start, end, chunk, _), flag in zip(stretch.chunks, known, strict=True)
@@ -274,7 +274,7 @@ class Pipeline:
         return at - start
 
     def _take_expected(self, stretch: Stretch, start: int, chunks: list[Ref]) -> None:
-        known = self._session.contains([chunk.id for chunk in chunks])
+        known = self._session.use_stored([chunk.id for chunk in chunks])
         if all(known):
             stretch.refs = chunks
             return

@@ -11,7 +11,7 @@ from castore.maintenance.repack import records_of
 from castore.model.counting import count as counted
 from castore.store.format.envelope import Refusal
 from castore.store.format.pack import CHUNK
-from castore.store.reachability import Walk, mark, roots_of
+from castore.store.reachability import Walk, roots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ class NeededRecords:
         count = 0
         for generation in self._store.generations.iterate():
             if self._without is None or not self._without(generation):
-                mark(self._walk, roots_of(generation), self._marks)
+                self._walk.mark(roots_of(generation), self._marks)
                 count += 1
         # Always: newer packs may encode a chunk that was marked earlier as a delta of other bases.
         self._store.index.liveness.mark_bases(self._marks)

@@ -8,7 +8,7 @@ import msgspec
 
 from castore.kernel.id_set import IdSet
 from castore.store.format.pack import NODE
-from castore.store.reachability import Walk, mark, roots_of
+from castore.store.reachability import Walk, roots_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -126,9 +126,8 @@ def _records(store: Store) -> Records:
         marks = IdSet(found.chunks)
         walk = Walk(store)
         for generation in store.generations.iterate():
-            mark(walk, roots_of(generation), marks)
-        for node in walk.lost:
-            store.reader.read_node(node)  # raises the error that says what is missing
+            walk.mark(roots_of(generation), marks)
+        walk.check_complete()
         referenced, referenced_bytes = store.index.liveness.weigh_chunks(marks)
         store.index.liveness.mark_bases(marks)
         needed, needed_bytes = store.index.liveness.weigh_chunks(marks)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from castore.errors import DamageError, FormatError, ObjectMissingError
 from castore.kernel.id_set import IdSet
 from castore.store.format.pack import CHUNK
-from castore.store.reachability import Walk, mark, roots_of
+from castore.store.reachability import Walk, roots_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def trim_base_cache(store: Store) -> None:
         services = store.generations.services()
         newest = itertools.chain.from_iterable(_last(store, service) for service in services)
         roots = itertools.chain.from_iterable(map(roots_of, newest))
-        mark(Walk(store), roots, marks)
+        Walk(store).mark(roots, marks)
         store.index.liveness.mark_bases(marks)
     except (DamageError, FormatError):
         known = False

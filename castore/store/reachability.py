@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import DamageError, MissingError
-from castore.model.refs import MAX_NODE_REFS, RecordId, RefKind
+from castore.model.refs import MAX_NODE_REFS, RecordId, RefKind, decode_node, encode_node
 from castore.store.format.pack import NODE
 
 if TYPE_CHECKING:
@@ -39,6 +39,25 @@ class Walk:
         self.lost: list[RecordId] = []
         """Nodes that are in no pack: what was below them is lost to every generation."""
 
+    def mark(self, roots: Iterable[Ref], marks: IdSet) -> None:
+        """Mark all nodes and chunks below roots, but not the bases of chunks: see `Liveness.mark_bases`."""
+        for run in self.runs(roots):
+            marks.add(run, _REF)
+
+    def refs(self, roots: Iterable[Ref]) -> Iterator[list[Ref]]:
+        """Yield the references of each node below roots, and the roots. Raises as `runs` does.
+
+        Also raises MissingError, after all others, for a node that is in no pack.
+        """
+        for run in self.runs(roots):
+            yield decode_node(run)
+        self.check_complete()
+
+    def check_complete(self) -> None:
+        """Raise MissingError if a node was in no pack."""
+        for node in self.lost:
+            self._store.reader.read_node(node)  # raises the error that says what is missing
+
     def runs(self, roots: Iterable[Ref]) -> Iterator[bytes]:
         """Yield the content of each node as concatenated references of 40 bytes; root references, too.
 
@@ -46,7 +65,7 @@ class Walk:
         """
         todo: list[bytes] = []
         for root in roots:
-            yield root.id + bytes(_KIND - 32) + bytes([root.kind])
+            yield encode_node([root])
             if root.kind is not RefKind.CHUNK and root.id not in self._seen:
                 self._seen.add(root.id)
                 todo.append(root.id)
@@ -70,12 +89,6 @@ class Walk:
                 fresh = [one for one in dict.fromkeys(below) if one not in self._seen]
                 self._seen.update(fresh)
                 todo += fresh
-
-
-def mark(walk: Walk, roots: Iterable[Ref], marks: IdSet) -> None:
-    """Mark all nodes and chunks below roots, but not the bases of chunks: see `Liveness.mark_bases`."""
-    for run in walk.runs(roots):
-        marks.add(run, _REF)
 
 
 def is_whole(store: Store, roots: Iterable[Ref]) -> bool:

@@ -123,12 +123,8 @@ class Bases:
         """Return the stored form of a chunk. Raises KeyError, DamageError."""
         pending = self._pending(chunk)
         if pending is not None:
-            writer, offset, length, plain_length, codec, bases, member, _ = pending
-            layer = self._decode(
-                (writer, offset),
-                lambda: writer.read(offset, length),
-                *(plain_length, codec, bases, member),
-            )
+            writer, offset, length = pending.writer, pending.offset, pending.length
+            layer = self._decode((writer, offset), lambda: writer.read(offset, length), pending)
             if layer is not None:
                 return layer
         # Its pack may have been finished in the meantime.
@@ -136,11 +132,7 @@ class Bases:
         place = places.get(chunk) or self._index.locations.locate(CHUNK, chunk)
         if place is not None:
             where = place.pack, place.offset
-            layer = self._decode(
-                where,
-                lambda: self._base_cache.read(*where, place.sealed_length),
-                *(place.plain_length, place.codec, place.bases, place.group_index),
-            )
+            layer = self._decode(where, lambda: self._base_cache.read(*where, place.sealed_length), place)
             if layer is not None:
                 return layer
         raise KeyError(chunk)
@@ -149,17 +141,15 @@ class Bases:
         self,
         key: tuple[BaseCacheWriter | PackId, int],
         read: Callable[[], bytes | None],
-        plain_length: int,
-        codec: int,
-        bases: tuple[RecordId, ...],
-        member: int,
+        chunk: PendingChunk | RecordLocation,
     ) -> StoredForm | None:
+        codec, length, bases = chunk.codec, chunk.plain_length, chunk.bases
         deltas = self._groups.get(key) if codec >= GROUPED else None
         if deltas is None:
-            frame = read()
-            if frame is None or codec == DICTIONARY:
+            payload = read()
+            if payload is None or codec == DICTIONARY:
                 return None
             if codec < GROUPED:
-                return StoredForm(self._codecs.body(codec, frame, plain_length), plain_length, bases)
-            deltas = self._groups.open(key, lambda: frame)
-        return StoredForm(member_of(deltas, member), plain_length, bases)
+                return StoredForm(self._codecs.body(codec, payload, length), length, bases)
+            deltas = self._groups.open(key, lambda: payload)
+        return StoredForm(member_of(deltas, chunk.group_index), length, bases)

@@ -139,20 +139,28 @@ class Session:
         """Return the id of a chunk."""
         return RecordId(blake3(plain, key=self._chunk_id_key).digest())
 
-    def contains(self, chunks: Sequence[RecordId]) -> list[bool]:
-        """Return for each chunk whether the store has it, or will have it after this session's additions."""
+    def use_stored(self, chunks: Sequence[RecordId]) -> list[bool]:
+        """Use chunks again that the store has, and count their packs in `pack_usage`.
+
+        Returns for each chunk whether the store has it, or will have it after this session's additions.
+        """
         if self._error is not None:
             raise self._error
         # In this order: an id leaves the pending ones only after it is indexed.
         pending = self._pending
         waiting = [chunk in pending for chunk in chunks]
+        indexed = self._count_usage(chunks)
+        return [one or other for one, other in zip(waiting, indexed, strict=True)]
+
+    def _count_usage(self, chunks: Sequence[RecordId]) -> list[bool]:
+        """Count the packs of indexed chunks in `pack_usage`; return for each chunk whether it is indexed."""
         found = self._index.locations.find(chunks)
         with self._counting:
             self.pack_usage += found.pack_bytes
-        return [one or other for one, other in zip(waiting, found.complete, strict=True)]
+        return found.complete
 
     def was_added(self, chunk: RecordId) -> bool:
-        """Return whether a chunk was added recently, perhaps after `contains`. For the adding thread only."""
+        """Return whether a chunk was added recently, perhaps after `use_stored`; for the adding thread only."""
         return chunk in self._pending or chunk in self._recent
 
     def find_similar(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:
@@ -202,11 +210,17 @@ class Session:
             return False
         entries = [
             PackEntry(
-                *(one.id, CHUNK, one.codec, one.length, len(record), counter, self.id, 0),
-                one.bases,
-                member,
+                id=one.id,
+                kind=CHUNK,
+                codec=one.codec,
+                plain_length=one.length,
+                sealed_length=len(record),
+                counter=counter,
+                session=self.id,
+                bases=one.bases,
+                group_index=index,
             )
-            for member, one in enumerate(members)
+            for index, one in enumerate(members)
         ]
         self._append_record(entries, record, payload, [one.sketch for one in members])
         return True
@@ -226,9 +240,16 @@ class Session:
         counter = self._node_counter.take()
         length = len(plain)
         record = self._node_sealer.seal(counter, record_id, NO_BASE, length, NODE, codec, data)
-        self._append_record(
-            [PackEntry(record_id, NODE, codec, length, len(record), counter, self.id)], record
+        entry = PackEntry(
+            id=record_id,
+            kind=NODE,
+            codec=codec,
+            plain_length=length,
+            sealed_length=len(record),
+            counter=counter,
+            session=self.id,
         )
+        self._append_record([entry], record)
         return record_id, len(record)
 
     def finish(self) -> None:
@@ -303,8 +324,14 @@ class Session:
             self._pending.setdefault(
                 entry.id,
                 PendingChunk(
-                    *(cache_file, offset, len(payload), entry.plain_length),
-                    *(entry.codec, entry.bases, entry.group_index, sketch),
+                    writer=cache_file,
+                    offset=offset,
+                    length=len(payload),
+                    plain_length=entry.plain_length,
+                    codec=entry.codec,
+                    bases=entry.bases,
+                    group_index=entry.group_index,
+                    sketch=sketch,
                 ),
             )
             for feature in sketch:
@@ -350,7 +377,7 @@ class Session:
             sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
             content = PackContent(pack_id, length, pack.entries, self._writer.signer.public)
             self._index.packs.put([content], sketches)
-            self.contains([entry.id for entry in pack.entries if entry.kind == CHUNK])
+            self._count_usage([entry.id for entry in pack.entries if entry.kind == CHUNK])
             self._recent |= dict.fromkeys(ids)
             for old in list(itertools.islice(self._recent, max(len(self._recent) - _RECENT, 0))):
                 del self._recent[old]

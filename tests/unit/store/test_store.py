@@ -84,7 +84,7 @@ def ref_of(session, content):
 def seal(session, content):
     """Seal a chunk; return None if the store has it."""
     chunk = NewChunk(session.chunk_id(content), 0, len(content))
-    if session.contains([chunk.id])[0]:
+    if session.use_stored([chunk.id])[0]:
         return None
     (sealed,) = session.seal(bytearray(content), [chunk])
     return sealed

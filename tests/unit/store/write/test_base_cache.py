@@ -11,7 +11,7 @@ from castore.kernel.id_set import IdSet
 from castore.services.prune import compact_and_record, forget
 from castore.services.sources import file_source
 from castore.store.format.pack import CHUNK
-from castore.store.reachability import Walk, mark, roots_of
+from castore.store.reachability import Walk, roots_of
 from tests.support.stores import Sandbox
 
 
@@ -27,7 +27,7 @@ def take(sandbox: Sandbox, data: bytes, service: str = "web"):
 def needed(store, service: str) -> int:
     """Return the bytes of the records that the last generation needs, bases included."""
     marks = IdSet()
-    mark(Walk(store), roots_of(store.generations.newest(service)), marks)
+    Walk(store).mark(roots_of(store.generations.newest(service)), marks)
     store.index.liveness.mark_bases(marks)
     entries = (entry for pack, _ in store.index.packs.lengths() for entry in store.reader.pack_entries(pack))
     return sum({entry.id: entry.sealed_length for entry in entries if entry.kind == CHUNK and entry.id in marks}.values())
