@@ -31,8 +31,9 @@ from castore.model.refs import PackId, RefKind
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store
 from castore.store.format import pack as packs
-from castore.store.format.generation import encode_generation, generation_name
+from castore.store.format.generation import encode_generation
 from castore.store.format.header import PACK, header
+from castore.store.format.names import generation_name, pack_name
 from castore.store.index.pack_tables import PackContent
 
 A_PACK = 1000
@@ -73,7 +74,7 @@ def make(folder: str, chunks: int, generations: int) -> dict:
             write_pack(f"{folder}/store/packs/{os.urandom(32).hex()}", number, key)
         for number in range(generations):
             one = generation(number, store)
-            with open(f"{folder}/store/{generation_name(key, one.service, one.number)}", "wb") as file:
+            with open(f"{folder}/store/{generation_name(key.tag(one.service), one.number)}", "wb") as file:
                 file.write(encode_generation(one, key)[0])
     return {}
 
@@ -134,7 +135,7 @@ def one_by_one(folder: str, chunks: int, generations: int) -> dict:
         for at in range(0, len(listed), 50):
             found = []
             for pack in listed[at : at + 50]:
-                name = packs.pack_name(pack)
+                name = pack_name(pack)
                 entries, length = packs.read_footer(store.storage, name, store.keys.writer_key)
                 found.append(PackContent(pack, length, entries))
             store.index.packs.put(found)

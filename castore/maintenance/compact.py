@@ -28,8 +28,8 @@ from castore.maintenance.needed import NeededRecords, refuse_damage
 from castore.maintenance.repack import RecordMover, record_in
 from castore.model.refs import PackId, SessionId
 from castore.store.format.deletion import pending_deletions, write_deletion
-from castore.store.format.pack import pack_name
-from castore.store.format.session_key import session_name, session_numbers
+from castore.store.format.names import GENERATIONS, PACKS, SESSIONS, pack_name, session_name
+from castore.store.format.session_key import session_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +180,7 @@ class _Compaction:
         store.sync(reread=True)
         refuse_damage(store)
         # A killed castore may have created or deleted these objects without making that durable.
-        for folder in ("generations", "sessions", "packs"):
+        for folder in (GENERATIONS, SESSIONS, PACKS):
             store.storage.sync_dir(folder)
         self._needed.mark()
         self._needed.refuse_lost()

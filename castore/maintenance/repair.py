@@ -13,17 +13,28 @@ import msgspec
 from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
 from castore.maintenance.repack import RecordMover, record_in, records_of
 from castore.maintenance.verify import Verification, damaged_of_two, verify
-from castore.model.refs import PackId, SessionId
-from castore.store.format.config import CONFIGS
 from castore.store.format.deletion import open_deletion
 from castore.store.format.generation import open_generation
-from castore.store.format.pack import CHUNK, pack_name
-from castore.store.format.removal import REMOVALS, damaged_removals, open_removal
-from castore.store.format.session_key import decode_session, session_name, session_numbers
+from castore.store.format.names import (
+    CONFIGS,
+    DELETIONS,
+    GENERATIONS,
+    REMOVALS,
+    full_name,
+    is_in,
+    pack_name,
+    pack_of,
+    session_name,
+    split_session,
+)
+from castore.store.format.pack import CHUNK
+from castore.store.format.removal import damaged_removals, open_removal
+from castore.store.format.session_key import decode_session, session_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from castore.model.refs import PackId
     from castore.progress import Progress
     from castore.store import Store
     from castore.store.format.pack import PackEntry
@@ -116,8 +127,8 @@ def _plan(store: Store, found: Verification) -> Repair:
     for name in [*store.damaged, *_generations(store), *_sessions(store), *_removals(store)]:
         if not _is_damaged(store, name):
             continue
-        if name.startswith("packs/"):
-            packs.add(PackId(bytes.fromhex(name.removeprefix("packs/"))))
+        if (pack := pack_of(name)) is not None:
+            packs.add(pack)
         else:
             planned.drop.append(name)
     for pack in sorted(packs):
@@ -140,7 +151,7 @@ def _stray(store: Store) -> list[str]:
 
 
 def _generations(store: Store) -> list[str]:
-    return [f"generations/{short}" for short in store.storage.list("generations")]
+    return [full_name(GENERATIONS, short) for short in store.storage.list(GENERATIONS)]
 
 
 def _sessions(store: Store) -> list[str]:
@@ -155,18 +166,16 @@ def _removals(store: Store) -> list[str]:
 def _is_damaged(store: Store, name: str) -> bool:
     """Return whether an object is damaged. An object of a newer castore version is not."""
     try:
-        if name.startswith("packs/"):
-            store.reader.pack_entries(PackId(bytes.fromhex(name.removeprefix("packs/"))))
-        elif name.startswith("generations/"):
+        if (pack := pack_of(name)) is not None:
+            store.reader.pack_entries(pack)
+        elif is_in(GENERATIONS, name):
             open_generation(name, store.storage.get(name), store.keys.writer_key)
-        elif name.startswith("deletions/"):
+        elif is_in(DELETIONS, name):
             open_deletion(name, store.storage.get(name), store.keys.writer_key)
-        elif name.startswith(f"{REMOVALS}/"):
+        elif is_in(REMOVALS, name):
             open_removal(name, store.storage.get(name), store.keys.writer_key)
-        else:
-            session, _, number = name.removeprefix("sessions/").partition(".")
-            session_id = SessionId(bytes.fromhex(session))
-            decode_session(session_id, int(number), store.storage.get(name), store.keys.writer_key)
+        elif (named := split_session(name)) is not None:
+            decode_session(*named, store.storage.get(name), store.keys.writer_key)
     except DamageError:
         return True
     except (FormatError, StorageError):

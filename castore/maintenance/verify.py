@@ -32,8 +32,8 @@ from castore.maintenance.impact import Affected, Reasons, affected
 from castore.maintenance.trees import Trees
 from castore.maintenance.verify_packs import DATA, PACKS, PackVerifier
 from castore.model.refs import RecordId
-from castore.store.format.generation import NAME, open_generation
-from castore.store.format.pack import pack_name
+from castore.store.format.generation import open_generation
+from castore.store.format.names import GENERATIONS, any_session_name, full_name, is_generation, pack_name
 from castore.store.format.removal import damaged_removals
 from castore.store.format.session_key import read_session, session_numbers
 from castore.store.keys import replicas
@@ -186,9 +186,9 @@ def _forget_scans(store: Store, found: Verification) -> None:
 def _verify_generations(store: Store, found: Verification) -> None:
     """Open the records of indexed generations again: they may have been damaged or replaced since."""
     others = False
-    for short in sorted(store.storage.list("generations")):
-        name = f"generations/{short}"
-        if name in store.damaged or not NAME.fullmatch(short):
+    for short in sorted(store.storage.list(GENERATIONS)):
+        name = full_name(GENERATIONS, short)
+        if name in store.damaged or not is_generation(short):
             continue
         try:
             one, plain = open_generation(name, store.storage.get(name), store.keys.writer_key)
@@ -218,7 +218,7 @@ def _verify_sessions(store: Store, found: Verification) -> None:
         except (DamageError, FormatError, StorageError) as error:
             found.damage.append(str(error))
     for session in sorted(store.index.packs.sessions() - numbers.keys()):
-        found.damage.append(f"sessions/{session.hex()}.* is missing, and with it the key to what it sealed")
+        found.damage.append(f"{any_session_name(session)} is missing, and with it the key to what it sealed")
 
 
 def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -> bool:

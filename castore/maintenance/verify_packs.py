@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from blake3 import blake3
 
 from castore.errors import DamageError, ObjectMissingError, StorageError
-from castore.store.format.pack import CHUNK, pack_name
+from castore.store.format.names import pack_name
+from castore.store.format.pack import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,8 @@ from castore.model.counting import count as counted
 from castore.model.names import check_name, revision_begins, revision_is, revision_names, short_revision
 from castore.services.dates import parse_date
 from castore.services.hosts import chosen, own
-from castore.store.format.generation import MAX_JUMP, open_generation, split_name
+from castore.store.format.generation import MAX_JUMP, open_generation
+from castore.store.format.names import split_generation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,7 +161,7 @@ def _refuse_damaged(store: Store, service: str, older: int) -> None:
     tags = store.keys.writer_key.tags(service)
     highest = store.generations.next_number(service) + MAX_JUMP
     for name in sorted(store.damaged, key=lambda name: name[-10:], reverse=True):
-        tag, number = split_name(name)
+        tag, number = split_generation(name)
         if tag not in tags or not older < number <= highest:
             continue
         try:

@@ -18,8 +18,8 @@ from castore.services.hosts import note_taken
 from castore.services.part_writer import PartWriter
 from castore.services.recorded import remember
 from castore.services.sources import NONE_ABSENT, Absent, Stream, present_parts
-from castore.store.format.deletion import FOLDER as DELETIONS
 from castore.store.format.envelope import Refusal
+from castore.store.format.names import DELETIONS, is_in
 from castore.store.reachability import is_whole, roots_of
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
         # A concurrent prune sees this generation, or this process sees what the prune removes.
         store.sync(report_older=not generation.pre_rollback)
         unread = [name for name, reason in store.damaged.items() if not isinstance(reason, Refusal)]
-        if lacking := [name for name in unread if name.startswith(DELETIONS)]:
+        if lacking := [name for name in unread if is_in(DELETIONS, name)]:
             raise DamageError(
                 f"{lacking[0]} is damaged: it is not known which packs are about to be removed; nothing was "
                 "committed; run castore repair, then try again"

@@ -23,13 +23,15 @@ from castore.errors import (
 )
 from castore.model.generation import MAX_NUMBER, decode_generation, decode_order
 from castore.state.freshness import PresentGenerations
-from castore.store.format.generation import (
-    MAX_JUMP,
-    encode_generation,
+from castore.store.format.generation import MAX_JUMP, encode_generation, last_in_sequence, open_generation
+from castore.store.format.names import (
+    GENERATIONS,
+    PACKS,
+    SESSIONS,
+    full_name,
     generation_name,
-    last_in_sequence,
-    open_generation,
-    split_name,
+    short_name,
+    split_generation,
 )
 from castore.store.format.pin import pin, pins, unpin
 from castore.store.format.removal import record_removal, removals
@@ -127,7 +129,7 @@ class GenerationLog:
 
     def _names_of(self, service: str, number: int) -> list[str]:
         tags = self._keys.writer_key.tags(service)
-        return [f"generations/{tag.hex()}-{number:010d}" for tag in tags]
+        return [generation_name(tag, number) for tag in tags]
 
     def confirmed(self, generation: Generation) -> Generation:
         """Return the generation of this number as the store has it, for reading.
@@ -156,7 +158,7 @@ class GenerationLog:
         if found is not None:
             return found.session.hex()
         names = {(tag, number) for tag in self._keys.writer_key.tags(service)}
-        return "" if any(split_name(name) in names for name in self.damaged) else None
+        return "" if any(split_generation(name) in names for name in self.damaged) else None
 
     # Find
 
@@ -232,10 +234,10 @@ class GenerationLog:
         numbers. Numbers whose names exist are skipped, whether the object is damaged or not a record at all.
         """
         tag, *former = self._keys.writer_key.tags(service)
-        names = [split_name(short) for short in self._storage.list("generations")]
+        names = [split_generation(short) for short in self._storage.list(GENERATIONS)]
         listed = names
         with contextlib.suppress(DamageError, FormatError):
-            listed = [split_name(name) for name in self._keys.writer_key.listed()]
+            listed = [split_generation(name) for name in self._keys.writer_key.listed()]
         reused = (number for one, number in listed if one in former)
         singles = {*self._index.generations.numbers(service), *reused}
         number = last_in_sequence({*singles, self._keys.freshness.last(service)}, self._removals(service)) + 1
@@ -258,7 +260,8 @@ class GenerationLog:
         That includes objects under any writer key, and forged ones.
         """
         wanted = {(tag, number) for number in numbers for tag in self._keys.writer_key.tags(service)}
-        return [f"generations/{n}" for n in self._storage.list("generations") if split_name(n) in wanted]
+        listed = self._storage.list(GENERATIONS)
+        return [full_name(GENERATIONS, short) for short in listed if split_generation(short) in wanted]
 
     def _decode(self, plain: bytes) -> Generation:
         try:
@@ -276,11 +279,11 @@ class GenerationLog:
         """
         if not 0 < generation.number <= MAX_NUMBER:
             raise UsageError(f"a generation cannot have the number {generation.number}")
-        name = generation_name(self._keys.writer_key, generation.service, generation.number)
+        name = generation_name(self._keys.writer_key.tag(generation.service), generation.number)
         data, plain = encode_generation(generation, self._keys.writer_key)
         # The session made its own objects durable. The generation may also reference objects of others,
         # known from a listing, whose writer may have been killed before it synced their names.
-        for folder in ("sessions", "packs"):
+        for folder in (SESSIONS, PACKS):
             self._storage.sync_dir(folder)
         try:
             self._storage.put(name, data)
@@ -305,7 +308,7 @@ class GenerationLog:
         # It is committed; if updating the index fails, the next synchronisation adds it.
         with contextlib.suppress(StorageError):
             self._keys.freshness.committed(generation)
-            self._index.generations.put([(name.partition("/")[2], generation, plain)])
+            self._index.generations.put([(short_name(GENERATIONS, name), generation, plain)])
 
     def _revert_commit(
         self, generation: Generation, name: str, data: bytes, error: CastoreError
@@ -353,12 +356,12 @@ class GenerationLog:
         with contextlib.suppress(StorageFullError):
             record_removal(self._storage, self._keys.writer_key, service, numbers)
         self._storage.delete_all(names)
-        self._index.generations.remove(name.partition("/")[2] for name in names)
+        self._index.generations.remove(short_name(GENERATIONS, name) for name in names)
 
     def delete_unreadable(self, names: Collection[str]) -> None:
         """Delete objects that no key can read, durably. Raises StorageError."""
         for name in names:
-            tag, number = split_name(name)
+            tag, number = split_generation(name)
             for service in self._keys.freshness.services() if number else ():
                 if tag in self._keys.writer_key.tags(service):
                     self.expect_removal(service, [number])

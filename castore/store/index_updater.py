@@ -6,8 +6,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError
-from castore.store.format.deletion import FOLDER as DELETIONS
 from castore.store.format.deletion import pending_deletions
+from castore.store.format.names import DELETIONS, GENERATIONS, PACKS, short_name
 from castore.store.format.session_key import session_numbers
 from castore.store.sync import replace_damaged, sync_packs
 
@@ -67,7 +67,7 @@ class IndexUpdater:
             found = sync_packs(
                 self._storage, self.index, self._keys.writer_key, tally, self._keys.ring.writer_of
             )
-            self._damaged = replace_damaged(self._damaged, "packs/", found)
+            self._damaged = replace_damaged(self._damaged, PACKS, found)
             if not self.index.verification.is_loaded():
                 self.index.verification.load(self._state.verified_packs())
             # Packs without a key, and damaged packs, are not referenced either: snapshots store their
@@ -104,7 +104,7 @@ class IndexUpdater:
             return
         # Packs under the present key are indexed again by the next sync.
         self.index.packs.remove(self.index.packs.ids().difference(listed.values()))
-        short = {name.removeprefix("generations/") for name in listed}
+        short = {short_name(GENERATIONS, name) for name in listed}
         self.index.generations.remove(self.index.generations.compare(short)[1])
         self.index.set_rotation(config.rotation, new_ids=not config.id_secret)
 

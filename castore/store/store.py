@@ -30,15 +30,8 @@ from castore.errors import (
 from castore.state.freshness import seen_at
 from castore.state.service_state import ServiceState
 from castore.state.writer_key_file import keep_writer_key
-from castore.store.format.config import (
-    CONFIGS,
-    MAX_AVERAGE,
-    MIN_AVERAGE,
-    config_name,
-    config_numbers,
-    encode_config,
-    is_empty,
-)
+from castore.store.format.config import MAX_AVERAGE, MIN_AVERAGE, config_numbers, encode_config, is_empty
+from castore.store.format.names import CONFIGS, config_name
 from castore.store.generation_log import GenerationLog
 from castore.store.hosts import HostNames
 from castore.store.index import Index

@@ -12,11 +12,11 @@ from castore.errors import (
     SignerError,
     StorageError,
 )
-from castore.model.refs import PackId
 from castore.progress import Progress
 from castore.store.format.envelope import Refusal
-from castore.store.format.generation import NAME, open_generation
-from castore.store.format.pack import entries_of, open_footer, pack_name
+from castore.store.format.generation import open_generation
+from castore.store.format.names import GENERATIONS, PACKS, full_name, is_generation, is_in, pack_name, pack_of
+from castore.store.format.pack import entries_of, open_footer
 from castore.store.index.pack_tables import PackContent
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from castore.crypto import WriterKey
     from castore.model.generation import Generation
-    from castore.model.refs import SessionId
+    from castore.model.refs import PackId, SessionId
     from castore.storage import Storage
     from castore.store.format.pack import Footer
     from castore.store.index import Index
@@ -52,11 +52,7 @@ def sync_packs(
     # Read the index before the listing: a pack that another process adds meanwhile is then new
     # here, and is never taken for a missing one.
     indexed = index.packs.ids()
-    listed = {
-        PackId(bytes.fromhex(name))
-        for name in storage.list("packs")
-        if len(name) == 64 and not name.strip("0123456789abcdef")
-    }
+    listed = {pack for name in storage.list(PACKS) if (pack := pack_of(name)) is not None}
     damaged: dict[str, str] = {}
     if not indexed and len(listed) >= _MANY:
         _index_all(storage, index, writer, listed, damaged, tally, writer_of)
@@ -145,16 +141,16 @@ def sync_generations(
 
     reread: also read indexed generations again: the store may have another one under the same name.
     """
-    names = list(storage.list("generations"))
+    names = list(storage.list(GENERATIONS))
     fresh, gone = index.generations.compare(names)
     if reread:
         fresh = sorted(names)
     damaged = {}
     found: list[tuple[str, Generation, bytes]] = []
     for short in fresh:
-        if not NAME.fullmatch(short):
+        if not is_generation(short):
             continue
-        name = f"generations/{short}"
+        name = full_name(GENERATIONS, short)
         try:
             generation, plain = open_generation(name, storage.get(name), writer)
         except ObjectMissingError:
@@ -177,7 +173,7 @@ def sync_generations(
         index.generations.put(found)
     if gone:
         # A generation that another process committed and indexed since the listing is not missing.
-        there = set(storage.list("generations"))
+        there = set(storage.list(GENERATIONS))
         index.generations.remove(name for name in gone if name not in there)
     return damaged
 
@@ -190,4 +186,4 @@ def _reason(name: str, error: Exception) -> str:
 
 def replace_damaged(before: dict[str, str], folder: str, found: dict[str, str]) -> dict[str, str]:
     """Return damaged objects, by name with reasons, after a folder was listed again."""
-    return {name: reason for name, reason in before.items() if not name.startswith(folder)} | found
+    return {name: reason for name, reason in before.items() if not is_in(folder, name)} | found

@@ -15,7 +15,8 @@ import pytest
 
 from castore.services.sources import file_source
 from castore.store import open_store
-from castore.store.format.generation import encode_generation, generation_name
+from castore.store.format.generation import encode_generation
+from castore.store.format.names import generation_name
 from tests.support.stores import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -87,7 +88,7 @@ def crowded(home: Path, tmp_path: Path, castore: Run, monkeypatch: pytest.Monkey
                 time=model.time + i * 10**9,
                 revision=f"/gnu/store/{i:032x}-system",
             )
-            name = generation_name(store.keys.writer_key, made.service, made.number)
+            name = generation_name(store.keys.writer_key.tag(made.service), made.number)
             data, _ = encode_generation(made, store.keys.writer_key)
             with open(os.path.join(tmp_path / "store", name), "xb") as file:  # as put does, but for fsync
                 file.write(data)

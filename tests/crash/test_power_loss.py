@@ -40,7 +40,7 @@ from castore.maintenance.repair import repair
 from castore.storage import LocalStorage
 from castore.storage.base import Writer
 from castore.store import MachinePaths, Store
-from castore.store.format.pack import pack_name
+from castore.store.format.names import pack_name
 from tests.support import store_histories
 from tests.support.power_loss_checks import CHANCES, check_all_losses, shown
 from tests.support.power_loss_disk import CHANGES, ON, Disk, DiskFiles, Fault, Killed, cuts

@@ -26,6 +26,7 @@ from castore.services import folders
 from castore.services.sources import Tree
 from castore.store import MachinePaths, open_store
 from castore.store.format import generation
+from castore.store.format.names import generation_name
 from tests.support.checkout import ROOT
 from tests.support.forged_generations import forge
 from tests.support.stores import Sandbox
@@ -196,7 +197,7 @@ def test_one_validator_serves_what_is_written_and_what_is_read() -> None:
 def test_a_name_in_the_store_is_checked_where_it_is_opened(sandbox: Sandbox, tree: Path) -> None:
     with sandbox.open(identity=False) as store:
         forged = forge(store, "web", {"t": Tree(str(tree))}, named("../x"))
-        name = generation.generation_name(store.keys.writer_key, "web", forged.number)
+        name = generation_name(store.keys.writer_key.tag("web"), forged.number)
         with pytest.raises(DamageError, match=name):
             generation.open_generation(name, store.storage.get(name), store.keys.writer_key)
     fresh = MachinePaths(str(sandbox.folder / "state2"), str(sandbox.folder / "cache2"))

@@ -47,7 +47,7 @@ from castore.store.format.codecs import Codecs
 from castore.store.format.config import SealedConfig
 from castore.store.format.deletion import open_deletion
 from castore.store.format.envelope import seal_object
-from castore.store.format.generation import generation_name, open_generation
+from castore.store.format.generation import open_generation
 from castore.store.format.header import (
     CONFIG,
     DELETION,
@@ -58,9 +58,10 @@ from castore.store.format.header import (
     check_header,
     header,
 )
+from castore.store.format.names import generation_name, session_name
 from castore.store.format.pack import CHUNK, NODE, PackEntry, read_footer
 from castore.store.format.pin import open_pin
-from castore.store.format.session_key import decode_session, session_name
+from castore.store.format.session_key import decode_session
 from castore.store.format.signed import sign
 from castore.store.index import Index
 from castore.store.index.pack_tables import PackContent
@@ -211,7 +212,7 @@ def test_generations(plain, service, number, parts):
 
 def _name_of(service: str, number: int) -> str:
     try:
-        return generation_name(WRITER, service, number)
+        return generation_name(WRITER.tag(service), number)
     except UnicodeEncodeError:
         return "generations/0123456789abcdef-0000000001"
 

@@ -29,7 +29,8 @@ from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.config import LabelledAdmin, LabelledRecipient, encode_config
 from castore.store.format.deletion import write_deletion
-from castore.store.format.generation import MAX_NUMBER, encode_generation, generation_name
+from castore.store.format.generation import MAX_NUMBER, encode_generation
+from castore.store.format.names import generation_name
 from castore.store.format.removal import record_removal
 from castore.store.format.session_key import read_session, session_numbers
 from tests.support.stores import Sandbox, take_snapshot
@@ -119,7 +120,7 @@ class Thief(RuleBasedStateMachine):
             store.sync(report_older=True)
             model = next(one for one in store.generations.all() if one.host in HOSTS)
         forged = msgspec.structs.replace(model, number=number, host=host, host_id=writer.signer.public.hex())
-        self.put(generation_name(writer, "s", number), encode_generation(forged, writer)[0])
+        self.put(generation_name(writer.tag("s"), number), encode_generation(forged, writer)[0])
 
     @rule(number=numbers)
     def a_removal(self, number):

@@ -16,7 +16,8 @@ from castore.maintenance.verify import verify as verify_store
 from castore.services.sources import file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, NewStore, Store, StoreOptions
-from castore.store.format.session_key import read_session, session_name, session_numbers
+from castore.store.format.names import session_name
+from castore.store.format.session_key import read_session, session_numbers
 from tests.support import store_histories
 from tests.support.power_loss_disk import Disk, DiskFiles, Mark, State, Step, cuts
 from tests.support.store_histories import (

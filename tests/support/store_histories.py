@@ -55,8 +55,9 @@ from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, NewStore, Store, StoreOptions
 from castore.store.format.generation import open_generation
-from castore.store.format.pack import CHUNK, NODE, pack_name
-from castore.store.format.session_key import session_name, session_numbers
+from castore.store.format.names import pack_name, session_name
+from castore.store.format.pack import CHUNK, NODE
+from castore.store.format.session_key import session_numbers
 from castore.store.generation_log import GenerationLog
 from castore.store.index.generations import GenerationTable
 from castore.store.index.pack_tables import PackTable

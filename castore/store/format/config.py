@@ -15,6 +15,7 @@ from castore.errors import (
     IdentityError,
 )
 from castore.store.format.header import CONFIG, HEADER_BYTES, check_header, header
+from castore.store.format.names import CONFIGS, GENERATIONS, PACKS, SESSIONS, config_name
 from castore.store.format.signed import open_signed, sign
 from castore.store.keys import replicas
 
@@ -32,7 +33,6 @@ DEFAULT_AVERAGE: Final = 1 << 18
 a dump of 450 MB took 16.9 MB at 64 KiB, 15.5 MB at 128 KiB, 13.4 MB at 256 KiB.
 """
 
-CONFIGS: Final = "config"
 """The folder of configurations."""
 
 _VERSION: Final = 1
@@ -173,11 +173,6 @@ _decoder = msgspec.msgpack.Decoder(StoreConfig)
 _versions = msgspec.msgpack.Decoder(_Versioned)
 
 
-def config_name(number: int) -> str:
-    """Return the name of the object of a configuration."""
-    return f"{CONFIGS}/{number}"
-
-
 def config_numbers(storage: Storage) -> list[int]:
     """Return the numbers of all configurations in `storage`, in ascending order."""
     return replicas.numbers(storage, CONFIGS)
@@ -185,7 +180,7 @@ def config_numbers(storage: Storage) -> list[int]:
 
 def is_empty(storage: Storage) -> bool:
     """Return whether `storage` holds nothing of a store."""
-    return not any(True for folder in ("packs", "generations", "sessions") for _ in storage.list(folder))
+    return not any(True for folder in (PACKS, GENERATIONS, SESSIONS) for _ in storage.list(folder))
 
 
 def encode_config(number: int, config: StoreConfig, writer: WriterKey, signer: SigningKey) -> bytes:

@@ -7,7 +7,6 @@ deleting process waits, then reads which generations exist, and deletes the pack
 from __future__ import annotations
 
 import os
-import re
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +23,7 @@ from castore.errors import (
 from castore.model.refs import PackId
 from castore.store.format.envelope import Refusal, decode_record, open_object, seal_object
 from castore.store.format.header import DELETION
+from castore.store.format.names import DELETIONS, deletion_name, full_name, is_deletion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from castore.crypto import WriterKey
     from castore.storage import Storage
 
-FOLDER: Final = "deletions/"
 _VERSION: Final = 1
 
 
@@ -56,7 +55,7 @@ _decoder = msgspec.msgpack.Decoder(_Record)
 
 def write_deletion(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> PendingDeletion:
     """Condemn packs, durably. Raises StorageError."""
-    found = PendingDeletion(f"{FOLDER}{os.urandom(16).hex()}", time.time_ns(), tuple(sorted(packs)))
+    found = PendingDeletion(deletion_name(os.urandom(16)), time.time_ns(), tuple(sorted(packs)))
     plain = _encoder.encode(_Record(_VERSION, found.time, found.packs))
     storage.put(found.name, seal_object(DELETION, found.name, plain, writer))
     return found
@@ -69,9 +68,9 @@ def pending_deletions(storage: Storage, writer: WriterKey) -> tuple[list[Pending
     """
     found: list[PendingDeletion] = []
     damaged: dict[str, str] = {}
-    for short in sorted(storage.list(FOLDER.rstrip("/"))):
-        name = FOLDER + short
-        if not re.fullmatch(r"[0-9a-f]{32}", short):
+    for short in sorted(storage.list(DELETIONS)):
+        name = full_name(DELETIONS, short)
+        if not is_deletion(short):
             continue
         try:
             found.append(open_deletion(name, storage.get(name), writer))

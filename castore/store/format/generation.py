@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError, SignerError
 from castore.model.generation import MAX_NUMBER, decode_generation, encode
 from castore.store.format.envelope import open_object, seal_object
 from castore.store.format.header import GENERATION
+from castore.store.format.names import generation_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from castore.crypto import WriterKey
     from castore.model.generation import Generation
     from castore.model.removals import Removals
-
-NAME = re.compile(r"[0-9a-f]{16}-[0-9]{10}")
-"""The form of the names in `generations/`."""
-
 
 MAX_JUMP = 1 << 16
 """A number that is further than this above all others is ignored when the next number is chosen."""
@@ -47,23 +43,10 @@ def _followed(spans: list[tuple[int, int]], *reached: int) -> int:
     return highest
 
 
-def generation_name(writer: WriterKey, service: str, number: int) -> str:
-    """Return the name of a generation's object under this key; an older object has a former key's name."""
-    return f"generations/{writer.tag(service).hex()}-{number:010d}"
-
-
-def split_name(name: str) -> tuple[bytes, int]:
-    """Return the tag and number in a name; (b"", 0) if it is not the name of a generation."""
-    short = name.removeprefix("generations/")
-    if not NAME.fullmatch(short) or int(short[17:]) > MAX_NUMBER:
-        return b"", 0
-    return bytes.fromhex(short[:16]), int(short[17:])
-
-
 def encode_generation(generation: Generation, writer: WriterKey) -> tuple[bytes, bytes]:
     """Return the bytes of the object, and its plaintext."""
     plain = encode(generation)
-    name = generation_name(writer, generation.service, generation.number)
+    name = generation_name(writer.tag(generation.service), generation.number)
     return seal_object(GENERATION, name, plain, writer), plain
 
 
@@ -87,6 +70,6 @@ def open_generation(name: str, data: bytes, writer: WriterKey) -> tuple[Generati
         raise SignerError(
             f"{name} is damaged: it names the host {generation.host!r}, and is signed by another machine"
         )
-    if generation_name(key, generation.service, generation.number) != name:
+    if generation_name(key.tag(generation.service), generation.number) != name:
         raise DamageError(f"{name} is damaged: it is the record of another generation")
     return generation, plain

@@ -13,6 +13,7 @@ from castore.errors import DamageError
 from castore.kernel import MAX_GROUP, padme
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.format.header import HEADER_BYTES, PACK, check_header, header
+from castore.store.format.names import pack_name
 from castore.store.format.signed import ENVELOPE_BYTES, open_signed, sign
 
 if TYPE_CHECKING:
@@ -89,11 +90,6 @@ def record_names(
     if len(bases) > 1:
         base = RecordId(blake3(b"".join(bases)).digest())
     return record_id, base, plain_length, kind, codec
-
-
-def pack_name(pack: PackId) -> str:
-    """Return the name of a pack's object."""
-    return f"packs/{pack.hex()}"
 
 
 class PackWriter:

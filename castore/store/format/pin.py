@@ -9,8 +9,8 @@ import msgspec
 
 from castore.errors import DamageError, FormatError, ObjectExistsError, ObjectMissingError, RevokedKeyError
 from castore.store.format.envelope import decode_record, open_object, seal_object
-from castore.store.format.generation import split_name
 from castore.store.format.header import PIN
+from castore.store.format.names import PINS, full_name, pin_name, split_pin
 
 if TYPE_CHECKING:
     from castore.crypto import WriterKey
@@ -32,15 +32,11 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Pin)
 
 
-def _name(tag: bytes, number: int) -> str:
-    return f"pins/{tag.hex()}-{number:010d}"
-
-
 def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: str) -> bool:
     """Pin a generation; return whether it was not pinned yet. Raises StorageError."""
     if number in pins(storage, writer, service):
         return False
-    name = _name(writer.tag(service), number)
+    name = pin_name(writer.tag(service), number)
     plain = _encoder.encode(Pin(_VERSION, time.time_ns(), note))
     try:
         storage.put(name, seal_object(PIN, name, plain, writer))
@@ -56,7 +52,7 @@ def pin(storage: Storage, writer: WriterKey, service: str, number: int, note: st
 def unpin(storage: Storage, writer: WriterKey, service: str, number: int) -> bool:
     """Let retention rules decide about a generation; return whether it was pinned. Raises StorageError."""
     pinned = number in pins(storage, writer, service)
-    storage.delete_all(_name(tag, number) for tag in writer.tags(service))
+    storage.delete_all(pin_name(tag, number) for tag in writer.tags(service))
     return pinned
 
 
@@ -67,12 +63,13 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
     """
     tags = writer.tags(service)
     found: dict[int, str] = {}
-    for short in storage.list("pins"):
-        tag, number = split_name(short)
+    for short in storage.list(PINS):
+        tag, number = split_pin(short)
         if number and tag in tags:
             note = ""
             try:
-                note = open_pin(f"pins/{short}", storage.get(f"pins/{short}"), writer).note
+                name = full_name(PINS, short)
+                note = open_pin(name, storage.get(name), writer).note
             except RevokedKeyError:
                 continue  # its signer may not pin
             except (DamageError, FormatError, ObjectMissingError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +20,7 @@ from castore.model.removals import Removals
 from castore.model.spans import Spans
 from castore.store.format.envelope import decode_record, open_object, seal_object
 from castore.store.format.header import REMOVAL
+from castore.store.format.names import REMOVALS, full_name, removal_name, tag_of_removal
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
     from castore.crypto import WriterKey
     from castore.storage import Storage
 
-REMOVALS: Final = "removals"
-"""The folder of removal records."""
 _VERSION: Final = 1
-_NAME: Final = re.compile(r"([0-9a-f]{16})-[0-9a-f]{32}")
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -67,7 +64,7 @@ def record_removal(
     known = Spans().union(*(one.numbers for one in earlier.values()))
     if all(number in known for number in numbers):
         return
-    name = f"{REMOVALS}/{writer.tag(service).hex()}-{os.urandom(16).hex()}"
+    name = removal_name(writer.tag(service), os.urandom(16))
     record = Removal(_VERSION, time.time_ns(), known.union(Spans.of(numbers)).spans)
     storage.put(name, seal_object(REMOVAL, name, _encoder.encode(record), writer))
     # The new record includes the earlier ones. Two processes that write at the same time leave two records.
@@ -101,9 +98,9 @@ def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
     """Return what is wrong with the records of all services, by name. Raises StorageError."""
     found = {}
     for short in storage.list(REMOVALS):
-        if _NAME.fullmatch(short) is None:
+        if tag_of_removal(short) is None:
             continue
-        name = f"{REMOVALS}/{short}"
+        name = full_name(REMOVALS, short)
         try:
             open_removal(name, storage.get(name), writer)
         except ObjectMissingError:
@@ -115,13 +112,12 @@ def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
 
 def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, tuple[Removal, bytes]]:
     """Return the accepted records of a service, each with its signer, by name."""
-    tags = {tag.hex() for tag in writer.tags(service)}
+    tags = writer.tags(service)
     found = {}
     for short in storage.list(REMOVALS):
-        match = _NAME.fullmatch(short)
-        if match is None or match[1] not in tags:
+        if tag_of_removal(short) not in tags:
             continue
-        name = f"{REMOVALS}/{short}"
+        name = full_name(REMOVALS, short)
         with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
             found[name] = open_removal(name, storage.get(name), writer)
     return found

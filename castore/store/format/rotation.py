@@ -20,8 +20,10 @@ from castore.errors import (
     MissingError,
     ObjectMissingError,
 )
+from castore.model.refs import PackId
 from castore.store.format.envelope import decode_record
 from castore.store.format.header import HEADER_BYTES, ROTATION, check_header, header
+from castore.store.format.names import PACKS, ROTATIONS, is_in, pack_name, rotation_name
 from castore.store.keys import replicas
 
 if TYPE_CHECKING:
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
     from castore.crypto import SigningKey
     from castore.storage import Storage
     from castore.store.format.config import StoreConfig
-
-ROTATIONS: Final = "rotations"
-"""The folder of these objects."""
 
 _VERSION: Final = 1
 
@@ -51,11 +50,6 @@ _encoder = msgspec.msgpack.Encoder(order="sorted")
 _decoder = msgspec.msgpack.Decoder(RotationRecord)
 
 
-def rotation_name(number: int) -> str:
-    """Return the name of such an object."""
-    return f"{ROTATIONS}/{number}"
-
-
 def rotation_numbers(storage: Storage) -> list[int]:
     """Return the numbers of all such objects, in ascending order."""
     return replicas.numbers(storage, ROTATIONS)
@@ -63,8 +57,8 @@ def rotation_numbers(storage: Storage) -> list[int]:
 
 def encode_rotation(number: int, listed: Mapping[str, bytes], writer: WriterKey) -> bytes:
     """Return the bytes of `rotations/number`. listed: the hash of each object, by name."""
-    packs = b"".join(sorted(one for name, one in listed.items() if name.startswith("packs/")))
-    objects = {name: one for name, one in listed.items() if not name.startswith("packs/")}
+    packs = b"".join(sorted(one for name, one in listed.items() if is_in(PACKS, name)))
+    objects = {name: one for name, one in listed.items() if not is_in(PACKS, name)}
     plain = _encoder.encode(RotationRecord(_VERSION, packs, objects))
     start, name = header(ROTATION), rotation_name(number)
     return start + writer.objects.seal(name.encode() + writer.store_id + start, plain)
@@ -80,8 +74,8 @@ def decode_rotation(number: int, data: bytes, writer: WriterKey) -> dict[str, by
     except DamageError as error:
         raise DamageError(f"{name} is damaged: {error}") from None
     record = decode_record(name, plain, _decoder, _VERSION)
-    packs = [record.packs[at : at + 32] for at in range(0, len(record.packs), 32)]
-    return {**{f"packs/{pack.hex()}": pack for pack in packs}, **record.objects}
+    packs = [PackId(record.packs[at : at + 32]) for at in range(0, len(record.packs), 32)]
+    return {**{pack_name(pack): pack for pack in packs}, **record.objects}
 
 
 def read_rotation(storage: Storage, config: StoreConfig) -> bytes:

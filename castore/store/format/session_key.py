@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from castore.crypto import Cipher  # noqa: TC001 - msgspec reads the annotation
 from castore.errors import DamageError, FormatError, MissingError, SignerError
-from castore.model.refs import SessionId
 from castore.store.format.envelope import decode_record, open_object, seal_object
 from castore.store.format.header import HEADER_BYTES, SESSION, check_header
+from castore.store.format.names import SESSIONS, any_session_name, session_name, split_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from castore.crypto import Identity, Recipient, SigningKey, WriterKey
+    from castore.model.refs import SessionId
     from castore.storage import Storage
 
 _VERSION: Final = 1
@@ -59,17 +59,13 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(SessionRecord)
 
 
-def session_name(session: SessionId, number: int) -> str:
-    """Return the name of a session's object."""
-    return f"sessions/{session.hex()}.{number}"
-
-
 def session_numbers(storage: Storage) -> dict[SessionId, list[int]]:
     """Return the numbers of each session's objects, in ascending order."""
     found: dict[SessionId, list[int]] = {}
-    for name in storage.list("sessions"):
-        if match := re.fullmatch(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,17})", name):
-            found.setdefault(SessionId(bytes.fromhex(match[1])), []).append(int(match[2]))
+    for name in storage.list(SESSIONS):
+        if named := split_session(name):
+            session, number = named
+            found.setdefault(session, []).append(number)
     for numbers in found.values():
         numbers.sort()
     return found
@@ -131,7 +127,7 @@ def read_session(
             return number, decode_session(session, number, data, writer)
         except (DamageError, FormatError) as error:
             refused = refused or error
-    raise refused or MissingError(f"the session object sessions/{session.hex()}.* is missing")
+    raise refused or MissingError(f"the session object {any_session_name(session)} is missing")
 
 
 def new_session_record(

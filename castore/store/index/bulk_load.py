@@ -22,7 +22,8 @@ from castore.errors import DamageError, FormatError, StorageError
 from castore.fs.durable import make_private_directory
 from castore.fs.flock import directory_lock
 from castore.kernel.index_rows import BASE_ROW, COPY, FIRST, ROW, Rows, part
-from castore.store.format.pack import RECORDS, open_footer, pack_name
+from castore.store.format.names import pack_name
+from castore.store.format.pack import RECORDS, open_footer
 from castore.store.index.lmdb_env import Environment
 from castore.store.index.opening import refusal
 from castore.store.index.replacement import replace

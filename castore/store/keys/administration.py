@@ -26,16 +26,15 @@ from castore.model.names import check_host, host_name
 from castore.model.odd_text import escaped
 from castore.state.writer_key_file import drop_next, keep_writer_key, local_writer_keys, next_of
 from castore.store.format.config import (
-    CONFIGS,
     MAINTAIN,
     Certificate,
     LabelledAdmin,
     LabelledRecipient,
     SealedConfig,
     StoreConfig,
-    config_name,
     encode_config,
 )
+from castore.store.format.names import CONFIGS, config_name
 from castore.store.format.rotation import rotation_numbers
 from castore.store.keys import replicas
 from castore.store.keys.keyring import wrong_identity

@@ -19,9 +19,10 @@ from castore.errors import (
 from castore.kernel import Cutter
 from castore.state.freshness import seen_at
 from castore.state.writer_key_file import keep_accepted
-from castore.store.format.config import CONFIGS, config_numbers
-from castore.store.format.rotation import ROTATIONS, decode_rotation, read_rotation, with_config
-from castore.store.format.session_key import session_name, session_numbers
+from castore.store.format.config import config_numbers
+from castore.store.format.names import CONFIGS, ROTATIONS, session_name
+from castore.store.format.rotation import decode_rotation, read_rotation, with_config
+from castore.store.format.session_key import session_numbers
 from castore.store.keys import replicas
 from castore.store.keys.keyring import Keyring
 from castore.store.keys.trust import choose

@@ -16,7 +16,8 @@ from castore.errors import (
     ObjectMissingError,
 )
 from castore.store.format.config import named
-from castore.store.format.session_key import read_session, session_name, session_numbers
+from castore.store.format.names import any_session_name, session_name
+from castore.store.format.session_key import read_session, session_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +165,7 @@ class Keyring:
             self._numbers = session_numbers(self._storage)
         if session not in self._numbers:
             raise MissingError(
-                f"the session object sessions/{session.hex()}.* is missing, and with it the session's key"
+                f"the session object {any_session_name(session)} is missing, and with it the session's key"
             )
         number, record = read_session(self._storage, session, self._numbers[session], self.writer)
         return session_name(session, number), record

@@ -7,19 +7,15 @@ authenticate the writer: the box in each object does.
 from __future__ import annotations
 
 import contextlib
-import re
-from typing import TYPE_CHECKING, Final
-
-from blake3 import blake3
+from typing import TYPE_CHECKING
 
 from castore.errors import ObjectExistsError, ObjectMissingError, StorageError
+from castore.store.format.names import copy_name, full_name, numbered_name, split_numbered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from castore.storage import Storage
-
-_NAME: Final = re.compile(r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{32}))?")
 
 
 def numbers(storage: Storage, folder: str) -> list[int]:
@@ -35,7 +31,7 @@ def older_than(storage: Storage, folder: str, number: int) -> list[str]:
 def put_copy(storage: Storage, folder: str, number: int, data: bytes) -> None:
     """Write the copy of an existing object. Raises StorageError."""
     with contextlib.suppress(ObjectExistsError):
-        storage.put(_copy_of(folder, number, data), data)
+        storage.put(copy_name(folder, number, data), data)
 
 
 def keep_copy(storage: Storage, folder: str, number: int, read: Callable[[], bytes]) -> None:
@@ -45,14 +41,14 @@ def keep_copy(storage: Storage, folder: str, number: int, read: Callable[[], byt
     """
     copies = _copies(storage, folder, number)
     data = read()
-    if _copy_of(folder, number, data) in copies:
+    if copy_name(folder, number, data) in copies:
         return
     put_copy(storage, folder, number, data)
     # A copy alone would be accepted, like one whose object was lost: remove it if the object is replaced.
     present = list(_names(storage, folder))
     exists = any(one == number and not copied for _, one, copied in present)
     if not exists or max(one for _, one, _ in present) > number:
-        storage.delete_all([_copy_of(folder, number, data)])
+        storage.delete_all([copy_name(folder, number, data)])
 
 
 def names(storage: Storage, folder: str, number: int) -> list[str]:
@@ -86,8 +82,8 @@ def variants(storage: Storage, folder: str, number: int) -> Iterator[bytes]:
         except StorageError as error:
             problem = error
             continue
-        copy = _copy_of(folder, number, data)
-        if name in {f"{folder}/{number}", copy} and copy not in seen:
+        copy = copy_name(folder, number, data)
+        if name in {numbered_name(folder, number), copy} and copy not in seen:
             seen.add(copy)
             yield data
     if problem is not None and not seen:
@@ -100,13 +96,13 @@ def check(storage: Storage, folder: str, number: int, data: bytes) -> dict[str, 
     It is not an error that no copy exists yet.
     """
     found = {}
-    wanted = [f"{folder}/{number}", *_copies(storage, folder, number)]
+    wanted = [numbered_name(folder, number), *_copies(storage, folder, number)]
     for name in wanted:
         try:
-            if storage.get(name) != data or name not in {wanted[0], _copy_of(folder, number, data)}:
+            if storage.get(name) != data or name not in {wanted[0], copy_name(folder, number, data)}:
                 found[name] = "its bytes are not those that were written"
         except ObjectMissingError:
-                found[name] = "it is missing"
+            found[name] = "it is missing"
         except StorageError as error:
             found[name] = str(error)
     return found
@@ -117,7 +113,7 @@ def repair(storage: Storage, folder: str, number: int, data: bytes) -> None:
 
     Raises StorageError, also if neither is intact.
     """
-    main, copy = f"{folder}/{number}", _copy_of(folder, number, data)
+    main, copy = numbered_name(folder, number), copy_name(folder, number, data)
     for target, other in ((copy, main), (main, copy)):
         if _holds(storage, target, data):
             continue
@@ -131,8 +127,8 @@ def repair(storage: Storage, folder: str, number: int, data: bytes) -> None:
 def _names(storage: Storage, folder: str) -> Iterator[tuple[str, int, bool]]:
     """Yield name and number of each object, and whether it is a copy."""
     for short in storage.list(folder):
-        if match := _NAME.fullmatch(short):
-            yield f"{folder}/{short}", int(match[1]), match[2] is not None
+        if named := split_numbered(folder, short):
+            yield full_name(folder, short), named.number, bool(named.digest)
 
 
 def _copies(storage: Storage, folder: str, number: int) -> list[str]:
@@ -144,9 +140,3 @@ def _holds(storage: Storage, name: str, data: bytes) -> bool:
         return storage.get(name) == data
     except StorageError:
         return False
-
-
-def _copy_of(folder: str, number: int, data: bytes) -> str:
-    return f"{folder}/{number}.{blake3(data).hexdigest()[:32]}"
-
-

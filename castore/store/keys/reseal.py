@@ -15,14 +15,9 @@ from castore.errors import (
     ObjectMissingError,
     RevokedKeyError,
 )
-from castore.store.format.config import CONFIGS, config_name, config_numbers, encode_config
-from castore.store.format.session_key import (
-    encode_session,
-    read_session,
-    sealed_to,
-    session_name,
-    session_numbers,
-)
+from castore.store.format.config import config_numbers, encode_config
+from castore.store.format.names import CONFIGS, SESSIONS, config_name, session_name
+from castore.store.format.session_key import encode_session, read_session, sealed_to, session_numbers
 from castore.store.keys import replicas
 
 if TYPE_CHECKING:
@@ -66,7 +61,7 @@ def reseal(
     for session, numbers in sorted(session_numbers(storage).items()):
         changed |= _reseal_session(storage, keyring, session, numbers, config, signer)
     # A killed castore may have written the replacing objects without syncing their names: sync them first.
-    for folder in ("config", "sessions"):
+    for folder in (CONFIGS, SESSIONS):
         storage.sync_dir(folder)
     look()
     for session, numbers in session_numbers(storage).items():

@@ -19,26 +19,43 @@ from blake3 import blake3
 
 from castore.errors import BusyError, DamageError, FormatError, ObjectExistsError, ObjectMissingError
 from castore.model.refs import SessionId
-from castore.store.format.config import CONFIGS, config_name, config_numbers, encode_config
+from castore.store.format.config import config_numbers, encode_config
 from castore.store.format.deletion import open_deletion
-from castore.store.format.generation import NAME, open_generation
+from castore.store.format.generation import open_generation
+from castore.store.format.names import (
+    CONFIGS,
+    DELETIONS,
+    GENERATIONS,
+    PACKS,
+    PINS,
+    REMOVALS,
+    ROTATIONS,
+    SESSIONS,
+    config_name,
+    full_name,
+    is_generation,
+    pack_name,
+    rotation_name,
+    session_name,
+)
 from castore.store.format.pin import open_pin
-from castore.store.format.removal import REMOVALS, open_removal
-from castore.store.format.rotation import ROTATIONS, encode_rotation, rotation_name, rotation_numbers
-from castore.store.format.session_key import decode_session, session_name, session_numbers
+from castore.store.format.removal import open_removal
+from castore.store.format.rotation import encode_rotation, rotation_numbers
+from castore.store.format.session_key import decode_session, session_numbers
 from castore.store.keys import replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from castore.crypto import SigningKey, WriterKey
+    from castore.model.refs import PackId
     from castore.storage import Storage
     from castore.store.format.config import StoreConfig
 
 _ROUNDS: Final = 5
 """How often the list is rebuilt if other machines add objects meanwhile."""
 
-_FOLDERS: Final = ("generations", "sessions", "packs")
+_FOLDERS: Final = (GENERATIONS, SESSIONS, PACKS)
 """Listed in this order, every object that a listed one needs is listed, too: it was written before."""
 
 
@@ -59,7 +76,7 @@ class Rotation:
     """The admin's key."""
     new_ids: bool
     """Give new ids to chunks: later snapshots share no content with what is stored now."""
-    accepted_packs: Callable[[], Iterable[bytes]]
+    accepted_packs: Callable[[], Iterable[PackId]]
     """Brings the index of packs up to date, and returns the ids of the accepted packs."""
     is_rival: Callable[[int], bool]
     """Returns whether the configuration of a number is another admin's.
@@ -112,15 +129,15 @@ def clean(storage: Storage, number: int) -> None:
 
 
 def _names(storage: Storage) -> set[str]:
-    return {f"{folder}/{short}" for folder in _FOLDERS for short in storage.list(folder)}
+    return {full_name(folder, short) for folder in _FOLDERS for short in storage.list(folder)}
 
 
-def _listed(storage: Storage, writer: WriterKey, packs: Iterable[bytes]) -> dict[str, bytes]:
+def _listed(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> dict[str, bytes]:
     """Return the hash of each accepted object of the store, by name.
 
     Objects that do not open, forged or damaged, are not listed: they would not open later, either.
     """
-    names = [f"generations/{short}" for short in storage.list("generations") if NAME.fullmatch(short)]
+    names = [full_name(GENERATIONS, short) for short in storage.list(GENERATIONS) if is_generation(short)]
     found = {}
     for name in names:
         with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
@@ -134,15 +151,15 @@ def _listed(storage: Storage, writer: WriterKey, packs: Iterable[bytes]) -> dict
                 data = storage.get(name)
                 decode_session(session, number, data, writer)
                 found[name] = blake3(data).digest()
-    openers = {"deletions": open_deletion, "pins": open_pin, REMOVALS: open_removal}
+    openers = {DELETIONS: open_deletion, PINS: open_pin, REMOVALS: open_removal}
     for folder, opener in openers.items():
         for short in storage.list(folder):
-            name = f"{folder}/{short}"
+            name = full_name(folder, short)
             with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
                 data = storage.get(name)
                 opener(name, data, writer)
                 found[name] = blake3(data).digest()
-    return {**found, **{f"packs/{pack.hex()}": pack for pack in packs}}
+    return {**found, **{pack_name(pack): pack for pack in packs}}
 
 
 def _remove(storage: Storage, name: str) -> None:

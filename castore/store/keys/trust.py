@@ -24,14 +24,8 @@ from castore.errors import (
 )
 from castore.state.freshness import seen_at
 from castore.state.writer_key_file import local_writer_keys
-from castore.store.format.config import (
-    CONFIGS,
-    NewerConfigError,
-    SealedConfig,
-    config_name,
-    config_numbers,
-    is_empty,
-)
+from castore.store.format.config import NewerConfigError, SealedConfig, config_numbers, is_empty
+from castore.store.format.names import CONFIGS, config_name
 from castore.store.format.rotation import rotation_numbers
 from castore.store.keys import replicas
 from castore.store.keys.keyring import wrong_identity

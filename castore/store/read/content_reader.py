@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, MissingError, ObjectMissingError
 from castore.model.refs import decode_node
-from castore.store.format.pack import CHUNK, NODE, pack_name, read_footer
+from castore.store.format.names import PACKS, is_in, pack_name
+from castore.store.format.pack import CHUNK, NODE, read_footer
 from castore.store.index import RecordLocation
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class ContentReader:
                 self._settled = generations.sync_count, state, missing
         what = "chunk" if kind == CHUNK else "node"
         message = f"{what} {record_id.hex()} is not in the store at {self._keys.location}{why}"
-        packs = sorted(name for name in self._updater.damaged if name.startswith("packs/"))
+        packs = sorted(name for name in self._updater.damaged if is_in(PACKS, name))
         if packs:
             message += f"; it may have been in a damaged pack: {', '.join(packs)}"
         raise MissingError(message)

@@ -14,6 +14,7 @@ from castore.errors import DamageError, FormatError, MissingError, ObjectMissing
 from castore.model.counting import count as counted
 from castore.model.refs import MAX_NODE_REFS, REF_BYTES, RecordId
 from castore.store.format.codecs import Codecs, Groups, member_of
+from castore.store.format.names import pack_name
 from castore.store.format.pack import (
     CHUNK,
     DELTA,
@@ -22,7 +23,6 @@ from castore.store.format.pack import (
     MAX_CHAIN,
     MAX_PLAIN,
     NODE,
-    pack_name,
     record_names,
 )
 from castore.store.index import RecordLocation

@@ -22,6 +22,7 @@ from castore.errors import CastoreError, StorageError
 from castore.kernel import Sketcher
 from castore.model.refs import RecordId, SessionId, encode_node
 from castore.store.format.codecs import Codecs
+from castore.store.format.names import session_name
 from castore.store.format.pack import (
     CHUNK,
     NO_BASE,
@@ -30,7 +31,7 @@ from castore.store.format.pack import (
     PackWriter,
     record_names,
 )
-from castore.store.format.session_key import encode_session, new_session_record, sealed_to, session_name
+from castore.store.format.session_key import encode_session, new_session_record, sealed_to
 from castore.store.index.pack_tables import PackContent
 from castore.store.write.base_provider import Bases, PendingChunk
 from castore.store.write.counter import RecordCounter
@@ -160,7 +161,7 @@ class Session:
         return found.complete
 
     def was_added(self, chunk: RecordId) -> bool:
-        """Return whether a chunk was added recently, perhaps after `use_stored`; for the adding thread only."""
+        """Return whether a chunk was added recently, perhaps since `use_stored`. For the adding thread."""
         return chunk in self._pending or chunk in self._recent
 
     def find_similar(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[NewChunk]:

@@ -25,8 +25,8 @@ from castore.storage import LocalStorage
 from castore.store import Store
 from castore.store.format.deletion import pending_deletions
 from castore.store.format.envelope import seal_object
-from castore.store.format.generation import generation_name
 from castore.store.format.header import GENERATION
+from castore.store.format.names import generation_name
 from castore.store.reachability import is_whole, roots_of
 from tests.support.stores import Sandbox, take_snapshot
 
@@ -427,7 +427,7 @@ def test_a_generation_that_no_castore_writes_is_damage_and_stops_nothing(sandbox
     with sandbox.opened() as store:
         store.sync()
         forged = msgspec.structs.replace(store.generations.get("web", 1), **harm)
-        name = generation_name(store.keys.writer_key, forged.service, forged.number)
+        name = generation_name(store.keys.writer_key.tag(forged.service), forged.number)
         plain = msgspec.msgpack.encode(forged)
         store.storage.put(name, seal_object(GENERATION, name, plain, store.keys.writer_key))
         store.sync()

@@ -23,8 +23,8 @@ from castore.services.restore import read
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.store.format.envelope import seal_object
-from castore.store.format.generation import generation_name
 from castore.store.format.header import DELETION, GENERATION, PACK, REMOVAL, SESSION
+from castore.store.format.names import generation_name
 from castore.store.format.pack import CHUNK
 from tests.support.stores import Sandbox
 
@@ -256,7 +256,7 @@ def test_records_that_do_not_open_are_dropped(sandbox, tree, kind):
 def test_a_signed_record_of_a_newer_format_is_not_dropped(sandbox, tree):
     taken = take(sandbox, tree)
     with sandbox.open() as store:
-        name = generation_name(store.keys.writer_key, "web", 2)
+        name = generation_name(store.keys.writer_key.tag("web"), 2)
         plain = encode(msgspec.structs.replace(taken, number=2, version=taken.version + 1))
         store.storage.put(name, seal_object(GENERATION, name, plain, store.keys.writer_key))
     done, _ = run_repair(sandbox)

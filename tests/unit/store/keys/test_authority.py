@@ -45,18 +45,13 @@ from castore.store.format.config import (
 from castore.store.format.config import config_numbers as numbers
 from castore.store.format.deletion import write_deletion
 from castore.store.format.envelope import seal_object
-from castore.store.format.generation import MAX_JUMP, MAX_NUMBER, encode_generation, generation_name
+from castore.store.format.generation import MAX_JUMP, MAX_NUMBER, encode_generation
 from castore.store.format.header import CONFIG, DELETION, GENERATION, PACK, PIN, REMOVAL, SESSION
+from castore.store.format.names import generation_name, session_name
 from castore.store.format.pack import CHUNK, PackWriter
 from castore.store.format.pin import pin
 from castore.store.format.removal import Removal, record_removal
-from castore.store.format.session_key import (
-    decode_session,
-    encode_session,
-    new_session_record,
-    sealed_to,
-    session_name,
-)
+from castore.store.format.session_key import decode_session, encode_session, new_session_record, sealed_to
 from castore.store.format.signed import open_signed, sign
 from castore.store.keys import replicas
 from castore.store.write import session as session_module
@@ -481,7 +476,7 @@ def test_a_host_is_a_certified_name_and_not_a_claim(fleet):
         (victim,) = [one for one in store.generations.all() if one.host == host]
     for number, changes in enumerate([{"host": host}, {"host": host, "host_id": victim.host_id}, {"host": "new"}], 7):
         forged = msgspec.structs.replace(model, number=number, **changes)
-        fleet.storage.put(generation_name(key, "s", number), encode_generation(forged, key)[0])
+        fleet.storage.put(generation_name(key.tag("s"), number), encode_generation(forged, key)[0])
     with fleet.open(identity=False) as store:
         store.sync()
         assert [one.number for one in store.generations.all()] == [2, 1]
@@ -509,8 +504,8 @@ def test_a_number_far_above_all_others_blocks_no_service(fleet):
         key = store.keys.writer_key
         for number in (MAX_NUMBER, MAX_NUMBER - 1):
             store.generations.commit(signed(store, msgspec.structs.replace(model, number=number)))
-    fleet.storage.put(generation_name(key, "s", 2), b"garbage")
-    fleet.storage.put(generation_name(key, "s", 3), os.urandom(300))
+    fleet.storage.put(generation_name(key.tag("s"), 2), b"garbage")
+    fleet.storage.put(generation_name(key.tag("s"), 3), os.urandom(300))
     for _ in range(2):
         with fleet.open(identity=False) as store:
             store.sync()
@@ -583,12 +578,12 @@ def test_what_a_revoked_machine_signs_is_refused_and_what_it_signed_stays(fleet)
         store.admin.revoke("stolen")
         (model,) = store.generations.all()
     late = msgspec.structs.replace(model, number=5)
-    fleet.storage.put(generation_name(key, "s", 5), encode_generation(late, key)[0])
+    fleet.storage.put(generation_name(key.tag("s"), 5), encode_generation(late, key)[0])
     # Who has the new secret, too, but not the certificate.
     with fleet.open(identity=False) as store:
         known = store.keys.writer_key
     thief = WriterKey(known.store_id, known.secret, signer=key.signer)
-    fleet.storage.put(generation_name(thief, "s", 6), encode_generation(msgspec.structs.replace(model, number=6), thief)[0])
+    fleet.storage.put(generation_name(thief.tag("s"), 6), encode_generation(msgspec.structs.replace(model, number=6), thief)[0])
     pin(fleet.storage, thief, "s", 1, "keep")
     for places in (fleet.places, fleet.machine("other"), fleet.machine("fresh")):
         with fleet.at(places, fleet.identity) as store:
@@ -737,10 +732,10 @@ def test_a_record_that_is_not_accepted_is_not_taken_for_the_latest(fleet):
         store.sync()
         (model,) = store.generations.all()
     forged = encode_generation(msgspec.structs.replace(model, number=2), key)[0]
-    fleet.storage.put(generation_name(key, "s", 2), forged)
-    fleet.storage.put(generation_name(key, "s", MAX_NUMBER), os.urandom(500))
+    fleet.storage.put(generation_name(key.tag("s"), 2), forged)
+    fleet.storage.put(generation_name(key.tag("s"), MAX_NUMBER), os.urandom(500))
     assert fleet.read("s@latest:d") == NOISE
-    fleet.storage.put(generation_name(key, "s", 3), os.urandom(500))
+    fleet.storage.put(generation_name(key.tag("s"), 3), os.urandom(500))
     with pytest.raises(DamageError, match=r"s@1|by its number"):
         fleet.read("s@latest:d")
     assert fleet.read("s@1:d") == NOISE

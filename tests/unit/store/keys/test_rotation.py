@@ -31,7 +31,8 @@ from castore.state.writer_key_file import next_of
 from castore.storage import LocalStorage, Storage
 from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.config import config_numbers
-from castore.store.format.generation import encode_generation, generation_name
+from castore.store.format.generation import encode_generation
+from castore.store.format.names import generation_name
 from castore.store.format.rotation import decode_rotation, encode_rotation, rotation_numbers
 from tests.support.checkout import ROOT
 from tests.support.stores import Sandbox, admins, remove_copies, signed, take_snapshot
@@ -224,7 +225,7 @@ def test_a_thief_of_the_former_key_forges_nothing(tracked):
     (listed,) = [name for name in tracked.names() if name.endswith("-0000000002")]
     tracked.rotate()
     forged = msgspec.structs.replace(model, number=9, revision="forged")
-    name = generation_name(stolen, "web", 9)
+    name = generation_name(stolen.tag("web"), 9)
     tracked.storage.put(name, encode_generation(forged, stolen)[0])
     # In the place of one that was there, too.
     changed = msgspec.structs.replace(model, revision="forged")
@@ -261,7 +262,7 @@ def test_what_was_forged_after_a_rotation_is_not_listed_by_the_next(tracked):
         store.sync()
         stolen, model = store.keys.writer_key, store.generations.newest("web")
     tracked.rotate()
-    name = generation_name(stolen, "web", 5)
+    name = generation_name(stolen.tag("web"), 5)
     tracked.storage.put(name, encode_generation(msgspec.structs.replace(model, number=5), stolen)[0])
     tracked.rotate()
     with tracked.open() as store:
@@ -283,7 +284,7 @@ def test_an_index_that_took_a_forgery_in_forgets_it(tracked):
         stolen, model = store.keys.writer_key, store.generations.newest("web")
     with tracked.open(other, identity=False) as late:
         tracked.rotate()
-        name = generation_name(stolen, "web", 5)
+        name = generation_name(stolen.tag("web"), 5)
         forged = signed(late, msgspec.structs.replace(model, number=5))
         tracked.storage.put(name, encode_generation(forged, stolen)[0])
         late.sync()
