@@ -199,7 +199,8 @@ def test_nothing_is_removed_while_a_record_cannot_be_read(sandbox):
     sandbox.take("web", noise(1, 100_000))
     sandbox.take("web", noise(2, 100_000))
     (record,) = [p for p in (sandbox.store / "generations").iterdir() if p.name.endswith("1")]
-    record.write_bytes(record.read_bytes()[:-1] + b"\0")
+    data = record.read_bytes()
+    record.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with sandbox.opened() as store:
         store.updater.rebuild()
     with pytest.raises(DamageError, match="nothing was removed: generations/"):
