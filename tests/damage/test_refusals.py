@@ -249,7 +249,8 @@ def test_a_directory_that_was_planted_does_not_block_a_snapshot(castore: Callabl
 def test_without_a_terminal_the_way_out_is_named(castore: Callable, store: Path, words: tuple[str, ...]) -> None:
     if words == ("repair",):
         (pack,) = (store / "packs").iterdir()
-        pack.write_bytes(pack.read_bytes()[:-1] + b"\0")
+        data = pack.read_bytes()
+        pack.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     done = castore(*words, expect=2)
     assert done.stderr.splitlines()[-1].endswith("give --yes to agree")
     assert len(json.loads(castore("log", "--json").stdout)) == 1

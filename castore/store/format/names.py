@@ -136,7 +136,7 @@ def session_name(session: SessionId, number: int) -> str:
 
 
 def any_session_name(session: SessionId) -> str:
-    """Return `sessions/S.*`, which stands for all objects of a session in a message."""
+    """Return `sessions/S.*`, a pattern that names all objects of a session in messages."""
     return f"{SESSIONS}/{session.hex()}.*"
 
 
