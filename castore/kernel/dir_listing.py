@@ -51,26 +51,6 @@ _RECORD: Final = struct.Struct("<QQQQ96s")
 _CHANGE: Final = struct.Struct("<QQQ")
 _UNLISTED: Final = (1 << 64) - 1
 
-_NETWORKS: Final = {
-    0x6969: "NFS",
-    0xFF534D42: "SMB",
-    0xFE534D42: "SMB",
-    0x517B: "SMB",
-    0x5346414F: "AFS",
-    0x73757245: "Coda",
-    0x00C36400: "Ceph",
-    0x01021997: "9P",
-    0x7461636F: "OCFS2",
-    0x01161970: "GFS2",
-    0x0BD00BD0: "Lustre",
-    0x65735546: "FUSE",
-    0x786F4256: "VirtualBox",
-    0xBACBACBC: "VMware",
-    0x47504653: "GPFS",
-    0x19830326: "BeeGFS",
-}
-"""Network file systems by f_type of statfs(2). FUSE may be local, but mostly is not."""
-
 
 class Listed(NamedTuple):
     """An entry of a listing, as lstat returned it; if lstat failed, `error`, and only the type in `mode`."""
@@ -255,17 +235,6 @@ def changes_below(fd: int, name: bytes, cache: mmap, end: int, at: int, most: in
             position += length
         changes.append(Change(start, stop, listing))
     return sorted(changes, key=lambda change: change.start)
-
-
-def sync_file_system(fd: int) -> None:
-    """Make everything durable that was written to the file system of an open file. Raises OSError."""
-    if code := lib.scan_sync(fd):
-        raise OSError(code, os.strerror(code))
-
-
-def network_of(path: str) -> str | None:
-    """Return the name of the network file system that has a path; None if it is local or unknown."""
-    return _NETWORKS.get(lib.scan_file_system(os.fsencode(path)))
 
 
 def read_files(

@@ -11,8 +11,8 @@ import os
 from typing import Final
 
 from castore.fs.durable import FileNames, create_file, sync_directory
+from castore.fs.filesystem import network_of
 from castore.fs.flock import has_no_locks, open_directory, try_lock, wait_for_lock
-from castore.kernel.dir_listing import network_of
 
 
 class Files(FileNames):

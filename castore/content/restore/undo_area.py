@@ -32,8 +32,8 @@ from castore.fs.beneath import (
     path_of,
 )
 from castore.fs.durable import create_file, sync_if_supported, write_all
+from castore.fs.filesystem import sync_file_system
 from castore.fs.removing import remove, remove_all_in, remove_directory
-from castore.kernel.dir_listing import sync_file_system
 from castore.model.tree import Entry, Owners
 
 if TYPE_CHECKING:

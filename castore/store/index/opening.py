@@ -14,7 +14,7 @@ import lmdb
 
 from castore.errors import StorageError
 from castore.fs.durable import make_private_directory
-from castore.kernel.dir_listing import network_of
+from castore.fs.filesystem import network_of
 from castore.store.index.lmdb_env import Environment
 from castore.store.index.lmdb_files import BROKEN, CRASHES, LEAST_STEP, kept_in_place
 from castore.store.index.schema import MARK
