@@ -88,6 +88,24 @@ def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(with_host)
 
 
+def collected(argument: str, kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Pass the options that are fields of the dataclass `kind` to a command as one argument.
+
+    Apply it first, directly to the command.
+    """
+    names = list(kind.__dataclass_fields__)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_struct(*positional: Any, **options: Any) -> Any:
+            struct = kind(**{name: options.pop(name) for name in names})
+            return command(*positional, **{argument: struct}, **options)
+
+        return with_struct
+
+    return decorate
+
+
 class Count(click.IntRange):
     """A number of things, in decimal digits, that fits in 64 bits."""
 

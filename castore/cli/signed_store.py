@@ -23,29 +23,10 @@ def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> S
 
     Raises UsageError if the user does not agree.
     """
-    import sys
-
-    from castore.cli import formatting
-    from castore.cli.options import agreed
-    from castore.crypto import Admin
-
     asked: list[StoreConfig] = []
 
     def agree(config: StoreConfig, signer: bytes) -> bool:
-        by_admin = signer in config.admin_keys
-        if by_admin and not sys.stdin.isatty():
-            return False  # a script names the admin with --trust-admin
-        lines = [f"{one.recipient.text}  {one.label}".rstrip() for one in config.recipients]
-        lines += [f"{one.text}  {one.label}".rstrip() for one in config.admins]
-        lines += [described(one) for one in config.writers]
-        host = config.certificate(signer)
-        by = f"the machine {host.host}" if host is not None else Admin(signer).text
-        by = formatting.one_line(by)
-        click.echo(f"The configuration of the store is signed by {by}. It names:", err=True)
-        for line in lines:
-            click.echo(f"    {formatting.one_line(line)}", err=True)
-        asked.append(config)
-        return (yes and not by_admin) or agreed("Are these all yours, and is the configuration right?")
+        return _is_agreed(config, signer, asked, yes=yes)
 
     store = context.open_store(local_key=local_key, agree=agree).internal
     try:
@@ -63,6 +44,31 @@ def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> S
         store.close()
         raise
     return store
+
+
+def _is_agreed(config: StoreConfig, signer: bytes, asked: list[StoreConfig], *, yes: bool) -> bool:
+    """Show a configuration, and return whether the user agrees. asked: gets what was shown."""
+    import sys
+
+    from castore.cli import formatting
+    from castore.cli.options import agreed
+    from castore.crypto import Admin
+
+    by_admin = signer in config.admin_keys
+    if by_admin and not sys.stdin.isatty():
+        return False  # a script names the admin with --trust-admin
+    lines = [f"{one.recipient.text}  {one.label}".rstrip() for one in config.recipients]
+    lines += [f"{one.text}  {one.label}".rstrip() for one in config.admins]
+    lines += [described(one) for one in config.writers]
+    host = config.certificate(signer)
+    by = f"the machine {host.host}" if host is not None else Admin(signer).text
+    click.echo(
+        f"The configuration of the store is signed by {formatting.one_line(by)}. It names:", err=True
+    )
+    for line in lines:
+        click.echo(f"    {formatting.one_line(line)}", err=True)
+    asked.append(config)
+    return (yes and not by_admin) or agreed("Are these all yours, and is the configuration right?")
 
 
 def _refuse(*reasons: str) -> None:

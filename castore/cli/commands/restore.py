@@ -13,6 +13,7 @@ import click
 from castore.cli import formatting
 from castore.cli.options import (
     LocalPath,
+    collected,
     common,
     host_option,
     json_option,
@@ -25,9 +26,36 @@ from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tre
 from castore.errors import UsageError
 
 if TYPE_CHECKING:
-    from castore.api.in_place import InPlaceOptions
     from castore.api.selection import Selection
     from castore.cli.context import CliContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """The options of the command."""
+
+    in_place: bool
+    dry_run: bool
+    checksum: bool
+    trust_times: bool
+    yes: bool
+    resume: bool
+    trust_recorded: bool
+    numeric_ids: bool
+    as_json: bool
+
+    def refuse_contradictions(self) -> None:
+        """Raise UsageError for options that do not go together."""
+        of_in_place = self.dry_run or self.checksum or self.trust_times or self.yes or self.trust_recorded
+        if of_in_place and not self.in_place:
+            alone = "--dry-run, --checksum, --trust-times, --yes and --trust-recorded"
+            raise click.UsageError(f"{alone} are for --in-place only")
+        if self.checksum and self.trust_times:
+            raise click.UsageError("give --checksum or --trust-times, not both")
+        if self.in_place and self.resume:
+            raise click.UsageError(
+                "--resume is not for --in-place: an interrupted restore in place is reverted"
+            )
 
 
 @click.command(epilog="Example: castore restore drupal@12:sites /tmp/look")
@@ -62,20 +90,8 @@ if TYPE_CHECKING:
 @json_option
 @common
 @host_option
-def restore(
-    context: CliContext,
-    what: str,
-    destination: str,
-    in_place: bool,
-    dry_run: bool,
-    checksum: bool,
-    trust_times: bool,
-    yes: bool,
-    resume: bool,
-    trust_recorded: bool,
-    numeric_ids: bool,
-    as_json: bool,
-) -> None:
+@collected("chosen", _Chosen)
+def restore(context: CliContext, what: str, destination: str, chosen: _Chosen) -> None:
     """Restore into the directory DEST, which must be new or empty.
 
     A generation is restored as one directory per part; a tree, or a directory in it, as its content; a
@@ -85,34 +101,15 @@ def restore(
     removed, but not what snapshots leave out. If anything fails, DEST is restored to its previous
     state. If DEST is not the directory that the tree came from, castore shows what would change and asks.
     """
-    if not in_place and (dry_run or checksum or trust_times or yes or trust_recorded):
-        alone = "--dry-run, --checksum, --trust-times, --yes and --trust-recorded"
-        raise click.UsageError(f"{alone} are for --in-place only")
-    if checksum and trust_times:
-        raise click.UsageError("give --checksum or --trust-times, not both")
-    if in_place and resume:
-        raise click.UsageError("--resume is not for --in-place: an interrupted restore in place is reverted")
-    if not in_place:
-        _restore(context, what, destination, numeric_ids=numeric_ids, resume=resume, as_json=as_json)
-        return
-    chosen = _InPlace(
-        dry_run=dry_run,
-        yes=yes,
-        as_json=as_json,
-        options={
-            "checksum": checksum,
-            "trust_times": trust_times,
-            "trust_recorded": trust_recorded,
-            "numeric_ids": numeric_ids,
-        },
-    )
-    with context.open_store() as store:
-        _restore_in_place(context, store.select(what), destination, chosen)
+    chosen.refuse_contradictions()
+    if chosen.in_place:
+        with context.open_store() as store:
+            _restore_in_place(context, store.select(what), destination, chosen)
+    else:
+        _restore(context, what, destination, chosen)
 
 
-def _restore(
-    context: CliContext, what: str, destination: str, *, numeric_ids: bool, resume: bool, as_json: bool
-) -> None:
+def _restore(context: CliContext, what: str, destination: str, chosen: _Chosen) -> None:
     from castore.cli.progress import watching
 
     began = time.monotonic()
@@ -121,9 +118,11 @@ def _restore(
     with context.open_store(confined=writable) as store:
         selection = store.select(what)
         with watching() as progress:
-            done = selection.restore(destination, numeric_ids=numeric_ids, resume=resume, progress=progress)
+            done = selection.restore(
+                destination, numeric_ids=chosen.numeric_ids, resume=chosen.resume, progress=progress
+            )
     seconds = time.monotonic() - began
-    if as_json:
+    if chosen.as_json:
         print_json({
             "placed": done.placed,
             **plain_amounts(done.progress, seconds),
@@ -139,19 +138,7 @@ def _restore(
     context.report_restored(done.warnings, done.damaged)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _InPlace:
-    """The options of a restore in place."""
-
-    dry_run: bool
-    yes: bool
-    as_json: bool
-    options: InPlaceOptions
-
-
-def _restore_in_place(
-    context: CliContext, selection: Selection, directory: str, chosen: _InPlace
-) -> None:
+def _restore_in_place(context: CliContext, selection: Selection, directory: str, chosen: _Chosen) -> None:
     """Restore in place. The process is not confined: the undo area may be elsewhere on the file system."""
     from castore.cli.progress import hushed, watching
     from castore.progress import Progress
@@ -160,7 +147,13 @@ def _restore_in_place(
     done = None
     with watching() as progress:
         progress("comparing", Progress())
-        plan = selection.plan_in_place(directory, **chosen.options)
+        plan = selection.plan_in_place(
+            directory,
+            checksum=chosen.checksum,
+            trust_times=chosen.trust_times,
+            trust_recorded=chosen.trust_recorded,
+            numeric_ids=chosen.numeric_ids,
+        )
         wanted = not chosen.dry_run
         if wanted and plan.doubt and not chosen.yes:
             with hushed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ import click
 from castore.cli import formatting
 from castore.cli.options import (
     agreed,
+    collected,
     common,
     host_option,
     json_option,
@@ -28,6 +30,21 @@ if TYPE_CHECKING:
     from castore.api.generation import Generation
     from castore.api.rollback import RollbackPlan, RollbackResult
     from castore.cli.context import CliContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """The options of the command."""
+
+    undo: bool
+    dry_run: bool
+    yes: bool
+    no_safety: bool
+    trust_times: bool
+    programs: tuple[str, ...]
+    trust_recorded: bool
+    numeric_ids: bool
+    as_json: bool
 
 
 @click.command(epilog="Example: castore rollback drupal --to r1 --dry-run")
@@ -54,20 +71,8 @@ if TYPE_CHECKING:
 @json_option
 @common
 @host_option
-def rollback(
-    context: CliContext,
-    service: str,
-    selector: str | None,
-    undo: bool,
-    dry_run: bool,
-    yes: bool,
-    no_safety: bool,
-    trust_times: bool,
-    programs: tuple[str, ...],
-    trust_recorded: bool,
-    numeric_ids: bool,
-    as_json: bool,
-) -> None:
+@collected("chosen", _Chosen)
+def rollback(context: CliContext, service: str, selector: str | None, chosen: _Chosen) -> None:
     """Roll SERVICE back: to the newest generation of a revision, or to any one.
 
     Dumps are restored into staging copies next to the live data. Then castore stops the service, takes a
@@ -76,32 +81,32 @@ def rollback(
     """
     from castore.cli.progress import watching
 
-    if (selector is None) == (not undo):
+    if (selector is None) == (not chosen.undo):
         raise click.UsageError("give --to SEL, or --undo")
     with context.open_store() as store:
         own = store.service(service)
         plan = own.plan_rollback(
             own.replaced_generation() if selector is None else own.generation(selector),
-            restore_with=_programs(programs),
-            trust_recorded=trust_recorded,
-            pre_rollback=not no_safety,
-            trust_times=trust_times,
-            numeric_ids=numeric_ids,
-            compare=dry_run,
+            restore_with=_programs(chosen.programs),
+            trust_recorded=chosen.trust_recorded,
+            pre_rollback=not chosen.no_safety,
+            trust_times=chosen.trust_times,
+            numeric_ids=chosen.numeric_ids,
+            compare=chosen.dry_run,
         )
         for line in plan.doubts:
             click.echo(f"castore: {line}", err=True)
-        if dry_run:
-            _print_plan(plan, as_json=as_json)
+        if chosen.dry_run:
+            _print_plan(plan, as_json=chosen.as_json)
             return
-        if plan.doubts and not (yes or agreed(f"Restore {service}@{plan.target.number} anyway?")):
+        if plan.doubts and not (chosen.yes or agreed(f"Restore {service}@{plan.target.number} anyway?")):
             summarize("nothing was touched")
             return
         with watching() as progress:
             began = time.monotonic()
             done = own.rollback(plan, accept_doubts=True, progress=progress)
             seconds = time.monotonic() - began
-    _print_done(done, seconds, as_json=as_json)
+    _print_done(done, seconds, as_json=chosen.as_json)
     problems = [(f"{part}:".encode() + path, reason) for part, path, reason in done.problems]
     context.report_restored(problems, [])
 

@@ -13,6 +13,8 @@ from castore.cli.options import common, host_option, json_option, print_json
 from castore.cli.tree_entries import entry_line, plain_entry
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from castore.cli.context import CliContext
     from castore.model.generation import Generation
     from castore.services.selectors import Selection
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 def show(context: CliContext, what: str, as_json: bool) -> None:
     """Show one generation, or a part or path of it: sizes, and how much was already stored."""
     from castore.cli.generations import parts_table, plain
-    from castore.model.names import short_revision
     from castore.services.selectors import select
 
     with context.open_internal(confined=()) as store:
@@ -48,6 +49,19 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
             shown["entry"] = plain_entry(os.fsencode(selection.path), entry)
         print_json({**shown, "warnings": warnings})
         return
+    _print_head(generation, pins, own=own)
+    print()
+    print(parts_table(parts))
+    if entry is not None:
+        print(entry_line(os.fsencode(selection.path), entry))
+    for warning in warnings:
+        print(f"missed: {warning['part']}:{warning['path']}: {warning['reason']}")
+
+
+def _print_head(generation: Generation, pins: Mapping[int, str], *, own: bool) -> None:
+    """Print what is known of a generation. own: it is of this host."""
+    from castore.model.names import short_revision
+
     print(f"{generation.service}@{generation.number}  {formatting.local_time(generation.time)}")
     short = short_revision(generation.revision)
     print(f"revision  {short or '-'}{f'  ({generation.revision})' if short != generation.revision else ''}")
@@ -61,12 +75,6 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
         print(f"partial   without {', '.join(generation.missing_parts)}: only its number selects it")
     if generation.number in pins:
         print(f"pinned    {formatting.printable(pins[generation.number]) or 'yes'}")
-    print()
-    print(parts_table(parts))
-    if entry is not None:
-        print(entry_line(os.fsencode(selection.path), entry))
-    for warning in warnings:
-        print(f"missed: {warning['part']}:{warning['path']}: {warning['reason']}")
 
 
 def _entry_of(store: Store, selection: Selection) -> Any:

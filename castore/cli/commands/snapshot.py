@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from castore.cli.options import LocalPath, common, json_option, print_json, split_named, split_program
+from castore.cli.options import (
+    LocalPath,
+    collected,
+    common,
+    json_option,
+    print_json,
+    split_named,
+    split_program,
+)
 from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
@@ -17,6 +25,33 @@ if TYPE_CHECKING:
     from castore.cli.context import CliContext
     from castore.cli.service_results import ServiceResults
     from castore.services.sources import Source
+
+
+class TreeLimits(NamedTuple):
+    """The options that exclude paths from every tree."""
+
+    exclude: tuple[str, ...]
+    one_file_system: bool
+    exclude_caches: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    """The options that describe parts."""
+
+    trees: tuple[str, ...]
+    dumps: tuple[str, ...]
+    programs: tuple[str, ...]
+    exclude: tuple[str, ...]
+    exclude_files: tuple[str, ...]
+    one_file_system: bool
+    exclude_caches: bool
+    allow_empty: bool
+
+    def limits(self) -> TreeLimits:
+        """Return what applies to every tree. Raises UsageError if a file of patterns cannot be read."""
+        patterns = [one for file in self.exclude_files for one in _read_patterns(file)]
+        return TreeLimits((*patterns, *self.exclude), self.one_file_system, self.exclude_caches)
 
 
 @click.command(
@@ -60,19 +95,13 @@ if TYPE_CHECKING:
 )
 @json_option
 @common
+@collected("options", PartOptions)
 def snapshot(
     context: CliContext,
     services: tuple[str, ...],
     everything: bool,
     revision: str | None,
-    trees: tuple[str, ...],
-    dumps: tuple[str, ...],
-    programs: tuple[str, ...],
-    exclude: tuple[str, ...],
-    exclude_files: tuple[str, ...],
-    one_file_system: bool,
-    exclude_caches: bool,
-    allow_empty: bool,
+    options: PartOptions,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -86,9 +115,8 @@ def snapshot(
     """
     from castore.cli.service_results import ServiceResults
 
-    patterns = (*(one for file in exclude_files for one in _read_patterns(file)), *exclude)
-    limits = TreeLimits(patterns, one_file_system, exclude_caches)
-    given = _given_sources(_Given(trees, dumps, programs, limits, allow_empty))
+    limits = options.limits()
+    given = _given_sources(options, limits)
     names = _chosen_services(context, services, everything=everything, given=bool(given))
     several = ServiceResults(names, apart=everything or len(names) > 1)
     wanted: dict[str, dict[str, Source]] = {}
@@ -110,14 +138,6 @@ def snapshot(
     several.finish()
 
 
-class TreeLimits(NamedTuple):
-    """The options that exclude paths from every tree."""
-
-    exclude: tuple[str, ...]
-    one_file_system: bool
-    exclude_caches: bool
-
-
 def _read_patterns(path: str) -> list[str]:
     """Return the patterns of an --exclude-file, without comments. Raises UsageError."""
     from castore.errors import UsageError
@@ -131,17 +151,7 @@ def _read_patterns(path: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-class _Given(NamedTuple):
-    """The options that describe parts."""
-
-    trees: tuple[str, ...]
-    dumps: tuple[str, ...]
-    programs: tuple[str, ...]
-    limits: TreeLimits
-    allow_empty: bool
-
-
-def _given_sources(given: _Given) -> dict[str, Source]:
+def _given_sources(options: PartOptions, limits: TreeLimits) -> dict[str, Source]:
     """Return the parts that options describe. Raises UsageError."""
     from castore.errors import UsageError
     from castore.fs.regular import descriptor_of, open_stream
@@ -156,10 +166,10 @@ def _given_sources(given: _Given) -> dict[str, Source]:
             raise UsageError(f"two parts are named {name!r}: give each part another NAME")
         sources[name] = source
 
-    for text in given.trees:
+    for text in options.trees:
         name, path = split_named("--tree", text)
-        add(name, Tree(expanded(path), *given.limits))
-    for text in given.dumps:
+        add(name, Tree(expanded(path), *limits))
+    for text in options.dumps:
         name, path = split_named("--dump", text)
         number = 0 if path == "-" else descriptor_of(expanded(path))
         if number in read:
@@ -167,9 +177,9 @@ def _given_sources(given: _Given) -> dict[str, Source]:
         if number is not None:
             read.add(number)
         descriptor = sys.stdin.fileno() if path == "-" else open_stream(expanded(path))
-        stream = None if descriptor is None else Stream(descriptor, given.allow_empty)
+        stream = None if descriptor is None else Stream(descriptor, options.allow_empty)
         add(name, stream or file_source(expanded(path)))
-    for text in given.programs:
+    for text in options.programs:
         name, argv = split_named("--exec", text)
         add(name, program_source(split_program("--exec", argv)))
     return sources
