@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from castore.cli import formatting
-from castore.cli.options import common, host_option, json_option, print_json
+from castore.cli.options import common, host_option, json_option, print_json_list
 from castore.cli.path_versions import is_directory, number_range, plain_hit, report_damaged, undamaged
 
 if TYPE_CHECKING:
@@ -48,21 +48,18 @@ def find(
     from castore.content.streams import StreamReader
     from castore.errors import NotFoundError
 
-    rows: list[dict[str, Any]] = []
     count = 0
     damaged: list[str] = []
     with context.open_internal(confined=()) as store, StreamReader(store) as reader:
         store.generations.sync()
         query = _Query(pattern, part, ignore_case)
-        for name, hit, hosts in islice(_hits(reader, service, query, damaged), limit):
+        hits = islice(_hits(reader, service, query, damaged), limit)
+        if as_json:
+            print_json_list({"service": name, **plain_hit(hit)} for name, hit, _ in hits)
+        for name, hit, hosts in hits:
             count += 1
-            if as_json:
-                rows.append({"service": name, **plain_hit(hit)})
-            else:
-                print(_find_line(name, hit, hosts=hosts))
+            print(_find_line(name, hit, hosts=hosts))
         context.warn_damaged(store)
-    if as_json:
-        print_json(rows)
     report_damaged(damaged)
     if not count and not as_json:
         where = f"a generation of {service!r}" if service is not None else "any generation"
