@@ -233,8 +233,7 @@ class Service:
             plan = to
         else:
             plan = self.plan_rollback(to, compare=False, **options)
-        if plan.target.service != self.name:
-            raise UsageError(f"the plan is of a rollback of {plan.target.service!r}, not of {self.name!r}")
+        self._record(plan.target)
         return carry_out(self._owner, plan, progress, accept_doubts=accept_doubts)
 
     @property
@@ -256,7 +255,12 @@ class Service:
             return (recovery.forget if forget else recovery.recover)(store, self.name)
 
     def _record(self, to: str | int | Generation) -> Record:
-        found = to if isinstance(to, Generation) else self.generation(to)
-        if found.service != self.name:
-            raise UsageError(f"{found.service}@{found.number} is not a generation of {self.name!r}")
-        return found.record
+        if not isinstance(to, Generation):
+            return self.generation(to).record
+        if to.service != self.name:
+            raise UsageError(f"{to.service}@{to.number} is not a generation of {self.name!r}")
+        # It may be of another store, or deleted since.
+        found = self._owner.internal.generations.confirmed(to.record)
+        if found.session != to.record.session:
+            raise UsageError(f"{to.service}@{to.number} is another generation in {self._owner.location}")
+        return found

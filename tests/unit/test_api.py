@@ -195,9 +195,11 @@ def test_what_fails_names_the_thing(store: castore.Store, wiki: Path, tmp_path: 
         service.recover()
 
 
-def test_every_public_name_exists_and_importing_castore_is_quick():
+def test_every_public_name_exists_and_is_described_and_importing_castore_is_quick():
+    page = (Path(castore.__file__).parent / "docs" / "api.md").read_text().rpartition("## Names")[2]
     for name in castore.__all__:
         assert getattr(castore, name) is not None
+        assert f"`{name}`" in page
     script = "import sys, castore; print(len([m for m in sys.modules if m.startswith('castore')]))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 2
@@ -610,3 +612,20 @@ def test_a_callback_that_fails_does_not_stop_a_rollback(tmp_path: Path, wiki: Pa
         assert rows(wiki) == [1]
         assert done.notes == ["not in generation 1, and left as they are: pages"]
     assert "not in generation 1" in caplog.text
+
+
+def test_a_generation_of_another_store_is_refused(store: castore.Store, wiki: Path):
+    with testing.temporary_store() as other:
+        theirs = other.service("wiki").snapshot(parts(wiki), revision="r1")
+        theirs_plan = other.service("wiki").plan_rollback(theirs)
+        service = store.service("wiki")
+        with pytest.raises(NotFoundError, match="wiki@1"):
+            service.rollback(theirs)
+        ours = service.snapshot(parts(wiki), revision="r1")
+        for to in (theirs, theirs_plan):
+            with pytest.raises(UsageError, match="another generation"):
+                service.rollback(to)
+    assert service.rollback(ours).parts == ()
+    ours.forget()
+    with pytest.raises(NotFoundError, match="wiki@1"):
+        service.plan_rollback(ours)
