@@ -178,7 +178,7 @@ def test_an_exchange_without_what_was_staged_touches_nothing(engine: Engine, tmp
     assert os.listdir(tmp_path) == ["live"]
 
 
-@pytest.mark.parametrize("method", ["set_live_revision", "set_undo"])
+@pytest.mark.parametrize("method", ["set_live_revision", "set_undo_number"])
 def test_recovering_what_was_done_says_what_undo_goes_back_to(machine: Machine, method: str) -> None:
     machine.toml(TREE)
     for revision in ("rA", "rB"):
@@ -188,7 +188,7 @@ def test_recovering_what_was_done_says_what_undo_goes_back_to(machine: Machine, 
     machine.write("t/f", "older")
     machine.run("rollback", "app", "--to", "rA")
     machine.write("t/f", "precious, and live")
-    machine.killed(f"import castore.store.store as s; s.Store.{method} = die", "rollback", "app", "--to", "rB")
+    machine.killed(f"import castore.state.service_state as s; s.ServiceState.{method} = die", "rollback", "app", "--to", "rB")
     assert "what it replaced is removed" in machine.run("recover", "app").stdout
     machine.run("rollback", "app", "--undo")
     assert machine.read("t/f") == "precious, and live"

@@ -21,10 +21,9 @@ NO_BORDER = b"\x01" + bytes(31)
 class Nodes:
     """The parts of a store that lists need, over a dict."""
 
-    class Cutter:
-        min = 4
-
-    cutter = Cutter
+    class keys:  # noqa: N801 - the name of the part in a store
+        class cutter:  # noqa: N801
+            min = 4
 
     def __init__(self):
         self.reader = self

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from castore.cli import formatting
-from castore.cli.options import common, host_option, json_option, print_json_list
+from castore.cli.options import Count, common, host_option, json_option, print_json_list
 from castore.cli.path_versions import is_directory, number_range, plain_hit, report_damaged, undamaged
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("service", required=False)
 @click.option("--part", default="", metavar="PART", help="Only in this part.")
 @click.option("-i", "--ignore-case", is_flag=True, help="Ignore case.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N paths.")
+@click.option("--limit", type=Count(1), metavar="N", help="Stop after N paths.")
 @json_option
 @common
 @host_option

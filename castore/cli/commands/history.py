@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli import formatting
-from castore.cli.options import common, host_option, json_option, print_json
+from castore.cli.options import Count, common, host_option, json_option, print_json
 from castore.cli.path_versions import is_directory, number_range, plain_hit, report_damaged, undamaged
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: castore history etc:etc/passwd")
 @click.argument("what", metavar="SERVICE:PART[/PATH]")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most the N newest versions.")
+@click.option("--limit", type=Count(1), metavar="N", help="At most the N newest versions.")
 @json_option
 @common
 @host_option

@@ -53,9 +53,10 @@ def log(
             groups = _several_hosts(store, generations, complete=limit is None and revision is None)
         context.warn_damaged(store)
         pinned = {name: store.generations.pins(name) for name in {one.service for one in generations}}
-    if generations:
-        print(table(generations, Shown(drilled, pinned, groups), width=formatting.terminal_width()))
-    else:
+        if generations:
+            # The names of hosts are looked up in the open store.
+            print(table(generations, Shown(drilled, pinned, groups), width=formatting.terminal_width()))
+    if not generations:
         which = f" of a revision that begins with {revision!r}" if revision is not None else ""
         way = "" if which else "; take one with: castore snapshot SERVICE"
         summarize(f"castore: there is no generation{which}{way}", err=True)
