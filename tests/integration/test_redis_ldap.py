@@ -378,7 +378,7 @@ def test_a_file_that_the_server_does_not_write_is_reported(sandbox: Sandbox, red
     sandbox.snapshot("s", {"db": EngineSource("redis", engine)})
     with pytest.raises(CastoreError, match=r"does not write .*other.rdb"):
         rollback(sandbox, 1, redis.hooks)
-    assert sorted(os.listdir(tmp_path)) == ["sandbox", "other.rdb"]
+    assert sorted(os.listdir(tmp_path)) == ["other.rdb", "sandbox"]
 
 
 def test_slapd_has_to_be_stopped(sandbox: Sandbox, ldap: Server, monkeypatch: pytest.MonkeyPatch):
