@@ -45,7 +45,7 @@ def watched(function):
         return found
     return wrapped
 
-for name in ("begin", "take", "_clear", "finish"):
+for name in ("begin", "save", "_clear", "discard"):
     setattr(undo_area.UndoArea, name, watched(getattr(undo_area.UndoArea, name)))
 for name in ("mkdir", "fsync", "unlink", "rmdir"):
     setattr(os, name, watched(getattr(os, name)))
