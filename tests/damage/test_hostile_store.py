@@ -313,6 +313,6 @@ def test_ids_that_somebody_chose_do_not_meet_in_a_footer(tmp_path: Path) -> None
 
 
 def test_a_random_factor_is_another_one_in_every_process() -> None:
-    command = [sys.executable, "-c", "import castore.kernel as k; print(list(k._ID_SEED))"]
+    command = [sys.executable, "-c", "import castore.kernel as k; print(list(k.ID_SEED))"]
     found = {subprocess.run(command, capture_output=True, check=True, env=os.environ.copy()).stdout for _ in range(2)}
     assert len(found) == 2
