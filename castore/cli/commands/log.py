@@ -86,10 +86,9 @@ def _found(opened: Opened, service: str | None, begun: str, *, at_once: bool) ->
 
 def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> HostGroups | None:
     """Return the hosts of the generations shown; None if each service has one. complete: all are shown."""
-    from castore.model.hosts import HostGroups
     from castore.services.hosts import groups_of
 
-    groups = HostGroups(shown, store.hosts.name_of)
+    groups = store.hosts.groups(shown)
     services = {one.service for one in shown}
     if len(groups.names()) > 1:
         return groups
