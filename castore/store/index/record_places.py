@@ -120,7 +120,7 @@ class CompleteChunks:
         """pending: the numbers of packs that do not stay, as they are encoded in places."""
         self.pack_bytes: Counter[bytes] = Counter()
         """Bytes of the records that were found, by pack number as encoded in places."""
-        self._db = tables.by_name
+        self._chunks = tables.by_name["chunks"]
         self._places = RecordPlaces(tables)
         self._txn = txn
         self._pending = pending
@@ -144,25 +144,31 @@ class CompleteChunks:
             return None
         # A chunk that is its own base, or whose chain is longer than a reader follows, stays INCOMPLETE.
         heights[chunk] = INCOMPLETE
-        txn = self._txn
-        first = txn.get(chunk, db=self._db["chunks"]) if depth <= MAX_CHAIN else None
+        first = self._txn.get(chunk, db=self._chunks) if depth <= MAX_CHAIN else None
         if first is None:
             return None
-        for place in self._places.usable(txn, chunk, first, self._pending):
+        # Most chunks are no deltas: this is the fast path of the loop below.
+        if not BASES[first[CODEC]] and first[PACK_NUMBER] not in self._pending:
+            return self._complete(chunk, first, 0)
+        for place in self._places.usable(self._txn, chunk, first, self._pending):
             height = 0
-            for base in self._places.bases(txn, chunk, place):
+            for base in self._places.bases(self._txn, chunk, place):
                 self.find(base, depth + 1)
                 height = max(height, heights[base] + 1)
                 if heights[base] == INCOMPLETE or height > MAX_CHAIN:
                     break
             else:
-                # Several chunks may share a record.
-                if place[RECORD] not in self._counted:
-                    self._counted.add(place[RECORD])
-                    self.pack_bytes[place[PACK_NUMBER]] += int.from_bytes(place[SEALED], "little")
-                heights[chunk] = height
-                return bytes(place)
+                return self._complete(chunk, place, height)
         return None
+
+    def _complete(self, chunk: bytes, place: bytes, height: int) -> bytes:
+        self._heights[chunk] = height
+        record = place[RECORD]
+        # Several chunks may share a record.
+        if record not in self._counted:
+            self._counted.add(record)
+            self.pack_bytes[place[PACK_NUMBER]] += int.from_bytes(place[SEALED], "little")
+        return place
 
 
 def split_ids(joined: bytes) -> list[RecordId]:
