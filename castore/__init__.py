@@ -10,7 +10,8 @@ The public Python API, which the documentation describes with examples::
         taken = drupal.snapshot(parts, revision="r1")
         drupal.rollback(to="r1")
 
-Names are imported at their first use. All errors are classes of `castore.errors`.
+Names are imported at their first use. All errors are classes of `castore.errors`;
+the ones that a program may want to handle have names here, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from castore import errors, testing
     from castore.api.generation import Generation, Part
     from castore.api.identity import Identity
     from castore.api.opening import create, open  # noqa: A004
@@ -37,6 +39,21 @@ if TYPE_CHECKING:
     from castore.engines.postgresql.engine import PostgreSQL
     from castore.engines.redis import Redis
     from castore.engines.sqlite import SQLite
+    from castore.errors import (
+        BusyError,
+        CastoreError,
+        ConfigError,
+        DamageError,
+        FormatError,
+        IdentityError,
+        NotFoundError,
+        NotIntactError,
+        ProgramError,
+        StaleStoreError,
+        StorageError,
+        UntrustedError,
+        UsageError,
+    )
     from castore.maintenance.verify import Verification
     from castore.progress import Progress
     from castore.services.config import Keep as Retention
@@ -45,16 +62,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LDAP",
+    "BusyError",
+    "CastoreError",
     "Command",
+    "ConfigError",
+    "DamageError",
     "Entry",
     "File",
+    "FormatError",
     "Generation",
     "Identity",
+    "IdentityError",
     "MachinePaths",
     "MariaDB",
     "MySQL",
+    "NotFoundError",
+    "NotIntactError",
     "Part",
     "PostgreSQL",
+    "ProgramError",
     "Progress",
     "PruneReport",
     "Recipient",
@@ -66,27 +92,42 @@ __all__ = [
     "SQLite",
     "Selection",
     "Service",
+    "StaleStoreError",
+    "StorageError",
     "Store",
     "Stream",
     "Tree",
+    "UntrustedError",
+    "UsageError",
     "Verification",
     "__version__",
     "create",
+    "errors",
     "open",
+    "testing",
 ]
 
 _WHERE = {
+    "BusyError": "castore.errors",
+    "CastoreError": "castore.errors",
     "Command": "castore.engines.command",
+    "ConfigError": "castore.errors",
+    "DamageError": "castore.errors",
     "Entry": "castore.api.selection",
     "File": "castore.engines.file",
+    "FormatError": "castore.errors",
     "Generation": "castore.api.generation",
     "Identity": "castore.api.identity",
+    "IdentityError": "castore.errors",
     "LDAP": "castore.engines.ldap",
     "MachinePaths": "castore.state.paths",
     "MariaDB": "castore.engines.mariadb.engine",
     "MySQL": "castore.engines.mariadb.engine",
+    "NotFoundError": "castore.errors",
+    "NotIntactError": "castore.errors",
     "Part": "castore.api.generation",
     "PostgreSQL": "castore.engines.postgresql.engine",
+    "ProgramError": "castore.errors",
     "Progress": "castore.progress",
     "PruneReport": "castore.api.store",
     "Recipient": "castore.crypto",
@@ -97,9 +138,13 @@ _WHERE = {
     "SQLite": "castore.engines.sqlite",
     "Selection": "castore.api.selection",
     "Service": "castore.api.service",
+    "StaleStoreError": "castore.errors",
+    "StorageError": "castore.errors",
     "Store": "castore.api.store",
     "Stream": "castore.services.sources",
     "Tree": "castore.services.sources",
+    "UntrustedError": "castore.errors",
+    "UsageError": "castore.errors",
     "Verification": "castore.maintenance.verify",
     "create": "castore.api.opening",
     "open": "castore.api.opening",
@@ -109,8 +154,8 @@ _WHERE = {
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "testing":
-        return importlib.import_module("castore.testing")
+    if name in {"errors", "testing"}:
+        return importlib.import_module(f"castore.{name}")
     if name == "Retention":
         found = importlib.import_module("castore.services.config").Keep
     elif name in _WHERE:

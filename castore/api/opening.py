@@ -51,7 +51,7 @@ class OpenRequest:
 
 
 def open(  # noqa: A001 - castore.open is what a caller looks for
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     identity: AnyIdentity | None = None,
     passphrase: str | None = None,
@@ -62,7 +62,7 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
     paths: MachinePaths | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Store:
-    """Open the store in the directory `path`.
+    """Open the store in the directory `path`; None: the store that castore.toml names.
 
     identity: the file of an identity, an identity, or a function that returns one and is called when content
     is first read. Snapshots, pruning and verifying need none on a machine that has a writer key. passphrase:
@@ -80,6 +80,10 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
         from castore.services.config import load
 
         settings = load(absolute(os.fspath(config)), home=home(), programs=False, tolerant=True)
+    if path is None:
+        path = settings.store if settings is not None else None
+    if path is None:
+        raise UsageError("no store is named: give its path, or a config with the key 'store'")
     request = OpenRequest(
         path=absolute(os.fspath(path)),
         identity=provider_of(identity, passphrase),

@@ -196,13 +196,17 @@ def test_what_fails_names_the_thing(store: castore.Store, wiki: Path, tmp_path: 
 
 
 def test_every_public_name_exists_and_is_described_and_importing_castore_is_quick():
-    page = (Path(castore.__file__).parent / "docs" / "api.md").read_text().rpartition("## Names")[2]
+    page = (Path(castore.__file__).parent / "docs" / "api.md").read_text()
     for name in castore.__all__:
         assert getattr(castore, name) is not None
         assert f"`{name}`" in page
     script = "import sys, castore; print(len([m for m in sys.modules if m.startswith('castore')]))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 2
+    script = "import castore; castore.errors.CastoreError is castore.CastoreError or 1 / 0; castore.testing.temporary_store"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(AttributeError, match="nothing"):
+        castore.nothing  # noqa: B018
 
 
 def test_the_examples_of_the_documentation_run(wiki: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
@@ -476,6 +480,19 @@ def test_messages_arrive_at_once_and_in_results(tmp_path: Path, wiki: Path):
         service.snapshot(progress=lambda name, counters: seen.append((name, counters)))
         assert [name for name, _ in seen] == ["pages", "db"]
         assert all(counters.read > 0 for _, counters in seen)
+
+
+def test_a_store_is_opened_by_the_path_in_castore_toml(tmp_path: Path):
+    config = tmp_path / "castore.toml"
+    paths = castore.MachinePaths(str(tmp_path / "state"), str(tmp_path / "cache"))
+    castore.create(tmp_path / "store", identity=castore.Identity.generate(), paths=paths).close()
+    config.write_text(f'store = "{tmp_path}/store"\n')
+    with castore.open(config=config, paths=paths) as store:
+        assert store.location == str(tmp_path / "store")
+    config.write_text("")
+    for given in (config, None):
+        with pytest.raises(castore.UsageError, match="no store is named"):
+            castore.open(config=given, paths=paths)
 
 
 def test_a_host_is_chosen_for_a_store(tmp_path: Path, wiki: Path):
