@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from castore.errors import DamageError, FormatError
+from castore.progress import Progress
 from castore.store.format.deletion import pending_deletions
 from castore.store.format.names import DELETIONS, GENERATIONS, PACKS, short_name
 from castore.store.format.session_key import session_numbers
@@ -13,7 +14,6 @@ from castore.store.sync import replace_damaged, sync_packs
 
 if TYPE_CHECKING:
     from castore.model.refs import PackId
-    from castore.progress import Progress
     from castore.state.service_state import ServiceState
     from castore.storage import Storage
     from castore.store.generation_log import GenerationLog
@@ -64,9 +64,7 @@ class IndexUpdater:
             # Packs are listed after the pending deletions: a pack is off that list only once it is deleted.
             pending, found = pending_deletions(self._storage, self._keys.writer_key)
             self._damaged = replace_damaged(self._damaged, DELETIONS, found)
-            found = sync_packs(
-                self._storage, self.index, self._keys.writer_key, tally, self._keys.ring.writer_of
-            )
+            found = sync_packs(self.index, self._keys, tally or Progress())
             self._damaged = replace_damaged(self._damaged, PACKS, found)
             if not self.index.verification.is_loaded():
                 self.index.verification.load(self._state.verified_packs())

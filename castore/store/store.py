@@ -37,9 +37,10 @@ from castore.store.hosts import HostNames
 from castore.store.index import Index
 from castore.store.index_updater import IndexUpdater
 from castore.store.keys import replicas
-from castore.store.keys.administration import KeyAdministration, first_config, labelled
+from castore.store.keys.administration import KeyAdministration
 from castore.store.keys.key_manager import KeyManager
 from castore.store.keys.keyring import IdentitySource
+from castore.store.keys.new_config import first_config, labelled
 from castore.store.keys.trust import Opener, choose, newest_numbers
 from castore.store.options import NewStore, StoreOptions
 from castore.store.read.content_reader import ContentReader

@@ -12,7 +12,6 @@ from castore.errors import (
     SignerError,
     StorageError,
 )
-from castore.progress import Progress
 from castore.store.format.envelope import Refusal
 from castore.store.format.generation import open_generation
 from castore.store.format.names import GENERATIONS, PACKS, full_name, is_generation, is_in, pack_name, pack_of
@@ -20,14 +19,16 @@ from castore.store.format.pack import entries_of, open_footer
 from castore.store.index.pack_tables import PackContent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from castore.crypto import WriterKey
     from castore.model.generation import Generation
-    from castore.model.refs import PackId, SessionId
+    from castore.model.refs import PackId
+    from castore.progress import Progress
     from castore.storage import Storage
     from castore.store.format.pack import Footer
     from castore.store.index import Index
+    from castore.store.keys.key_manager import KeyManager
 
 _BATCH: Final = 50_000
 """Records put in one transaction: one sync of the index's file per batch, in bounded memory."""
@@ -37,33 +38,27 @@ _MANY: Final = 32
 """From this many packs on, rebuilding the index is faster than adding to it."""
 
 
-def sync_packs(
-    storage: Storage,
-    index: Index,
-    writer: WriterKey,
-    tally: Progress | None = None,
-    writer_of: Callable[[SessionId], bytes | None] = lambda _session: None,
-) -> dict[str, str]:
+def sync_packs(index: Index, keys: KeyManager, tally: Progress) -> dict[str, str]:
     """Index new packs, and drop missing ones; return the damaged ones by name, with the reasons.
 
-    tally: counts the packs. writer_of: returns the key that added to a session; None if it is not known.
+    tally: counts the packs.
     """
-    tally = tally or Progress()
+    storage = keys.storage
     # Read the index before the listing: a pack that another process adds meanwhile is then new
     # here, and is never taken for a missing one.
     indexed = index.packs.ids()
     listed = {pack for name in storage.list(PACKS) if (pack := pack_of(name)) is not None}
     damaged: dict[str, str] = {}
     if not indexed and len(listed) >= _MANY:
-        _index_all(storage, index, writer, listed, damaged, tally, writer_of)
+        _index_all(index, keys, listed, damaged, tally)
         return damaged
     batch: list[PackContent] = []
     records = 0
     for pack in _counted(sorted(listed - indexed), tally):
         name = pack_name(pack)
         try:
-            footer = open_footer(storage, name, writer)
-            _check_sessions(name, footer, writer, writer_of)
+            footer = open_footer(storage, name, keys.writer_key)
+            _check_sessions(name, footer, keys)
             entries = entries_of(name, footer)
         except ObjectMissingError:
             continue
@@ -84,13 +79,11 @@ def sync_packs(
 
 
 def _index_all(
-    storage: Storage,
     index: Index,
-    writer: WriterKey,
+    keys: KeyManager,
     listed: set[PackId],
     damaged: dict[str, str],
     tally: Progress,
-    writer_of: Callable[[SessionId], bytes | None],
 ) -> None:
     """Add all packs to an empty index; record in `damaged` those that cannot be read."""
     from castore.store.index.bulk_load import read_footers  # noqa: PLC0415 - most commands do not need it
@@ -100,10 +93,11 @@ def _index_all(
             damaged[pack_name(pack)] = _reason(pack_name(pack), error)
 
     def checked() -> Iterator[tuple[PackId, Footer | Exception]]:
-        for pack, found in read_footers(storage, writer, _counted(sorted(listed), tally)):
+        packs = _counted(sorted(listed), tally)
+        for pack, found in read_footers(keys.storage, keys.writer_key, packs):
             try:
                 if not isinstance(found, Exception):
-                    _check_sessions(pack_name(pack), found, writer, writer_of)
+                    _check_sessions(pack_name(pack), found, keys)
             except (DamageError, StorageError) as error:
                 yield pack, error
             else:
@@ -112,17 +106,15 @@ def _index_all(
     index.rebuild(checked(), failed)
 
 
-def _check_sessions(
-    name: str, footer: Footer, writer: WriterKey, writer_of: Callable[[SessionId], bytes | None]
-) -> None:
+def _check_sessions(name: str, footer: Footer, keys: KeyManager) -> None:
     """Refuse a pack with records of another machine's session, unless its signer may move them.
 
     Otherwise a machine that is revoked later could have put records where they are still trusted.
     """
-    if writer.signers.may_maintain(footer.signer):
+    if keys.writer_key.signers.may_maintain(footer.signer):
         return
     for session in footer.sessions:
-        if writer_of(session) not in {None, footer.signer}:
+        if keys.ring.writer_of(session) not in {None, footer.signer}:
             raise SignerError(f"{name} is damaged: it holds records of another machine's session")
 
 

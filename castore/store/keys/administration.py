@@ -22,12 +22,9 @@ from castore.errors import (
     ObjectExistsError,
     UsageError,
 )
-from castore.model.names import check_host, host_name
-from castore.model.odd_text import escaped
 from castore.state.writer_key_file import drop_next, keep_writer_key, local_writer_keys, next_of
 from castore.store.format.config import (
     MAINTAIN,
-    Certificate,
     LabelledAdmin,
     LabelledRecipient,
     SealedConfig,
@@ -38,61 +35,19 @@ from castore.store.format.names import CONFIGS, config_name
 from castore.store.format.rotation import rotation_numbers
 from castore.store.keys import replicas
 from castore.store.keys.keyring import wrong_identity
-from castore.store.keys.reseal import check_opens, reseal
+from castore.store.keys.new_config import labelled, with_certificate
+from castore.store.keys.reseal import Resealing, check_opens, reseal
 from castore.store.keys.rotation import Rotation, clean, rotate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from castore.crypto import Identity, Recipient, SigningKey
+    from castore.crypto import Recipient, SigningKey
     from castore.model.refs import PackId
     from castore.state.service_state import ServiceState
     from castore.store.hosts import HostNames
     from castore.store.index_updater import IndexUpdater
     from castore.store.keys.key_manager import KeyManager
-    from castore.store.options import NewStore
-
-
-def labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecipient, ...]:
-    """Return recipients as stored in a configuration. Raises UsageError for none, or more than 1000."""
-    if not recipients:
-        raise UsageError("a store needs at least one recipient: without one nobody could read it")
-    found = dict(recipients)
-    if len(found) > 1000:
-        raise UsageError(f"a store has at most 1000 recipients, not {len(found)}")
-    return tuple(LabelledRecipient(recipient.key, label) for recipient, label in found.items())
-
-
-def first_config(
-    writer: WriterKey,
-    recipients: tuple[LabelledRecipient, ...],
-    identity: Identity | None,
-    new: NewStore,
-) -> tuple[StoreConfig, SigningKey]:
-    """Return the configuration of a new store, and the key that must sign it."""
-    machine = writer.machine or MachineKey.generate()
-    named = {key: LabelledAdmin(key) for key in new.admins}
-    signer = machine.signing
-    if identity is not None:
-        signer = identity.admin
-        named[signer.public] = LabelledAdmin(signer.public, recipient=identity.recipient.key)
-    now = time.time_ns()
-    host = new.host or host_name(escaped(os.uname().nodename))
-    certificate = _certificate(machine, host, now, maintain=True)
-    config = StoreConfig(
-        1,
-        now,
-        new.average_chunk_size,
-        recipients,
-        admins=tuple(named.values()),
-        writers=(certificate,),
-    )
-    return config, signer
-
-
-def _certificate(machine: MachineKey, host: str, since: int, *, maintain: bool) -> Certificate:
-    roles = (MAINTAIN,) if maintain else ()
-    return Certificate(machine.signing.public, machine.identity.recipient.key, check_host(host), since, roles)
 
 
 class KeyAdministration:
@@ -183,7 +138,14 @@ class KeyAdministration:
             number = self._keys.sealed.number
             if config != self._keys.config:
                 number = self._next_number()
-            changed = reseal(self._storage, self._keys.ring, number, config, signer, self._keys.refresh)
+            request = Resealing(
+                keyring=self._keys.ring,
+                number=number,
+                config=config,
+                signer=signer,
+                check_key=self._keys.refresh,
+            )
+            changed = reseal(self._storage, request)
             self._keys.refresh()
         return changed
 
@@ -232,27 +194,31 @@ class KeyAdministration:
                 key = WriterKey(writer.store_id, key.secret, machine=machine, pins=key.pins)
                 present = None
             name = host or (present.host if present is not None else self._hosts.name)
-            holder = self._keys.config.holder(name)
-            if holder is not None and holder.key != machine.signing.public:
-                if holder.host != name:
-                    raise UsageError(
-                        f"{name} is an earlier name of the machine {holder.host} at {self._location}, which "
-                        "may remove generations under its names: give this one another name with --host NAME"
-                    )
-                raise UsageError(
-                    f"another machine is a writer of the store at {self._location} under the name {name}: "
-                    "give this one another name with --host NAME, or, if it replaces that machine, use "
-                    "--replace"
-                )
+            self._refuse_taken(name, machine)
             # The keys are durable before they are certified.
             keep_writer_key(path, key, self._storage)
             drop_next(path)
             maintain = maintain or (replace and MAINTAIN in self._replaced_roles(name))
-            config = self._with_certificate(machine, name, maintain=maintain)
+            config = with_certificate(self._keys.config, machine, name, maintain=maintain)
             if config != self._keys.config:
                 self._put_config(config, signer)
         self._keys.reload(local_key=True)
         self._updater.drop_revoked()
+
+    def _refuse_taken(self, name: str, machine: MachineKey) -> None:
+        """Raise UsageError if another machine is certified, or was earlier, under this name."""
+        holder = self._keys.config.holder(name)
+        if holder is None or holder.key == machine.signing.public:
+            return
+        if holder.host != name:
+            raise UsageError(
+                f"{name} is an earlier name of the machine {holder.host} at {self._location}, which may "
+                "remove generations under its names: give this one another name with --host NAME"
+            )
+        raise UsageError(
+            f"another machine is a writer of the store at {self._location} under the name {name}: give this "
+            "one another name with --host NAME, or, if it replaces that machine, use --replace"
+        )
 
     def _own_machine(self, path: str) -> MachineKey:
         """Return the keys of this machine; new ones if it has none."""
@@ -267,22 +233,6 @@ class KeyAdministration:
         former = [one for one in self._keys.config.writers if one.host == name and one.revoked]
         last = max(former, key=lambda one: one.revoked, default=None)
         return last.roles if last is not None and last.replaced else ()
-
-    def _with_certificate(self, machine: MachineKey, name: str, *, maintain: bool) -> StoreConfig:
-        """Return the configuration with a machine certified under this name."""
-        now = time.time_ns()
-        fresh = _certificate(machine, name, now, maintain=maintain)
-        certificates = []
-        for one in self._keys.config.writers:
-            if one.key == fresh.key:
-                names = tuple(dict.fromkeys([*one.names, *([one.host] if one.host != name else [])]))
-                roles = tuple(sorted({*one.roles, *fresh.roles}))
-                certificates.append(msgspec.structs.replace(one, host=name, names=names, roles=roles))
-            else:
-                certificates.append(one)
-        if all(one.key != fresh.key for one in certificates):
-            certificates.append(fresh)
-        return msgspec.structs.replace(self._keys.config, writers=tuple(certificates))
 
     def rotate(self, *, new_ids: bool = False) -> None:
         """Create a new writer key: what is added with the present one from now on is not accepted.

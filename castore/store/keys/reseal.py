@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,27 +32,34 @@ if TYPE_CHECKING:
     from castore.store.keys.keyring import Keyring
 
 
-def reseal(
-    storage: Storage,
-    keyring: Keyring,
-    number: int,
-    config: StoreConfig,
-    signer: SigningKey,
-    look: Callable[[], None] = lambda: None,
-) -> bool:
-    """Seal the store to the recipients of `config`, which becomes config/`number`.
+@dataclass(frozen=True, kw_only=True)
+class Resealing:
+    """A change of the recipients."""
 
-    Returns whether there was anything to do. If `config/number` exists, an earlier call was interrupted, and
-    only the missing steps are done. New objects are written before old ones are removed, so each session has
-    a key at all times. signer: the admin's key. look: raises an error if the writer key has been replaced,
-    because nothing that is written under it is accepted any more.
+    keyring: Keyring
+    number: int
+    """The number of the configuration that names the new recipients."""
+    config: StoreConfig
+    signer: SigningKey
+    """The admin's key."""
+    check_key: Callable[[], None]
+    """Raises an error if the writer key has been replaced: what is written under it is not accepted."""
+
+
+def reseal(storage: Storage, request: Resealing) -> bool:
+    """Seal the store to the recipients of a configuration, and write that.
+
+    Returns whether there was anything to do. If the configuration exists, an earlier call was interrupted,
+    and only the missing steps are done. New objects are written before old ones are removed, so each session
+    has a key at all times.
     Raises IdentityError, DamageError, StorageError, BusyError.
     """
+    keyring, config, number = request.keyring, request.config, request.number
     name = config_name(number)
     changed = False
     if number not in config_numbers(storage):
         check_opens(storage, keyring, config)
-        data = encode_config(number, config, keyring.writer, signer)
+        data = encode_config(number, config, keyring.writer, request.signer)
         try:
             storage.put(name, data)
         except ObjectExistsError:
@@ -59,11 +67,11 @@ def reseal(
         replicas.put_copy(storage, CONFIGS, number, data)
         changed = True
     for session, numbers in sorted(session_numbers(storage).items()):
-        changed |= _reseal_session(storage, keyring, session, numbers, config, signer)
+        changed |= _reseal_session(storage, request, session, numbers)
     # A killed castore may have written the replacing objects without syncing their names: sync them first.
     for folder in (CONFIGS, SESSIONS):
         storage.sync_dir(folder)
-    look()
+    request.check_key()
     for session, numbers in session_numbers(storage).items():
         with contextlib.suppress(RevokedKeyError, FormatError, MissingError):
             accepted, _ = read_session(storage, session, numbers, keyring.writer)
@@ -86,24 +94,19 @@ def check_opens(storage: Storage, keyring: Keyring, config: StoreConfig) -> None
 
 
 def _reseal_session(
-    storage: Storage,
-    keyring: Keyring,
-    session: SessionId,
-    numbers: list[int],
-    config: StoreConfig,
-    signer: SigningKey,
+    storage: Storage, request: Resealing, session: SessionId, numbers: list[int]
 ) -> bool:
-    found = _data_key(storage, keyring, session, numbers, config)
+    found = _data_key(storage, request.keyring, session, numbers, request.config)
     if found is None:
         return False
     record, data_key, number = found
-    writer = keyring.writer
+    writer = request.keyring.writer
     number = replicas.free_above(number, numbers)
-    seals = sealed_to((entry.recipient for entry in config.recipients), session, data_key)
+    seals = sealed_to((entry.recipient for entry in request.config.recipients), session, data_key)
     resealed = msgspec.structs.replace(record, sealed_keys=seals)
     with contextlib.suppress(ObjectExistsError):
         storage.put(
-            session_name(session, number), encode_session(session, number, resealed, writer, signer)
+            session_name(session, number), encode_session(session, number, resealed, writer, request.signer)
         )
     return True
 
