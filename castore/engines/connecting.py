@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from castore.engines.dump_stream import Bytes, Readinto
-    from castore.process.program import Filter
+    from castore.process.standard_error import Filter
 
 _Result = TypeVar("_Result")
 

@@ -24,7 +24,7 @@ from castore.fs.beneath import OPEN_DIRECTORY, OPEN_FILE, locate, real_path
 from castore.fs.durable import sync_if_supported
 from castore.fs.regular import temporary_names
 from castore.model import counting
-from castore.process.program import client_environment
+from castore.process.environment import client_environment
 from castore.process.runners import feed, output_of, run_dump
 from castore.process.servers import give, unprivileged
 from castore.process.users import owner_account

@@ -17,7 +17,7 @@ from castore.engines.file import File
 from castore.engines.password import Secret
 from castore.engines.state import EngineState, FileSwap
 from castore.errors import CastoreError, ProgramError
-from castore.process.program import client_environment
+from castore.process.environment import client_environment
 from castore.process.runners import output_of, run_dump
 from castore.process.servers import give, running, socket_folder, unprivileged
 from castore.process.users import owner_account
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from castore.engines.base import Contents
-    from castore.process.program import Filter
+    from castore.process.standard_error import Filter
 
 _MAGIC: Final = b"REDIS"
 _SAVING: Final = "3600 1"

@@ -12,13 +12,14 @@ import subprocess
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import ProgramError
-from castore.process.program import GRACE_SECONDS, Program, enlarge_pipe
+from castore.process.pipes import enlarge_pipe
+from castore.process.program import GRACE_SECONDS, Command, Program
 
 if TYPE_CHECKING:
     import pwd
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from castore.process.program import Filter
+    from castore.process.standard_error import Filter
 
 _MAX_LINE_BYTES: Final = 1 << 20
 
@@ -45,10 +46,8 @@ def run_dump(
     returned: a program that still runs at the end of the block is terminated, and the block raises
     ProgramError.
     """
-    pipes = None, subprocess.PIPE
-    with Program(
-        argv, *pipes, env=env, timeout=timeout, idle=idle, account=account, kept=kept, only=only
-    ) as program:
+    command = Command(argv, env=env, timeout=timeout, idle=idle, account=account, kept=kept, only=only)
+    with Program(command, None, subprocess.PIPE) as program:
         enlarge_pipe(program.output)
 
         def read(buffer: memoryview) -> int:
@@ -83,10 +82,8 @@ def feed(
     raises, the program is terminated *before* its standard input is closed: it must not mistake the end of
     the incomplete input for the end of the dump.
     """
-    pipes = subprocess.PIPE, subprocess.DEVNULL
-    with Program(
-        argv, *pipes, env=env, timeout=timeout, account=account, kept=kept, only=only, shown=shown
-    ) as program:
+    command = Command(argv, env=env, timeout=timeout, account=account, kept=kept, only=only, shown=shown)
+    with Program(command, subprocess.PIPE, subprocess.DEVNULL) as program:
         enlarge_pipe(program.input)
         fed, complete = program.write(chunks)
         program.close_input()
@@ -119,20 +116,18 @@ def output_of(
     MiB by default. The other arguments are those of `feed`. Raises ProgramError if it does not exit with 0,
     or prints more than `limit` bytes.
     """
-    stdin = subprocess.PIPE if given is not None else None
-    with Program(
+    command = Command(
         argv,
-        stdin,
-        subprocess.PIPE,
         env=env,
-        timeout=timeout,
-        interactive=interactive,
         account=account,
         cwd=cwd,
         kept=kept,
+        timeout=timeout,
+        interactive=interactive,
         only=only,
         shown=shown,
-    ) as program:
+    )
+    with Program(command, subprocess.PIPE if given is not None else None, subprocess.PIPE) as program:
         if given is not None:
             program.write([given])
             program.close_input()
@@ -159,7 +154,6 @@ def run(
     timeout: seconds that it may take. account: the user that runs it; None: castore's own. grace: seconds
     that it gets to end when castore is interrupted; None: no limit.
     """
-    with Program(
-        argv, None, None, env=env, timeout=timeout, account=account, captured=False, grace=grace
-    ) as program:
+    command = Command(argv, env=env, timeout=timeout, account=account, captured=False, grace=grace)
+    with Program(command, None, None) as program:
         program.wait()

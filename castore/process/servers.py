@@ -12,8 +12,10 @@ import time
 from typing import IO, TYPE_CHECKING, Final
 
 from castore.errors import ProgramError
-from castore.process.program import TOLD_LINES, client_environment, environment, run_as
+from castore.process.environment import client_environment, environment
+from castore.process.pipes import run_as
 from castore.process.scratch_dir import scratch_folder
+from castore.process.standard_error import LAST_LINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +44,7 @@ class Running:
         while subprocess.run(question, check=False, stdin=null, stdout=null, stderr=null, env=own).returncode:
             if self._process.poll() is not None or time.monotonic() > end:
                 lines = os.pread(self._log.fileno(), _MOST_LOG, 0).decode(errors="replace").splitlines()
-                raise ProgramError(f"{self._name} did not start: {'; '.join(lines[-TOLD_LINES:])}")
+                raise ProgramError(f"{self._name} did not start: {'; '.join(lines[-LAST_LINES:])}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.05)
 

@@ -18,7 +18,7 @@ from castore.engines.dump_stream import DumpStream
 from castore.errors import ProgramError, StorageError
 from castore.model.generation import Details, Generation, Part, StoredRef, encode
 from castore.model.names import check_name
-from castore.process.program import enlarge_pipe
+from castore.process.pipes import enlarge_pipe
 from castore.progress import Progress
 from castore.services.last_scan import expected_size, last_part, last_scan
 from castore.services.sources import EngineSource, Stream, Tree, dated, left_out, origin, rules_of

@@ -461,9 +461,9 @@ def test_a_password_is_never_an_argument(mariadb: MariaDBServer, mariadb_databas
     seen: list[list[str]] = []
     start = program.Program._start  # noqa: SLF001 - the moment of the kill
 
-    def starting(self, argv, *args):
-        seen.append(list(argv))
-        return start(self, argv, *args)
+    def starting(self, *args):
+        seen.append(list(self._command.argv))
+        return start(self, *args)
 
     monkeypatch.setattr(program.Program, "_start", starting)
     engine = MariaDB(

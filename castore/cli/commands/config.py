@@ -148,7 +148,7 @@ def _check_store(context: CliContext, checks: _Checks) -> None:
 
 def _check_service(checks: _Checks, name: str, service: Service) -> None:
     """Check the revision and the parts of a service."""
-    from castore.process.program import errors_unshown
+    from castore.process.standard_error import errors_unshown
     from castore.process.users import owner_hint
     from castore.services.config import TreePart
     from castore.services.revision import current

@@ -21,7 +21,8 @@ from castore.engines.mariadb.script import plain, unescaped
 from castore.engines.password import read_setting
 from castore.engines.query_session import QuerySession
 from castore.errors import ProgramError
-from castore.process.program import Program, client_environment
+from castore.process.environment import client_environment
+from castore.process.program import Command, Program
 from castore.process.runners import feed, output_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from castore.engines.dump_stream import Readinto
     from castore.engines.password import Secret
-    from castore.process.program import Filter
+    from castore.process.standard_error import Filter
 
 MOST: Final = 1 << 30
 """The most bytes that a query may print."""
@@ -207,7 +208,7 @@ class Client:
         """Yield a running client that prints each result at once. only: which of its messages are kept."""
         with self.argv(CLIENT) as (argv, kept):
             run = [*argv, "--batch", "--skip-column-names", "--silent", "--unbuffered"]
-            with Program(run, stdin, stdout, **self.process(kept), only=only) as program:
+            with Program(Command(run, **self.process(kept), only=only), stdin, stdout) as program:
                 yield program
 
     def works(self, sql: str, database: str | None = None) -> bool:

@@ -16,7 +16,8 @@ from castore.engines.postgresql.session import OPTIONS, PREAMBLE, prepared
 from castore.engines.postgresql.sql import dbname_argument, plain, quoted_text
 from castore.engines.query_session import QuerySession
 from castore.errors import ProgramError
-from castore.process.program import Program, client_environment
+from castore.process.environment import client_environment
+from castore.process.program import Command, Program
 from castore.process.runners import feed, output_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from castore.engines.dump_stream import Bytes
     from castore.engines.password import Secret
-    from castore.process.program import Filter
+    from castore.process.standard_error import Filter
 
 _NO_FILE: Final = "/nonexistent"
 """Replaces files in the home directory that libpq would read by itself."""
@@ -151,7 +152,7 @@ class Client:
     def _start(self, stdin: int, stdout: int) -> Iterator[Program]:
         """Yield a running psql that prints each result at once."""
         argv = [*self.psql(self.elsewhere), *_RECORDS]
-        with Program(argv, stdin, stdout, **self.process(), only=_nothing) as program:
+        with Program(Command(argv, **self.process(), only=_nothing), stdin, stdout) as program:
             yield program
 
     def _encoding(self, database: str) -> str:

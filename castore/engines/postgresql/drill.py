@@ -17,7 +17,7 @@ from castore.engines.postgresql.sql import quoted_name, quoted_text
 from castore.engines.postgresql.staging import restore, verify
 from castore.errors import ProgramError
 from castore.model.counting import count as counted
-from castore.process.program import client_environment
+from castore.process.environment import client_environment
 from castore.process.runners import output_of
 from castore.process.servers import give, running, socket_folder, unprivileged
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from castore.engines.postgresql.sql import plain, quoted_text
 from castore.errors import CastoreError
-from castore.process.program import Program
+from castore.process.program import Command, Program
 
 if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from castore.engines.dump_stream import Bytes
-    from castore.process.program import Filter
+    from castore.process.standard_error import Filter
 
 _SETTINGS: Final = {
     "role": "none",
@@ -126,9 +126,8 @@ def reading(
     None: castore's own. only: which of its messages are shown. Raises ProgramError.
     """
     separated = ["--tuples-only", "--no-align", "--field-separator-zero", "--record-separator-zero"]
-    pipes = subprocess.PIPE, subprocess.PIPE
-    argv = [*argv, *separated]
-    with Program(argv, *pipes, env=env, timeout=timeout, account=account, only=only) as program:
+    command = Command([*argv, *separated], env=env, timeout=timeout, account=account, only=only)
+    with Program(command, subprocess.PIPE, subprocess.PIPE) as program:
         program.write([os.fsencode(script) + b"\nSELECT 'castore:end', '';\n"])
         output = bytearray()
         room = memoryview(bytearray(1 << 16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from castore.process.program import client_environment
+from castore.process.environment import client_environment
 from castore.process.runners import output_of
 
 SETTINGS = ("PGOPTIONS", "PGHOST", "PGTZ", "PSQLRC", "MYSQL_PWD", "MARIADB_PLUGIN_DIR", "LDAPRC", "REDISCLI_AUTH", "LC_NUMERIC", "LANG", "TZ")

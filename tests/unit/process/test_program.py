@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from castore.errors import ProgramError
-from castore.process import program
+from castore.process import termination
 from castore.process.runners import output_of
 
 
@@ -30,10 +30,10 @@ def test_no_signal_is_sent_by_number(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_number_that_another_process_has_by_now_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     with subprocess.Popen(["sleep", "60"]) as stranger, subprocess.Popen(["sleep", "60"]) as own:
-        monkeypatch.setattr(program, "_children", lambda _pid: [stranger.pid])
-        monkeypatch.setattr(program, "_marked", lambda _mark: [stranger.pid])
+        monkeypatch.setattr(termination, "children_of", lambda _pid: [stranger.pid])
+        monkeypatch.setattr(termination, "_marked", lambda _mark: [stranger.pid])
         descriptor = os.pidfd_open(own.pid)
-        program._kill(own.pid, descriptor, "mark")
+        termination.kill_tree(own.pid, descriptor, "mark")
         os.close(descriptor)
         assert own.wait(10) == -signal.SIGKILL
         assert stranger.poll() is None
@@ -45,7 +45,7 @@ def test_a_number_that_another_process_has_by_now_is_left_alone(monkeypatch: pyt
 def test_a_program_is_killed_although_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch):
     with subprocess.Popen(["sh", "-c", "sleep 60 & wait"]) as own:
         descriptor = os.pidfd_open(own.pid)
-        while not (children := program._children(own.pid)):
+        while not (children := termination.children_of(own.pid)):
             time.sleep(0.01)
 
         def refuse(_pid: int) -> int:
@@ -53,7 +53,7 @@ def test_a_program_is_killed_although_no_descriptor_is_left(monkeypatch: pytest.
 
         with monkeypatch.context() as patched:
             patched.setattr(os, "pidfd_open", refuse)
-            program._kill(own.pid, descriptor)
+            termination.kill_tree(own.pid, descriptor)
         os.close(descriptor)
         assert own.wait(10) == -signal.SIGKILL
         for child in children:
