@@ -10,7 +10,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from castore.engines.ldap import without_files
+from castore.engines.ldif import without_files
 from castore.engines.mariadb.client import refusing_commands
 from castore.engines.postgresql.script import without_commands
 from castore.errors import ProgramError

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import glob
-import itertools
 import os
 import re
 import shutil
-import stat
-import struct
-import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from castore.engines.base import Contents, Engine
 from castore.engines.dump_stream import DumpStream
+from castore.engines.ldap_directory import Siblings, give_like, make_for, refuse_held
+from castore.engines.ldif import unfolded, without_files, without_values
 from castore.engines.state import EngineState, PathSwap
 from castore.errors import CastoreError, ProgramError, UsageError
-from castore.fs.beneath import OPEN_DIRECTORY, OPEN_FILE, locate, real_path
-from castore.fs.durable import sync_if_supported
+from castore.fs.beneath import locate, real_path
 from castore.fs.regular import temporary_names
 from castore.model import counting
 from castore.process.environment import client_environment
 from castore.process.runners import feed, output_of, run_dump
-from castore.process.servers import give, unprivileged
+from castore.process.servers import unprivileged
 from castore.process.users import owner_account
 
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Iterable, Iterator
-
-_BEGINNING: Final = 4096
-"""Bytes of a line that are checked: more than the name of an attribute with its options."""
-_READS_FILE: Final = re.compile(rb"[^:]*:[ \t\r]*<|include:", re.IGNORECASE)
-_END_SECONDS: Final = 5.0
-"""Seconds that slapd may take to end after `stop` has ended."""
+    from collections.abc import Iterator
 
 
 class LDAP(Engine[PathSwap], frozen=True):
@@ -103,7 +91,7 @@ class LDAP(Engine[PathSwap], frozen=True):
 
     def _directory(self) -> str:
         """Return the directory of the database. Raises ProgramError if the configuration has none."""
-        for entry in _unfolded(self._configuration()).split("\n\n"):
+        for entry in unfolded(self._configuration()).split("\n\n"):
             lines = entry.split("\n")
             if any(line.lower() == f"olcsuffix: {self.suffix}".lower() for line in lines):
                 for line in lines:
@@ -146,7 +134,7 @@ class LDAP(Engine[PathSwap], frozen=True):
         self._load(state.new, f"{state.new}.conf", contents, self._own)
         if state.existed:
             try:
-                _give(state.new, os.stat(state.live, follow_symlinks=False))
+                give_like(state.new, os.stat(state.live, follow_symlinks=False))
             except OSError as error:
                 raise CastoreError(f"cannot set the owner of {state.new}: {error.strerror}") from error
         return []
@@ -160,13 +148,13 @@ class LDAP(Engine[PathSwap], frozen=True):
         """
         try:
             for folder in (data, config):
-                _make(folder, account)
+                make_for(folder, account)
         except OSError as error:
             raise CastoreError(f"cannot create {data}: {error.strerror}") from error
         try:
             entries = []
             known = False
-            for entry in _unfolded(self._configuration()).split("\n\n"):
+            for entry in unfolded(self._configuration()).split("\n\n"):
                 here = re.search(f"(?im)^olcSuffix: {re.escape(self.suffix)}$", entry)
                 known = known or here is not None
                 entries.append(
@@ -182,7 +170,7 @@ class LDAP(Engine[PathSwap], frozen=True):
             load = partial(feed, env=client_environment(), timeout=self.timeout, account=account)
             load([program, "-F", config, "-n", "0"], ["\n\n".join(entries).encode()])
             argv = [program, "-q", "-F", config, "-b", self.suffix]
-            load(argv, without_files(contents.restore_dump()), only=_plain)
+            load(argv, without_files(contents.restore_dump()), only=without_values)
         finally:
             with contextlib.suppress(OSError), locate(config) as found:
                 shutil.rmtree(found.name, ignore_errors=True, dir_fd=found.folder)
@@ -190,9 +178,9 @@ class LDAP(Engine[PathSwap], frozen=True):
     def swap(self, state: PathSwap, contents: Contents) -> list[str]:
         """Swap the directories."""
         del contents
-        _refuse_held(state.live)
+        refuse_held(state.live)
         try:
-            with _Siblings(state) as here:
+            with Siblings(state) as here:
                 if not here.has("new"):
                     raise CastoreError(
                         f"cannot replace {state.live}: another process removed {state.new}, which was to "
@@ -211,7 +199,7 @@ class LDAP(Engine[PathSwap], frozen=True):
         del contents
         live, old = state.live, state.old
         try:
-            with _Siblings(state) as here:
+            with Siblings(state) as here:
                 if here.has("old"):
                     if here.has("live"):
                         here.rename("live", "new")
@@ -228,7 +216,7 @@ class LDAP(Engine[PathSwap], frozen=True):
 
     def cleanup(self, state: PathSwap) -> None:
         """Delete the replaced directory."""
-        with _Siblings(state) as here:
+        with Siblings(state) as here:
             here.remove("old")
 
     @contextlib.contextmanager
@@ -253,161 +241,3 @@ class LDAP(Engine[PathSwap], frozen=True):
             os.chmod(folder, 0o711)  # noqa: S103 - only that user can enter the directories in it
         self._load(data, os.path.join(folder, "conf"), contents._replace(restore_dump=counted), account)
         yield f"{counting.count(count, 'entry', 'entries')} loaded by slapadd", {"PATH": data}
-
-
-def without_files(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """Yield LDIF line by line. Raises CastoreError for a line that makes slapadd read another file.
-
-    Such lines are `attribute:< URL` and `include: URL`; both may be folded. slapcat writes neither.
-    """
-    pieces: list[bytes] = []  # joined once: a line may be long
-    began = b""
-    for chunk in itertools.chain(chunks, [None]):
-        pieces.append(b"" if chunk is None else bytes(chunk))
-        if chunk is not None and b"\n" not in pieces[-1]:
-            continue
-        lines = b"".join(pieces).split(b"\n")
-        # What follows the last line end is checked with the next piece.
-        rest = lines.pop()
-        pieces = [rest]
-        if chunk is None and rest:
-            lines.append(rest)
-        for line in lines:
-            folded = line.startswith(b" ")
-            began = (began + line[1:] if folded else line)[:_BEGINNING]
-            # No attribute name is as long as the part that is checked.
-            odd = b"\0" in line or (folded and len(began) == _BEGINNING and b":" not in began)
-            if odd or _READS_FILE.match(began) or _READS_FILE.match(line):
-                shown = line[:40].decode(errors="backslashreplace")
-                raise CastoreError(
-                    f"the LDIF has the line {shown!r}, which makes slapadd read another file, or stop "
-                    "reading: such a dump is not loaded; restore another generation"
-                )
-        if lines:
-            yield b"\n".join(lines) + (b"" if chunk is None else b"\n")
-
-
-def _unfolded(ldif: bytes) -> str:
-    return ldif.decode().replace("\n ", "")
-
-
-_Name = Literal["live", "new", "old"]
-
-
-class _Siblings:
-    """The directory that contains the directories of a rollback: links there are not followed."""
-
-    def __init__(self, state: PathSwap) -> None:
-        self._folder = os.path.dirname(state.live)
-        paths: dict[_Name, str] = {"live": state.live, "new": state.new, "old": state.old}
-        self._names = {name: os.path.basename(path) for name, path in paths.items()}
-
-    def __enter__(self) -> Self:
-        with locate(self._folder) as found:
-            self._fd = found.open_directory()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    def has(self, key: _Name, ending: str = "") -> bool:
-        """Whether it exists."""
-        with contextlib.suppress(FileNotFoundError):
-            name = self._names[key] + ending
-            return stat.S_ISDIR(os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode)
-        return False
-
-    def rename(self, key: _Name, to: _Name) -> None:
-        """Rename a directory. Raises OSError."""
-        os.rename(self._names[key], self._names[to], src_dir_fd=self._fd, dst_dir_fd=self._fd)
-
-    def remove(self, key: _Name, ending: str = "") -> None:
-        """Delete a directory with its content, if it exists. Raises OSError."""
-        if self.has(key, ending):
-            shutil.rmtree(self._names[key] + ending, dir_fd=self._fd)
-
-    def sync(self) -> None:
-        """Make the names in the directory durable. Raises OSError."""
-        sync_if_supported(self._fd)
-
-
-def _make(path: str, account: pwd.struct_passwd | None) -> None:
-    """Create a directory for a user; None: castore's own. Raises OSError."""
-    with locate(os.path.dirname(path)) as found:
-        above = found.open_directory()
-    try:
-        name = os.path.basename(path)
-        os.mkdir(name, 0o700, dir_fd=above)
-        made = os.open(name, OPEN_DIRECTORY, dir_fd=above)
-        try:
-            give(made, account)
-        finally:
-            os.close(made)
-    finally:
-        os.close(above)
-
-
-def _give(top: str, info: os.stat_result) -> None:
-    """Give a directory and the files in it to the owner of the live one. Raises OSError.
-
-    The user that loaded it may have put links to files of others there, so each file is opened first.
-    """
-    with locate(top) as found:
-        folder = found.open_directory()
-    try:
-        if os.geteuid() == 0:
-            for name in os.listdir(folder):
-                _give_file(folder, name, info)
-            os.fchown(folder, info.st_uid, info.st_gid)
-        os.fchmod(folder, stat.S_IMODE(info.st_mode) & 0o777)
-    finally:
-        os.close(folder)
-
-
-def _give_file(folder: int, name: str, info: os.stat_result) -> None:
-    file = os.open(name, OPEN_FILE, dir_fd=folder)
-    try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            raise OSError(errno.EBUSY, f"{name} in it is not a regular file that slapadd made")
-        os.fchown(file, info.st_uid, info.st_gid)
-    finally:
-        os.close(file)
-
-
-def _plain(line: bytes) -> bytes:
-    """Return what may be shown of slapadd's messages: what failed and in which line, but not whose entry."""
-    return re.sub(rb'"[^"]*"?', b'"..."', line)
-
-
-def _refuse_held(data: str) -> None:
-    """Raise CastoreError while a process has a database open: it would keep using the replaced files."""
-    end = time.monotonic() + _END_SECONDS
-    while held := _is_locked(data) or _is_open(data):
-        if time.monotonic() > end:
-            raise CastoreError(
-                f"slapd still has {data} open (process {held}): the `stop` program in castore.toml has to "
-                "stop it, and `start` to start it again"
-            )
-        time.sleep(0.05)
-
-
-def _is_locked(data: str) -> int:
-    """Return a process that has an LMDB environment open; 0: none. Each locks the environment's lock file."""
-    lock = os.path.join(data, "lock.mdb")
-    with contextlib.suppress(OSError), locate(lock) as found, open(found.open_regular(), "rb") as file:
-        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-        kind, _, _, _, holder = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
-        if kind != fcntl.F_UNLCK:
-            # A process of another PID namespace is reported as 0.
-            return int(holder) or -1
-    return 0
-
-
-def _is_open(data: str) -> int:
-    """Return a process that has a file in a directory open; 0: none that can be seen."""
-    for path in glob.glob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.path.dirname(os.readlink(path)) == data:
-                return int(path.split("/")[2])
-    return 0

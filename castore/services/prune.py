@@ -22,7 +22,7 @@ from castore.services.events import event
 from castore.services.hosts import removable
 from castore.services.retention import apply_policy
 from castore.services.rollback.journal import refuse_interrupted
-from castore.services.selectors import unknown_service
+from castore.services.selector_rules import unknown_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

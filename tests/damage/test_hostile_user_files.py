@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.engines import ldap
+from castore.engines import ldap_directory
 from castore.engines.base import Contents
 from castore.engines.file import File
 from castore.engines.sqlite import SQLite
@@ -419,7 +419,7 @@ def test_slapd_s_user_gets_no_file_of_root(kind: str, home: Path, precious: Path
     else:
         os.link(precious, new / "data.mdb")
     with pytest.raises(OSError, match=r"links|directory|permitted|regular"):
-        ldap._give(str(new), home.stat())  # noqa: SLF001 - the moment after the attack
+        ldap_directory.give_like(str(new), home.stat())  # the moment after the attack
     assert precious.stat().st_uid == 0
 
 
@@ -428,5 +428,5 @@ def test_looking_for_databases_and_users_of_files_waits_for_no_pipe(home: Path):
         os.mkfifo(home / "app.db")
         os.mkfifo(home / "lock.mdb")
     assert not detect._is_sqlite(str(home / "app.db"))  # noqa: SLF001
-    assert ldap._is_locked(str(home)) == 0  # noqa: SLF001
+    assert ldap_directory.is_locked(str(home)) == 0
     refuse_open(str(home / "app.db"))

@@ -21,7 +21,8 @@ import pytest
 from castore.content.restore.metadata import Ownership
 from castore.engines.base import Contents, Engine
 from castore.engines.command import Command
-from castore.engines.ldap import LDAP, without_files
+from castore.engines.ldap import LDAP
+from castore.engines.ldif import without_files
 from castore.engines.mariadb.contents import digests_of
 from castore.engines.mariadb.engine import MariaDB
 from castore.engines.mariadb.inventory import End, Table

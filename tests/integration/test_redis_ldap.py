@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from castore.content.restore.metadata import Ownership
-from castore.engines import ldap as ldap_engine
+from castore.engines import ldap_directory
 from castore.engines.base import Engine
 from castore.engines.ldap import LDAP
 from castore.engines.password import Secret
@@ -382,13 +382,13 @@ def test_a_file_that_the_server_does_not_write_is_reported(sandbox: Sandbox, red
 
 
 def test_slapd_has_to_be_stopped(sandbox: Sandbox, ldap: Server, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ldap_engine, "_END_SECONDS", 0.2)
+    monkeypatch.setattr(ldap_directory, "_END_SECONDS", 0.2)
     sandbox.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
     ldap.change()
     second = ldap.state()
     for watch in ("_is_locked", "_is_open"):
         with monkeypatch.context() as only, pytest.raises(CastoreError, match=r"slapd still has .*/data open"):
-            only.setattr(ldap_engine, watch, lambda _data: 0)
+            only.setattr(ldap_directory, watch, lambda _data: 0)
             rollback(sandbox, 1, Service())
     assert ldap.state() == second
     assert ldap.leftovers() == []

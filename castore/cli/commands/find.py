@@ -84,7 +84,7 @@ def _hits(
     from castore.errors import NotFoundError
     from castore.services.find import find_paths
     from castore.services.hosts import groups_of, shown
-    from castore.services.selectors import unknown_service
+    from castore.services.selector_rules import unknown_service
 
     store = reader.store
     if service is not None and store.generations.newest(service) is None:

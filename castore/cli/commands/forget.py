@@ -62,7 +62,8 @@ def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
     """
     from castore.errors import NotFoundError, UsageError
     from castore.services.hosts import removable
-    from castore.services.selectors import find_range, unknown_service
+    from castore.services.selector_rules import unknown_service
+    from castore.services.selectors import find_range
 
     if not selector:
         if service not in store.generations.services():

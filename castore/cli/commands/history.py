@@ -31,7 +31,7 @@ def history(context: CliContext, what: str, limit: int | None, as_json: bool) ->
     from castore.errors import UsageError
     from castore.services.find import path_history
     from castore.services.hosts import shown
-    from castore.services.selectors import unknown_service
+    from castore.services.selector_rules import unknown_service
 
     service, colon, rest = what.partition(":")
     part, _, path = rest.partition("/")

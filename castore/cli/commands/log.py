@@ -69,7 +69,7 @@ def _found(opened: Opened, service: str | None, begun: str, *, at_once: bool) ->
     """
     from itertools import chain
 
-    from castore.services.selectors import unknown_service
+    from castore.services.selector_rules import unknown_service
 
     if service is None:
         found = opened.generations(revision_prefix=begun, at_once=at_once)

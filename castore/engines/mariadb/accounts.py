@@ -7,12 +7,12 @@ before, because such a role may have rights elsewhere.
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from castore.engines.mariadb.sql import literal, quoted
 from castore.errors import CastoreError, ProgramError
 
 if TYPE_CHECKING:
@@ -85,16 +85,6 @@ class Accounts(msgspec.Struct, frozen=True):
 
     accounts: tuple[Account, ...] = ()
     rights: tuple[Right, ...] = ()
-
-
-def quoted(name: str) -> str:
-    """Return a name quoted for SQL."""
-    return "`" + name.replace("`", "``") + "`"
-
-
-def literal(text: str) -> str:
-    """Return a text as an SQL literal that is valid in every sql_mode."""
-    return "0x" + os.fsencode(text).hex() if text else "''"
 
 
 def read_accounts(query: Query, database: str) -> Accounts:

@@ -13,8 +13,8 @@ from castore.engines.mariadb import (
     rights,
 )
 from castore.engines.mariadb.client import DUMP
-from castore.engines.mariadb.programs import literal, quoted
 from castore.engines.mariadb.reports import STRANGE, strange_names
+from castore.engines.mariadb.sql import literal, quoted
 from castore.errors import CastoreError, ProgramError
 
 if TYPE_CHECKING:

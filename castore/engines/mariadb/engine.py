@@ -28,8 +28,8 @@ from castore.engines.mariadb import (
 from castore.engines.mariadb import dump as dumps
 from castore.engines.mariadb.client import CLIENT, DUMP, Client
 from castore.engines.mariadb.contents import StoredDump
-from castore.engines.mariadb.programs import literal, quoted
 from castore.engines.mariadb.scratch import scratch_server
+from castore.engines.mariadb.sql import literal, quoted
 from castore.engines.mariadb.swap import MariaDBSwap, Swap, charset, charset_clause, exists
 from castore.engines.options import refuse_elsewhere
 from castore.engines.password import Secret

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.engines.mariadb.programs import literal, quoted
 from castore.engines.mariadb.script import normal
+from castore.engines.mariadb.sql import literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from castore.engines.mariadb.programs import quoted
+from castore.engines.mariadb.sql import quoted
 from castore.errors import ProgramError
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from castore.engines.mariadb.script import unqualified
+from castore.engines.mariadb.sql import literal, quoted
 from castore.engines.mariadb.text import executable
 from castore.errors import CastoreError, ProgramError
 
@@ -88,16 +88,6 @@ class Program(msgspec.Struct, frozen=True, omit_defaults=True, tag="program"):
     def identity(self) -> tuple[str, str]:
         """The kind and name, which no other program of the database shares."""
         return self.kind, self.name
-
-
-def quoted(name: str) -> str:
-    """Return a name quoted for SQL."""
-    return "`" + name.replace("`", "``") + "`"
-
-
-def literal(text: str) -> str:
-    """Return a text as an SQL literal that is valid in every sql_mode."""
-    return "0x" + os.fsencode(text).hex() if text else "''"
 
 
 def names(client: Client, database: str) -> list[tuple[str, str]]:

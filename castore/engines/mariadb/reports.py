@@ -8,8 +8,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from castore.engines.mariadb import inventory, programs
-from castore.engines.mariadb.programs import literal, quoted
 from castore.engines.mariadb.script import normal
+from castore.engines.mariadb.sql import literal, quoted
 from castore.errors import CastoreError, ProgramError
 from castore.model.counting import count as counted
 

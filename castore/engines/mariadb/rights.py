@@ -10,7 +10,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from castore.engines.mariadb.programs import literal, quoted
+from castore.engines.mariadb.sql import literal, quoted
 from castore.errors import ProgramError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import msgspec
 from castore.engines.mariadb import client as clients
 from castore.engines.mariadb import inventory, programs
 from castore.engines.mariadb.accounts import Account
-from castore.engines.mariadb.programs import Program, literal, quoted
+from castore.engines.mariadb.programs import Program
+from castore.engines.mariadb.sql import literal, quoted
 from castore.engines.state import DatabaseSwap, new_name
 from castore.errors import CastoreError, NotIntactError, ProgramError
 
