@@ -43,21 +43,21 @@ _WINDOW: Final = 63
 """How many bytes before a stretch decide whether a chunk ends at its first byte."""
 
 
-def _put_node(session: Session, tally: Progress, refs: list[Ref]) -> RecordId:
+def _put_node(session: Session, progress: Progress, refs: list[Ref]) -> RecordId:
     record_id, stored = session.put_node(refs)
-    tally.stored += stored
+    progress.stored += stored
     return record_id
 
 
 class Pipeline:
-    """Stores streams, one after the other, through `session`; counts in `tally`.
+    """Stores streams, one after the other, through `session`; counts in `progress`.
 
     deltas: whether chunks may be stored as deltas of chunks in earlier packs.
     Use it in a `with` block. The end of the block waits for all that was fed, unless an error ends it.
     """
 
-    def __init__(self, session: Session, cutter: Cutter, tally: Progress, *, deltas: bool = True) -> None:
-        self.tally = tally
+    def __init__(self, session: Session, cutter: Cutter, progress: Progress, *, deltas: bool = True) -> None:
+        self.progress = progress
         self._deltas = deltas
         self._session = session
         self._cutter = cutter
@@ -73,7 +73,7 @@ class Pipeline:
         self._sealing: set[RecordId] = set()
         self._free: list[mmap.mmap] = []
         # Not a method: a reference cycle would keep the keys of the session in memory.
-        self._put_node = partial(_put_node, session, tally)
+        self._put_node = partial(_put_node, session, progress)
         self._builder = ListBuilder(self._put_node)
         self._parent: PreviousStream | None = None
         self._begins = True
@@ -129,7 +129,7 @@ class Pipeline:
     def commit(self, count: int) -> None:
         """Declare that the first `count` bytes of the room are now the stream's next bytes."""
         self._batch.filled += count
-        self.tally.read += count
+        self.progress.read += count
 
     def write(self, data: bytes) -> None:
         """Feed bytes that are in memory."""
@@ -371,7 +371,7 @@ class Pipeline:
         self._free.append(batch.buffer)
         for op in batch.ops:
             if isinstance(op, Stretch):
-                self.tally.chunks += len(op.refs)
+                self.progress.chunks += len(op.refs)
                 for ref in op.refs:
                     self._builder.add(ref)
             else:
@@ -381,13 +381,13 @@ class Pipeline:
     def _add(self, sealed: SealedRecord) -> None:
         if not self._session.append(sealed):
             return
-        tally = self.tally
+        progress = self.progress
         for chunk in sealed.deltas:
-            tally.new_chunks += 1
-            tally.new_bytes += chunk.length
-            tally.after_delta += chunk.delta_size
-        tally.after_compression += len(sealed.record) - self._session.overhead
-        tally.stored += len(sealed.record)
+            progress.new_chunks += 1
+            progress.new_bytes += chunk.length
+            progress.after_delta += chunk.delta_size
+        progress.after_compression += len(sealed.record) - self._session.overhead
+        progress.stored += len(sealed.record)
 
 
 def _is_done(future: Future[None] | None) -> bool:

@@ -34,12 +34,12 @@ _AHEAD_RUNS: Final = 6
 
 
 def store_stream(
-    ingest: Pipeline, readinto: Callable[[memoryview], int], done: Callable[[Ref | None], None]
+    pipeline: Pipeline, readinto: Callable[[memoryview], int], done: Callable[[Ref | None], None]
 ) -> None:
     """Feed the output of `readinto` as one stream, until it returns 0 bytes."""
-    while count := readinto(ingest.reserve()):
-        ingest.commit(count)
-    ingest.end_stream(done)
+    while count := readinto(pipeline.reserve()):
+        pipeline.commit(count)
+    pipeline.end_stream(done)
 
 
 class StreamReader:

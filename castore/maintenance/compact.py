@@ -79,7 +79,7 @@ def plan(
 
 def compact(
     store: Store,
-    tally: Progress,
+    progress: Progress,
     *,
     max_unused: float = MAX_UNUSED,
     grace: float = GRACE_SECONDS,
@@ -89,7 +89,7 @@ def compact(
 
     grace: seconds from the listing of a pack in `deletions/` to its deletion, if the storage has no lock.
     unfinished: seconds for which the packs of an uncommitted snapshot are kept, counted from when this
-    machine first saw its session. tally: counts the bytes of packs read and written. If compaction is
+    machine first saw its session. progress: counts the bytes of packs read and written. If compaction is
     interrupted, the store stays intact, and the next run continues. Raises DamageError if damage makes it
     unknown what is needed; BusyError, StorageError.
     """
@@ -97,7 +97,7 @@ def compact(
     with store.state.upkeep_lock():
         needed = _needed_now(store)
         planned = Planner(store, needed, max_unused, unfinished).plan()
-        return _Compaction(store, needed, planned).run(tally, grace)
+        return _Compaction(store, needed, planned).run(progress, grace)
 
 
 def _needed_now(store: Store, without: Callable[[Generation], bool] | None = None) -> NeededRecords:
@@ -117,34 +117,34 @@ class _Compaction:
         self._mover = RecordMover(store)
         self._done = Compacted(planned)
 
-    def run(self, tally: Progress, grace: float) -> Compacted:
+    def run(self, progress: Progress, grace: float) -> Compacted:
         self._needed.refuse_lost()
         self._delete_pending(grace)
         self._delete(self._done.plan.dead)
         try:
-            self._rewrite(tally)
+            self._rewrite(progress)
         finally:
             self._mover.abort()
         self._remove_sessions()
         return self._done
 
-    def _rewrite(self, tally: Progress) -> None:
+    def _rewrite(self, progress: Progress) -> None:
         """Rewrite packs in steps; make each step durable, then delete the packs it replaces."""
         step: dict[PackId, int] = {}
-        tally.total = sum(one.length for one in self._done.plan.rewrites)
+        progress.total = sum(one.length for one in self._done.plan.rewrites)
         for one in self._done.plan.rewrites:
             try:
                 data = self._store.storage.get(pack_name(one.pack))
             except ObjectMissingError:
                 continue  # another machine compacts at the same time
-            tally.read += len(data)
+            progress.read += len(data)
             # A moved record gets a new pack name, which would then vouch for damaged bytes.
             if blake3(data).digest() != one.pack:
                 name = pack_name(one.pack)
                 self._done.damaged.append(f"{name} is damaged: its bytes differ from those that were written")
                 continue
             for entries in self._needed.records(one.pack):
-                self._mover.add(one.pack, entries, record_in(data, entries), tally)
+                self._mover.add(one.pack, entries, record_in(data, entries), progress)
             step[one.pack] = one.length
             if self._mover.written >= _STEP_BYTES:
                 self._end_step(step)

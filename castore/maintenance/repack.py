@@ -82,7 +82,7 @@ class RecordMover:
         self._open: _OpenPack | None = None
 
     def add(
-        self, pack: PackId, entries: list[PackEntry], sealed: bytes | memoryview, tally: Progress
+        self, pack: PackId, entries: list[PackEntry], sealed: bytes | memoryview, progress: Progress
     ) -> None:
         """Copy one record of a pack, given with all its entries. Raises StorageError."""
         if self._open is not None and not self._open.pack.fits(entries):
@@ -90,7 +90,7 @@ class RecordMover:
         if self._open is None:
             self._open = _OpenPack(self._store)
         self._open.add(pack, entries, sealed)
-        tally.stored += len(sealed)
+        progress.stored += len(sealed)
 
     def finish(self) -> int:
         """Make all moved records durable and index them; return how many bytes of packs were written."""

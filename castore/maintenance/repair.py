@@ -57,7 +57,7 @@ class Repair(msgspec.Struct):
 
 def repair(
     store: Store,
-    tally: Progress,
+    progress: Progress,
     *,
     agree: Callable[[Verification, Repair], bool],
 ) -> tuple[Repair, Verification]:
@@ -71,7 +71,7 @@ def repair(
     with store.state.upkeep_lock():
         _refuse_other_keys(store)
         readable = _can_read(store)
-        found = verify(store, tally, packs=True, read_data=readable)
+        found = verify(store, progress, packs=True, read_data=readable)
         planned = _plan(store, found)
         planned.drop += _stray(store) if readable else []
         if not agree(found, planned):
@@ -86,11 +86,11 @@ def repair(
                 "records are intact: use --identity FILE or CASTORE_IDENTITY"
             )
         for pack in planned.rewrite:
-            _rewrite(store, pack, tally, planned)
+            _rewrite(store, pack, progress, planned)
         # The records that are kept are now durable in new packs.
         _drop(store, planned)
         store.sync()
-        return planned, verify(store, tally)
+        return planned, verify(store, progress)
 
 
 def _drop(store: Store, planned: Repair) -> None:
@@ -193,7 +193,7 @@ def _entries(store: Store, pack: PackId) -> list[PackEntry]:
         return store.index.packs.entries(pack)
 
 
-def _rewrite(store: Store, pack: PackId, tally: Progress, planned: Repair) -> None:
+def _rewrite(store: Store, pack: PackId, progress: Progress, planned: Repair) -> None:
     """Move the records of a pack that open to a new pack."""
     mover = RecordMover(store)
     data = store.storage.get(pack_name(pack))
@@ -201,7 +201,7 @@ def _rewrite(store: Store, pack: PackId, tally: Progress, planned: Repair) -> No
         for entries in records_of(_entries(store, pack)):
             sealed = record_in(data, entries)
             if _is_intact(store, pack, entries, sealed):
-                mover.add(pack, entries, sealed, tally)
+                mover.add(pack, entries, sealed, progress)
                 planned.kept_records += 1
             else:
                 planned.lost_records += 1

@@ -75,7 +75,7 @@ class Verification:
 
 def verify(
     store: Store,
-    tally: Progress,
+    progress: Progress,
     *,
     packs: bool = False,
     read_data: bool = False,
@@ -86,7 +86,7 @@ def verify(
 
     sample: read this share of the bytes of all packs (0 to 1), starting with those not verified for longest,
     so that repeated runs cover everything. restart: read all packs; otherwise, if the last run of this depth
-    was interrupted, only the packs that it did not reach. tally: counts the bytes of packs read, and in
+    was interrupted, only the packs that it did not reach. progress: counts the bytes of packs read, and in
     total. Raises IdentityError, StorageError, BusyError if the store changes too fast.
     """
     store.keys.refresh()
@@ -102,7 +102,7 @@ def verify(
             present.append((pack, size))
     lost: dict[bytes, str] = {}
     if packs or read_data:
-        verifier = PackVerifier(store, DATA if read_data else PACKS, tally)
+        verifier = PackVerifier(store, DATA if read_data else PACKS, progress)
         verifier.run(present, sample, restart=restart)
         found.read, found.resumed = verifier.read, verifier.resumed
         found.damage += verifier.damage

@@ -44,8 +44,8 @@ class _Findings(NamedTuple):
 class PackVerifier:
     """Verifies packs at one depth, on all cores, and records in the index which are intact."""
 
-    def __init__(self, store: Store, depth: int, tally: Progress) -> None:
-        """tally: counts the bytes of packs read, and in total."""
+    def __init__(self, store: Store, depth: int, progress: Progress) -> None:
+        """progress: counts the bytes of packs read, and in total."""
         self.read = 0
         """Number of packs that were read."""
         self.resumed = 0
@@ -56,7 +56,7 @@ class PackVerifier:
         """The records that do not open, or may not, with the reasons."""
         self._store = store
         self._depth = depth
-        self._tally = tally
+        self._progress = progress
         self._counting = threading.Lock()
         self._intact: list[PackId] = []
         """Packs whose result is not recorded yet."""
@@ -64,7 +64,7 @@ class PackVerifier:
     def run(self, packs: list[tuple[PackId, int]], sample: float | None, *, restart: bool) -> None:
         """Read packs, given with their lengths. sample, restart: as for `verify`. Raises StorageError."""
         chosen = self._remaining(packs, restart=restart) if sample is None else self._sample(packs, sample)
-        self._tally.total = self._tally.read + sum(size for _, size in chosen)
+        self._progress.total = self._progress.read + sum(size for _, size in chosen)
         self._read_all(chosen)
         if sample is None:
             self._store.index.verification.set_begun(self._depth, 0)
@@ -116,7 +116,7 @@ class PackVerifier:
             self.damaged_packs.append(pack)
         elif _exists(self._store, pack):
             self._intact.append(pack)
-        self._tally.files += 1
+        self._progress.files += 1
 
     def _record_intact(self) -> None:
         self._store.index.verification.set_verified(self._intact, self._depth, time.time_ns())
@@ -128,7 +128,7 @@ class PackVerifier:
 
     def _count(self, read: int) -> None:
         with self._counting:
-            self._tally.read += read
+            self._progress.read += read
 
 
 def examine_pack(

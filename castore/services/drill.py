@@ -17,7 +17,7 @@ from castore.model.generation import Origin
 from castore.process.runners import run
 from castore.process.scratch_dir import scratch_folder
 from castore.process.users import account_of
-from castore.progress import Progress
+from castore.progress import Progress, unwatched
 from castore.services.events import event
 from castore.services.recorded import trusted_origins
 from castore.services.rollback.plan import read_details
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.metadata import Ownership
     from castore.model.generation import Generation, Part
+    from castore.progress import Watch
     from castore.services.config import Service
     from castore.store import Store
 
@@ -62,14 +63,15 @@ def drill(
     consent: bool = False,
     say: Callable[[str], None] = lambda _text: None,
     warn: Callable[[str], None] = lambda _text: None,
-    progress: Callable[[str, Progress], None] = lambda _name, _tally: None,
+    watch: Watch = unwatched,
 ) -> Drilled:
     """Restore a generation into a scratch directory and check it there; the live state is not touched.
 
     origins: the parts in castore.toml. consent: use the recorded origins of other parts. scratch: where to
     create the scratch directory. The service's `drill-check` gets the path of that directory in
     CASTORE_DRILL, and what engines report about a part in CASTORE_DRILL_PART_... say: called with findings;
-    warn: called with recorded origins that are not used. Raises CastoreError if anything is not sound.
+    warn: called with recorded origins that are not used. watch: called at the start of each part. Raises
+    CastoreError if anything is not sound.
     """
     done = Drilled(generation)
     clock = time.monotonic()
@@ -82,10 +84,10 @@ def drill(
         owned = replace(ownership, privileges=False)
         work = _Drill(stack.enter_context(StreamReader(store)), stack, top, owned)
         for part in generation.parts:
-            tally = Progress(total=part.size, most_files=part.files)
-            progress(part.name, tally)
+            progress = Progress(total=part.size, most_files=part.files)
+            watch(part.name, progress)
             try:
-                finding = work.check_part(part, known.get(part.name, Origin()), tally)
+                finding = work.check_part(part, known.get(part.name, Origin()), progress)
             except CastoreError as error:
                 raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
             done.parts[part.name] = finding
@@ -112,14 +114,14 @@ class _Drill:
         self._env = {"CASTORE_DRILL": self._place}
         """The variables of `drill-check`."""
 
-    def check_part(self, part: Part, origin: Origin, tally: Progress) -> str:
+    def check_part(self, part: Part, origin: Origin, progress: Progress) -> str:
         """Restore a part and check it; return the finding. Raises CastoreError if it is not sound."""
         folder = _made(self._place, part.name, 0o700)
         if part.kind == "tree":
-            finding, found = _tree(self._reader, part, folder, self._ownership, tally)
+            finding, found = _tree(self._reader, part, folder, self._ownership, progress)
         else:
             shared = _made(self._servers, part.name, 0o700)
-            finding, found = _dump(self._reader, part, origin, (folder, shared), self._stack, tally)
+            finding, found = _dump(self._reader, part, origin, (folder, shared), self._stack, progress)
         name = "".join(letter if letter.isalnum() else "_" for letter in part.name).upper()
         self._env |= {f"CASTORE_DRILL_{name}_{key}": value for key, value in found.items()}
         return finding
@@ -161,13 +163,13 @@ def _let_in(account: pwd.struct_passwd, env: dict[str, str]) -> None:
 
 
 def _tree(
-    reader: StreamReader, part: Part, folder: str, ownership: Ownership, tally: Progress
+    reader: StreamReader, part: Part, folder: str, ownership: Ownership, progress: Progress
 ) -> tuple[str, dict[str, str]]:
     if part.content is None:
         raise DamageError("the tree has no content")
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        report = restore_directory(reader, fd, open_top(reader, part.content), ownership, tally)
+        report = restore_directory(reader, fd, open_top(reader, part.content), ownership, progress)
     finally:
         os.close(fd)
     if report.damaged:
@@ -175,10 +177,10 @@ def _tree(
         where = path.decode(errors="backslashreplace")
         damaged = counted(len(report.damaged), "file is", "files are")
         raise DamageError(f"{damaged} damaged, {where} the first: {reason}")
-    if tally.files != part.files:
-        raise DamageError(f"{counted(tally.files, 'file was', 'files were')} restored, of {part.files}")
+    if progress.files != part.files:
+        raise DamageError(f"{counted(progress.files, 'file was', 'files were')} restored, of {part.files}")
     warned = f", {len(report.warnings)} of them not with all their metadata" if report.warnings else ""
-    return f"{counted(tally.files, 'file')}, {counted(tally.read, 'byte')}{warned}", {"PATH": folder}
+    return f"{counted(progress.files, 'file')}, {counted(progress.read, 'byte')}{warned}", {"PATH": folder}
 
 
 def _dump(
@@ -187,12 +189,12 @@ def _dump(
     found: Origin,
     folders: tuple[str, str],
     stack: ExitStack,
-    tally: Progress,
+    progress: Progress,
 ) -> tuple[str, dict[str, str]]:
     """Restore a dump. folders: one that only castore can enter, and one that other users can reach."""
     folder, shared = folders
     source = engine_of(found)
-    contents = contents_of(reader, part, lambda: None, tally)
+    contents = contents_of(reader, part, lambda: None, progress)
     if source is not None:
         drilled = stack.enter_context(source.engine.drill(shared, contents))
         if drilled is not None:

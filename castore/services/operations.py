@@ -234,7 +234,7 @@ class ServiceOperations:
             consent=consent,
             say=self.note,
             warn=self.say,
-            progress=self.progress,
+            watch=self.progress,
         )
 
     def take(self, service: str) -> Generation:

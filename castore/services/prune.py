@@ -105,7 +105,7 @@ def plan_prune(
 def prune(
     store: Store,
     services: Mapping[str, Service | None],
-    tally: Progress,
+    progress: Progress,
     *,
     grace: float,
     **limits: Unpack[Limits],
@@ -135,13 +135,15 @@ def prune(
             "adopt --maintain' gives this machine the role"
         )
         return removed, left_out, Compacted(Plan())
-    return removed, left_out, compact_and_record(store, tally, grace=grace, **limits)
+    return removed, left_out, compact_and_record(store, progress, grace=grace, **limits)
 
 
-def compact_and_record(store: Store, tally: Progress, *, grace: float, **limits: Unpack[Limits]) -> Compacted:
+def compact_and_record(
+    store: Store, progress: Progress, *, grace: float, **limits: Unpack[Limits]
+) -> Compacted:
     """Compact the store, and record that as an event. Arguments and errors are those of `compact`."""
     with event(store, "compact", "") as note:
-        done = compact(store, tally, grace=grace, **limits)
+        done = compact(store, progress, grace=grace, **limits)
         trim_base_cache(store)
         note.text = (
             f"{counted(done.removed, 'pack')}, {counted(done.removed_bytes, 'byte')} removed; "

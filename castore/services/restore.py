@@ -48,7 +48,7 @@ def restore(
     selection: Selection,
     destination: str,
     ownership: Ownership,
-    tally: Progress,
+    progress: Progress,
     *,
     resume: bool = False,
 ) -> Restored:
@@ -68,15 +68,15 @@ def restore(
         children = {part.name: child_of(reader, part, selection.path) for part in parts}
         # The same for a wrong identity.
         store.keys.identity()
-        tally.total = sum(size_below(part, children[part.name], selection.path) for part in parts)
-        tally.most_files = sum(part.files for part in parts)
+        progress.total = sum(size_below(part, children[part.name], selection.path) for part in parts)
+        progress.most_files = sum(part.files for part in parts)
         begun = Begun.of(store, selection)
         top = begin(destination, begun, resume=resume)
         try:
             result = Restored()
             for part in parts:
                 into = None if selection.part else os.fsencode(part.name)
-                _restore_part(reader, top, part, children[part.name], into, ownership, tally, result)
+                _restore_part(reader, top, part, children[part.name], into, ownership, progress, result)
             _end(top, children if selection.part else {})
         except BaseException as error:
             if top.is_empty:
@@ -148,24 +148,24 @@ def _restore_part(
     child: Child | None,
     into: bytes | None,
     ownership: Ownership,
-    tally: Progress,
+    progress: Progress,
     result: Restored,
 ) -> None:
     if child is None:
-        _restore_dump(reader, top, part, tally)
+        _restore_dump(reader, top, part, progress)
         result.placed.append(part.name)
         return
     if not child.entry.is_dir:
-        report = _restore_file(reader, top, child, ownership, tally)
+        report = _restore_file(reader, top, child, ownership, progress)
         result.placed.append(os.fsdecode(child.entry.name))
     elif into is None:
-        report = _restore_tree(reader, top, top.fd, top.path, child, ownership, tally)
+        report = _restore_tree(reader, top, top.fd, top.path, child, ownership, progress)
         result.placed.append("")
     else:
         fd = _open_part(top, into)
         try:
             path = os.path.join(top.path, part.name)
-            report = _restore_tree(reader, top, fd, path, child, ownership, tally)
+            report = _restore_tree(reader, top, fd, path, child, ownership, progress)
         finally:
             os.close(fd)
         result.placed.append(part.name)
@@ -192,29 +192,29 @@ def _restore_tree(
     path: str,
     child: Child,
     ownership: Ownership,
-    tally: Progress,
+    progress: Progress,
 ) -> Report:
     """Restore a tree into the directory at `path`, open as `fd`."""
     own = top.own if fd == top.fd else frozenset()
     if {os.fsencode(name) for name in os.listdir(fd)} - top.own:
-        return complete(reader, child, path, ownership, tally, trusted=top.trusted, own=own)
-    return restore_directory(reader, fd, child, ownership, tally)
+        return complete(reader, child, path, ownership, progress, trusted=top.trusted, own=own)
+    return restore_directory(reader, fd, child, ownership, progress)
 
 
 def _restore_file(
-    reader: StreamReader, top: Destination, child: Child, ownership: Ownership, tally: Progress
+    reader: StreamReader, top: Destination, child: Child, ownership: Ownership, progress: Progress
 ) -> Report:
     name = child.entry.name
     if not os.path.lexists(os.path.join(os.fsencode(top.path), name)):
-        return restore_file(reader, top.fd, name, child, ownership, tally)
+        return restore_file(reader, top.fd, name, child, ownership, progress)
     path = os.path.join(top.path, os.fsdecode(name))
     plan = plan_entry(reader, child, path, ownership, checksum=not top.trusted)
-    return Report(warnings=one_file.carry_out(reader, plan, ownership, tally))
+    return Report(warnings=one_file.carry_out(reader, plan, ownership, progress))
 
 
-def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Progress) -> None:
+def _restore_dump(reader: StreamReader, top: Destination, part: Part, progress: Progress) -> None:
     """Write a dump under a temporary name, then rename it: an incomplete dump must not look complete."""
-    tally.files += 1
+    progress.files += 1
     if top.resumed and _is_complete_dump(top, part):
         return
     partial = part.name + ".partial"
@@ -224,7 +224,7 @@ def _restore_dump(reader: StreamReader, top: Destination, part: Part, tally: Pro
     fd = create_file(partial, folder=top.fd)
     try:
         drop_inherited(fd)
-        write_sparse(fd, counted(reader.read(part.content), tally))
+        write_sparse(fd, counted(reader.read(part.content), progress))
         os.rename(partial, part.name, src_dir_fd=top.fd, dst_dir_fd=top.fd)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -245,11 +245,11 @@ def _is_complete_dump(top: Destination, part: Part) -> bool:
     return top.trusted and stat.S_ISREG(info.st_mode) and info.st_size == part.size
 
 
-def counted(pieces: Iterable[bytes], tally: Progress) -> Iterator[bytes]:
-    """Yield pieces, and count their bytes in `tally`."""
+def counted(pieces: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+    """Yield pieces, and count their bytes in `progress`."""
     for data in pieces:
         yield data
-        tally.read += len(data)
+        progress.read += len(data)
 
 
 def read(reader: StreamReader, selection: Selection) -> Iterator[bytes]:

@@ -148,7 +148,7 @@ def restore_in_place(
     store: Store,
     plan: TreePlan,
     ownership: Ownership,
-    tally: Progress,
+    progress: Progress,
     say: Callable[[str], None] = lambda _text: None,
 ) -> list[tuple[bytes, str]]:
     """Carry out a plan, or revert it and raise; return (path, reason) of what could not be restored.
@@ -158,18 +158,18 @@ def restore_in_place(
     """
     with StreamReader(store) as reader:
         if plan.one_file:
-            return one_file.carry_out(reader, plan, ownership, tally)
-        return _carry_out(reader, plan, ownership, tally, say)
+            return one_file.carry_out(reader, plan, ownership, progress)
+        return _carry_out(reader, plan, ownership, progress, say)
 
 
 def _carry_out(
     reader: StreamReader,
     plan: TreePlan,
     ownership: Ownership,
-    tally: Progress,
+    progress: Progress,
     say: Callable[[str], None],
 ) -> list[tuple[bytes, str]]:
-    tree = InPlace(reader, plan, ownership, tally)
+    tree = InPlace(reader, plan, ownership, progress)
     try:
         tree.apply()
     except BaseException as error:

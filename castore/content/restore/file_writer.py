@@ -50,7 +50,7 @@ class FileWriter:
     """Writes stored files into directories below the one open as `top`."""
 
     def __init__(
-        self, reader: StreamReader, top: int, ownership: Ownership, tally: Progress, report: Report
+        self, reader: StreamReader, top: int, ownership: Ownership, progress: Progress, report: Report
     ) -> None:
         self.report = report
         self.links: dict[tuple[int, int], Link] = {}
@@ -58,13 +58,13 @@ class FileWriter:
         self._reader = reader
         self._top = top
         self._ownership = ownership
-        self._tally = tally
+        self._progress = progress
 
     def make(self, current: OpenDirectory, child: Child) -> None:
         """Create a file of any kind but a directory, with its metadata; report what fails."""
         entry = child.entry
         path = (*current.path, entry.name)
-        self._tally.files += 1
+        self._progress.files += 1
         try:
             if self._link(current, entry, path):
                 return
@@ -190,7 +190,7 @@ class FileWriter:
             os.ftruncate(fd, child.entry.size)
 
     def _wrote(self, count: int) -> None:
-        self._tally.read += count
+        self._progress.read += count
 
     def _write(self, fd: int, data: bytes | memoryview) -> None:
         self._wrote(len(data))

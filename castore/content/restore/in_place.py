@@ -41,7 +41,7 @@ class PlanWriter:
     """Writes what the steps of a plan need below its top directory, which is open as `top`."""
 
     def __init__(
-        self, reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Progress
+        self, reader: StreamReader, plan: TreePlan, ownership: Ownership, progress: Progress
     ) -> None:
         self._ownership = ownership
         try:
@@ -57,7 +57,7 @@ class PlanWriter:
                 f"{plan.top} has been replaced by another directory since it was compared: nothing was "
                 "touched; repeat the command"
             )
-        self._writer = TreeWriter(reader, self.top, ownership, tally)
+        self._writer = TreeWriter(reader, self.top, ownership, progress)
         self._writer.know_links(plan.kept_links)
 
     @property
@@ -119,10 +119,10 @@ class InPlace(PlanWriter):
         reader: StreamReader,
         plan: TreePlan,
         ownership: Ownership,
-        tally: Progress,
+        progress: Progress,
         owner: str = "",
     ) -> None:
-        super().__init__(reader, plan, ownership, tally)
+        super().__init__(reader, plan, ownership, progress)
         self._plan = plan
         self._owner = owner
         self._journals = reader.store.places.journals

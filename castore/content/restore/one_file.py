@@ -26,7 +26,7 @@ _NEW: Final = ".castore-new-"
 
 
 def carry_out(
-    reader: StreamReader, plan: TreePlan, ownership: Ownership, tally: Progress
+    reader: StreamReader, plan: TreePlan, ownership: Ownership, progress: Progress
 ) -> list[tuple[bytes, str]]:
     """Carry out a plan of `plan_entry`; return (path, reason) of the metadata that could not be set.
 
@@ -41,7 +41,7 @@ def carry_out(
                 info = os.fstat(top)
                 if plan.ids not in {None, (info.st_dev, info.st_ino)}:
                     raise OSError(errno.ESTALE, "its directory has been replaced by another one")
-                problems += _do(reader, top, step, ownership, tally)
+                problems += _do(reader, top, step, ownership, progress)
             finally:
                 os.close(top)
         except OSError as error:
@@ -50,7 +50,7 @@ def carry_out(
 
 
 def _do(
-    reader: StreamReader, top: int, step: Step, ownership: Ownership, tally: Progress
+    reader: StreamReader, top: int, step: Step, ownership: Ownership, progress: Progress
 ) -> list[tuple[bytes, str]]:
     (name,), child = step.path, step.child
     if child is None:
@@ -72,7 +72,7 @@ def _do(
             os.close(held)
         return problems
     new = f"{_NEW}{os.urandom(8).hex()}".encode()
-    writer = TreeWriter(reader, top, ownership, tally)
+    writer = TreeWriter(reader, top, ownership, progress)
     try:
         _make(writer, top, new, name, child)
         _exchange(top, new, name)

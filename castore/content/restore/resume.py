@@ -28,7 +28,7 @@ def complete(
     child: Child,
     top: str,
     ownership: Ownership,
-    tally: Progress,
+    progress: Progress,
     *,
     trusted: bool,
     own: AbstractSet[bytes],
@@ -40,7 +40,7 @@ def complete(
     CastoreError.
     """
     plan = plan_tree(reader, child, top, ownership, Comparison(checksum=not trusted))
-    work = PlanWriter(reader, plan, ownership, tally)
+    work = PlanWriter(reader, plan, ownership, progress)
     try:
         for step in plan.steps:
             if step.child is None:

@@ -65,14 +65,14 @@ class _Work(NamedTuple):
 class TreeWriter:
     """Writes stored trees below the directory open as `top`."""
 
-    def __init__(self, reader: StreamReader, top: int, ownership: Ownership, tally: Progress) -> None:
+    def __init__(self, reader: StreamReader, top: int, ownership: Ownership, progress: Progress) -> None:
         self.report = Report()
-        self._files = FileWriter(reader, top, ownership, tally, self.report)
+        self._files = FileWriter(reader, top, ownership, progress, self.report)
         self._reader = reader
         self._top = top
         self._ownership = ownership
-        self._tally = tally
-        self._allowance = Allowance(tally.most_files)
+        self._progress = progress
+        self._allowance = Allowance(progress.most_files)
         self._left: deque[OpenDirectory] = deque()
 
     def know_links(self, links: dict[tuple[int, int], Link]) -> None:
@@ -196,8 +196,8 @@ class TreeWriter:
         try:
             if current.plain is not None:
                 failed = current.plain.result()
-                self._tally.files += current.files - len(failed)
-                self._tally.read += current.size - sum(child.entry.size for child in failed)
+                self._progress.files += current.files - len(failed)
+                self._progress.read += current.size - sum(child.entry.size for child in failed)
                 for child in failed:
                     self._files.make(current, child)
             if current.own is not None:
@@ -216,7 +216,7 @@ class TreeWriter:
         entry = child.entry
         path = (*current.path, entry.name)
         self._allowance.enter()
-        self._tally.files += 1
+        self._progress.files += 1
         try:
             fd = self._make_directory(current, entry.name, path)
         except OSError as error:
@@ -244,10 +244,10 @@ class TreeWriter:
 
 
 def restore_directory(
-    reader: StreamReader, top: int, child: Child, ownership: Ownership, tally: Progress
+    reader: StreamReader, top: int, child: Child, ownership: Ownership, progress: Progress
 ) -> Report:
     """Restore the stored directory `child` into the empty one open as `top`; return the report."""
-    writer = TreeWriter(reader, top, ownership, tally)
+    writer = TreeWriter(reader, top, ownership, progress)
     writer.fill(child, top)
     warnings = writer.report.warnings
     drop_inherited(top)
@@ -256,10 +256,10 @@ def restore_directory(
 
 
 def restore_file(
-    reader: StreamReader, top: int, name: bytes, child: Child, ownership: Ownership, tally: Progress
+    reader: StreamReader, top: int, name: bytes, child: Child, ownership: Ownership, progress: Progress
 ) -> Report:
     """Restore the stored file `child`, not a directory, as `name` in the directory `top`."""
-    writer = TreeWriter(reader, top, ownership, tally)
+    writer = TreeWriter(reader, top, ownership, progress)
     writer.make(top, (name,), named(child, name))
     return writer.report
 

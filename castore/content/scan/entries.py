@@ -27,10 +27,10 @@ CHANGED: Final = "changed while being read; what was read is kept"
 class EntryRecorder:
     """Creates the entries of directories that are scanned, with their attributes."""
 
-    def __init__(self, tally: Progress, device: int) -> None:
+    def __init__(self, progress: Progress, device: int) -> None:
         self.device = device
         """The device of the tree's top."""
-        self._tally = tally
+        self._progress = progress
 
     def special(self, directory: Scanned, position: int) -> None:
         """Store an entry without content: a link, fifo, socket, device, or a directory that is left empty."""
@@ -105,7 +105,7 @@ class EntryRecorder:
         """Warn, and make the next scan read this directory again."""
         directory.distrust = True
         path = joined(directory.path, name) if name else directory.path
-        self._tally.warn(path or b".", reason)
+        self._progress.warn(path or b".", reason)
 
     def add(
         self,

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class LargeFileReader:
     """Reads the large files of directories that are scanned."""
 
-    def __init__(self, ingest: Pipeline, entries: EntryRecorder, old: ScanCacheReader | None) -> None:
-        self._ingest = ingest
-        self._tally = ingest.tally
+    def __init__(self, pipeline: Pipeline, entries: EntryRecorder, old: ScanCacheReader | None) -> None:
+        self._pipeline = pipeline
+        self._progress = pipeline.progress
         self._entries = entries
         self._old = old
         self._links: dict[tuple[int, int], _Linked] = {}
@@ -77,13 +77,13 @@ class LargeFileReader:
         directory.marks[position] = mark
         xattrs = self._entries.xattrs_of(directory, position, entry) if mark & WITH_XATTRS else ()
         directory.size += ref.size
-        self._tally.read += ref.size
+        self._progress.read += ref.size
 
         def join() -> None:
             directory.files.append(ref)
-            self._tally.chunks += len(found)
+            self._progress.chunks += len(found)
 
-        self._ingest.call_when_stored(join)
+        self._pipeline.call_when_stored(join)
         extra = extra_of(entry, self._entries.device, xattrs, extents=extents)
         self._entries.add(directory, position, entry, Content.OWN, size=entry.size, extra=extra)
         return True
@@ -116,11 +116,11 @@ class LargeFileReader:
             def join() -> None:
                 directory.files.append(taken.ref())
                 if again:
-                    self._tally.chunks += taken.chunks
+                    self._progress.chunks += taken.chunks
 
-            self._ingest.call_when_stored(join)
+            self._pipeline.call_when_stored(join)
         if again:
-            self._tally.read += taken.stored  # the bytes count for each name
+            self._progress.read += taken.stored  # the bytes count for each name
         content = Content.OWN if taken.stored else Content.NONE
         entry = listing_entry(name, info)
         extra = extra_of(entry, self._entries.device, xattrs, extents=linked.extents)
@@ -135,10 +135,10 @@ class LargeFileReader:
     ) -> _Linked:
         extents = data_extents(fd, info.st_size, info.st_blocks)
         linked = _Linked(stamp_of(info), info.st_size, None)
-        self._ingest.call_when_stored(lambda: linked.begin(self._tally.chunks))
+        self._pipeline.call_when_stored(lambda: linked.begin(self._progress.chunks))
         whole = extents if extents is not None else ((0, info.st_size),)
         taken: list[tuple[int, int]] = []
-        read_before = self._tally.read
+        read_before = self._progress.read
         try:
             for offset, length in whole:
                 count = self._read_extent(fd, offset, length)
@@ -148,11 +148,11 @@ class LargeFileReader:
                 if count < length:
                     break
         except OSError:
-            self._ingest.drop_stream()
-            self._tally.read = read_before
+            self._pipeline.drop_stream()
+            self._progress.read = read_before
             raise
         if linked.stored:
-            self._ingest.end_stream(lambda ref: linked.end(ref, self._tally.chunks))
+            self._pipeline.end_stream(lambda ref: linked.end(ref, self._progress.chunks))
         after = os.fstat(fd)
         if stamp_of(after) != linked.stamp or sum(length for _, length in whole) != linked.stored:
             self._entries.doubt(directory, CHANGED, name)
@@ -166,11 +166,11 @@ class LargeFileReader:
     def _read_extent(self, fd: int, offset: int, length: int) -> int:
         done = 0
         while done < length:
-            room = self._ingest.reserve()
+            room = self._pipeline.reserve()
             count = os.preadv(fd, [room[: length - done]], offset + done)
             if count == 0:
                 break
-            self._ingest.commit(count)
+            self._pipeline.commit(count)
             done += count
         return done
 

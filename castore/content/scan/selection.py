@@ -25,8 +25,8 @@ _MAYBE_DIRECTORY: Final = {0, stat.S_IFDIR}
 class Selection:
     """Applies the rules of a scan to directories and their entries."""
 
-    def __init__(self, tally: Progress, rules: ScanRules, entries: EntryRecorder) -> None:
-        self._tally = tally
+    def __init__(self, progress: Progress, rules: ScanRules, entries: EntryRecorder) -> None:
+        self._progress = progress
         self._rules = rules
         self._entries = entries
 
@@ -37,7 +37,7 @@ class Selection:
             taken = [one for one in taken if directory.listed(one).name == CACHE_TAG]
         if self._rules.exclude is not None or self._rules.own or FAILED in directory.kinds:
             taken = [one for one in taken if self._allowed(directory, one)]
-        self._tally.files += len(taken)
+        self._progress.files += len(taken)
         directory.count = len(taken)
         return taken
 

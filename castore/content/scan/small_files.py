@@ -27,8 +27,8 @@ _FILES_AT_ONCE: Final = 1024
 class SmallFileReader:
     """Reads the small files of directories that are scanned."""
 
-    def __init__(self, ingest: Pipeline, entries: EntryRecorder) -> None:
-        self._ingest = ingest
+    def __init__(self, pipeline: Pipeline, entries: EntryRecorder) -> None:
+        self._pipeline = pipeline
         self._entries = entries
 
     def read(self, directory: Scanned, small: list[int], large: list[int]) -> int:
@@ -37,10 +37,10 @@ class SmallFileReader:
         small, large: positions. No entry is added here for a plain file that is unchanged since the listing.
         """
         small_size = 0
-        ingest = self._ingest
+        pipeline = self._pipeline
         places = directory.places
         while small:
-            room = ingest.reserve(SMALL)
+            room = pipeline.reserve(SMALL)
             some = small[:_FILES_AT_ONCE]
             offsets = [places[position] for position in some]
             done, has, size = read_files(directory.fd, directory.listing, offsets, room)
@@ -51,7 +51,7 @@ class SmallFileReader:
                     directory.take[position] = AS_LISTED
                     if what & HAS_CONTENT:
                         directory.marks[position] |= BUNDLED
-            ingest.commit(size)
+            pipeline.commit(size)
             small_size += size
             small = small[done:]
             if small and done < len(some):
@@ -98,7 +98,7 @@ class SmallFileReader:
                 return 0
             if info.st_size > SMALL:
                 return None
-            room = self._ingest.reserve(SMALL)
+            room = self._pipeline.reserve(SMALL)
             count = _read_up_to(fd, room[: info.st_size or SMALL])
             if not info.st_size and count == SMALL:
                 reason = "cannot be read: its file system gives no size, and it is large"
@@ -111,7 +111,7 @@ class SmallFileReader:
             return 0
         finally:
             os.close(fd)
-        self._ingest.commit(count)
+        self._pipeline.commit(count)
         directory.distrust |= count != after.st_size
         # A file system that gives no size, such as proc, reports 0.
         if (after.st_size and count != after.st_size) or stamp_of(info) != stamp_of(after):

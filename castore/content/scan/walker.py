@@ -60,7 +60,7 @@ UNLISTED: Final = "cannot be listed"
 
 
 def store_tree(
-    ingest: Pipeline,
+    pipeline: Pipeline,
     path: str | bytes,
     rules: ScanRules,
     done: Callable[[Ref], None],
@@ -70,33 +70,33 @@ def store_tree(
     """Store the tree at `path`; `done` is called with its root once all of it is stored.
 
     new: receives the records for the next scan. old: the records of the last scan. Files that are missing or
-    doubtful are reported as warnings of the tally. Raises UsageError if `path` is not a directory that can be
-    read.
+    doubtful become warnings of the pipeline's progress. Raises UsageError if `path` is not a directory that
+    can be read.
     """
     try:
         fd = open_top(path)
     except OSError as error:
         raise UsageError(f"cannot read the tree {os.fsdecode(path)}: {error.strerror}") from None
     raise_file_limit()
-    _Scanner(ingest, rules, os.fstat(fd).st_dev, new, old).run(fd, done)
+    _Scanner(pipeline, rules, os.fstat(fd).st_dev, new, old).run(fd, done)
 
 
 class _Scanner:
     def __init__(
         self,
-        ingest: Pipeline,
+        pipeline: Pipeline,
         rules: ScanRules,
         device: int,
         new: ScanCacheWriter,
         old: ScanCacheReader | None,
     ) -> None:
-        self._ingest = ingest
-        self._tally = ingest.tally
+        self._pipeline = pipeline
+        self._progress = pipeline.progress
         self._rules = rules
-        self._entries = EntryRecorder(ingest.tally, device)
-        self._selection = Selection(ingest.tally, rules, self._entries)
-        self._small = SmallFileReader(ingest, self._entries)
-        self._large = LargeFileReader(ingest, self._entries, old)
+        self._entries = EntryRecorder(pipeline.progress, device)
+        self._selection = Selection(pipeline.progress, rules, self._entries)
+        self._small = SmallFileReader(pipeline, self._entries)
+        self._large = LargeFileReader(pipeline, self._entries, old)
         self._new = new
         self._old = old
 
@@ -212,8 +212,8 @@ class _Scanner:
             directory.subdirectories = [one for one in marked if record.marks[one] & ENTERED]
         directory.count = summary.files - sum(one.files for one in below)
         directory.size = summary.size - sum(one.size for one in below)
-        self._tally.files += directory.count
-        self._tally.read += directory.size
+        self._progress.files += directory.count
+        self._progress.read += directory.size
         self._count_chunks(directory, summary.chunks - sum(one.chunks for one in below))
         return True
 
@@ -221,10 +221,10 @@ class _Scanner:
         """Record how many references exist before a directory's, and count those that it keeps."""
 
         def count() -> None:
-            directory.chunks = self._tally.chunks
-            self._tally.chunks += chunks
+            directory.chunks = self._progress.chunks
+            self._progress.chunks += chunks
 
-        self._ingest.call_when_stored(count)
+        self._pipeline.call_when_stored(count)
 
     def _read(self, directory: Scanned, streams: dict[bytes, tuple[bytes, int, Ref]]) -> None:
         small: list[int] = []
@@ -241,7 +241,7 @@ class _Scanner:
                 self._entries.special(directory, position)
         small_size = self._small.read(directory, small, large)
         if small_size:
-            self._ingest.end_stream(lambda ref: setattr(directory, "small_files", ref))
+            self._pipeline.end_stream(lambda ref: setattr(directory, "small_files", ref))
         for position in sorted(large):
             raw = entry_bytes(directory.listing, directory.places[position])
             name = name_at(directory.listing, directory.places[position])
@@ -269,7 +269,7 @@ class _Scanner:
                 if directory.kept is not None and self._old is not None and at is not None:
                     # The kept entries name it, so its old state has to be referenced.
                     ref = summary_of(self._old.record(at)).ref
-                    self._ingest.call_when_stored(partial(directory.directories.append, ref))
+                    self._pipeline.call_when_stored(partial(directory.directories.append, ref))
                     directory.marks[position] &= ~ENTERED
                 continue
             return child
@@ -290,7 +290,7 @@ class _Scanner:
         self, directory: Scanned, position: int, entry: Listed, at: int, *, moved: bool
     ) -> bool:
         """Keep a subdirectory and all below it from the last scan, if it is unchanged."""
-        old, ingest = self._old, self._ingest
+        old, pipeline = self._old, self._pipeline
         if old is None or not old.is_same(at, directory.fd, entry.name, moved=moved):
             return False
         if directory.kept is None:
@@ -304,14 +304,14 @@ class _Scanner:
         directory.count += summary.files
         directory.size += summary.size
         self._new.copy(old, at)
-        self._tally.files += summary.files
-        self._tally.read += summary.size
+        self._progress.files += summary.files
+        self._progress.read += summary.size
 
         def join() -> None:
             directory.directories.append(summary.ref)
-            self._tally.chunks += summary.chunks
+            self._progress.chunks += summary.chunks
 
-        ingest.call_when_stored(join)
+        pipeline.call_when_stored(join)
         return True
 
     def _enter(
@@ -335,14 +335,14 @@ class _Scanner:
 
     def _finish(self, directory: Scanned) -> None:
         """Store a directory's entries, and, after its content, the directory itself."""
-        ingest, new = self._ingest, self._new
+        pipeline, new = self._pipeline, self._new
         length = new.end(directory.at) if directory.at >= 0 else 0
         flags = (DISTRUST if directory.distrust else 0) | (LINKED if directory.linked else 0)
 
         def close(refs: list[Ref]) -> None:
-            ref = ingest.put_list(refs)
+            ref = pipeline.put_list(refs)
             if directory.at >= 0:
-                chunks = self._tally.chunks - directory.chunks
+                chunks = self._progress.chunks - directory.chunks
                 summary = DirectorySummary(
                     directory.time, directory.count, directory.size, chunks, ref, directory.ids
                 )
@@ -351,7 +351,7 @@ class _Scanner:
 
         if directory.kept is not None:
             kept = directory.kept
-            ingest.call_when_stored(lambda: close([*kept, *directory.directories]))
+            pipeline.call_when_stored(lambda: close([*kept, *directory.directories]))
         else:
             entries = directory.encoded()
             if len(entries) > MAX_ENTRIES_BYTES:
@@ -360,13 +360,13 @@ class _Scanner:
                     f"the directory {shown} has more entries than castore can store, {len(entries):,} bytes "
                     f"of names and attributes where {MAX_ENTRIES_BYTES:,} are possible: exclude it"
                 )
-            ingest.write(entries)
+            pipeline.write(entries)
 
             def end(entries: Ref | None) -> None:
                 streams = [ref for ref in (entries, directory.small_files) if ref is not None]
                 close([*streams, *directory.files, *directory.directories])
 
-            ingest.end_stream(end)
+            pipeline.end_stream(end)
         if directory.fd >= 0:
             os.close(directory.fd)
             directory.fd = -1

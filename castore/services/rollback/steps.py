@@ -334,16 +334,16 @@ def contents_of(
     reader: StreamReader,
     part: Part | None,
     pre_rollback: Callable[[], Generation | None],
-    tally: Progress | None = None,
+    progress: Progress | None = None,
 ) -> Contents:
     """Return readers of the dumps of a part: the target's, and the one of the pre-rollback generation.
 
-    tally: counts the bytes that are read of the target's dump.
+    progress: counts the bytes that are read of the target's dump.
     """
 
     def target() -> Iterable[bytes]:
         pieces: Iterable[bytes] = reader.read(part.content) if part is not None else ()
-        return pieces if tally is None else counted(pieces, tally)
+        return pieces if progress is None else counted(pieces, progress)
 
     def before() -> Iterable[bytes]:
         taken = pre_rollback()
