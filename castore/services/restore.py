@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-
 @dataclass
 class Restored:
     """The result of a restore."""
@@ -73,10 +72,9 @@ def restore(
         begun = Begun.of(store, selection)
         top = begin(destination, begun, resume=resume)
         try:
-            result = Restored()
+            work = _PartRestorer(reader, top, ownership, progress)
             for part in parts:
-                into = None if selection.part else os.fsencode(part.name)
-                _restore_part(reader, top, part, children[part.name], into, ownership, progress, result)
+                work.restore(part, children[part.name], None if selection.part else os.fsencode(part.name))
             _end(top, children if selection.part else {})
         except BaseException as error:
             if top.is_empty:
@@ -86,8 +84,8 @@ def restore(
             raise _continued(error, f"to continue: {begun.command(destination)}") from error
         finally:
             os.close(top.fd)
-    result.placed = [os.path.join(destination, name) for name in result.placed]
-    return result
+    work.result.placed = [os.path.join(destination, name) for name in work.result.placed]
+    return work.result
 
 
 def _end(top: Destination, children: dict[str, Child | None]) -> None:
@@ -141,37 +139,92 @@ def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
     return look_up(reader, part.content, os.fsencode(path))
 
 
-def _restore_part(
-    reader: StreamReader,
-    top: Destination,
-    part: Part,
-    child: Child | None,
-    into: bytes | None,
-    ownership: Ownership,
-    progress: Progress,
-    result: Restored,
-) -> None:
-    if child is None:
-        _restore_dump(reader, top, part, progress)
-        result.placed.append(part.name)
-        return
-    if not child.entry.is_dir:
-        report = _restore_file(reader, top, child, ownership, progress)
-        result.placed.append(os.fsdecode(child.entry.name))
-    elif into is None:
-        report = _restore_tree(reader, top, top.fd, top.path, child, ownership, progress)
-        result.placed.append("")
-    else:
-        fd = _open_part(top, into)
+class _PartRestorer:
+    """Restores parts into the directory `top`, and collects the result."""
+
+    def __init__(
+        self, reader: StreamReader, top: Destination, ownership: Ownership, progress: Progress
+    ) -> None:
+        self.result = Restored()
+        self._reader = reader
+        self._top = top
+        self._ownership = ownership
+        self._progress = progress
+
+    def restore(self, part: Part, child: Child | None, into: bytes | None) -> None:
+        """Restore one part, or the entry `child` of a tree.
+
+        into: the name of the directory in `top` that gets the entries of a tree; None: `top` itself.
+        """
+        if child is None:
+            self._restore_dump(part)
+            self.result.placed.append(part.name)
+            return
+        if not child.entry.is_dir:
+            report = self._restore_file(child)
+            self.result.placed.append(os.fsdecode(child.entry.name))
+        elif into is None:
+            report = self._restore_tree(self._top.fd, self._top.path, child)
+            self.result.placed.append("")
+        else:
+            fd = _open_part(self._top, into)
+            try:
+                report = self._restore_tree(fd, os.path.join(self._top.path, part.name), child)
+            finally:
+                os.close(fd)
+            self.result.placed.append(part.name)
+        prefix = into + b"/" if into else b""
+        self.result.report.warnings += [(prefix + path, reason) for path, reason in report.warnings]
+        self.result.report.damaged += [(prefix + path, reason) for path, reason in report.damaged]
+
+    def _restore_tree(self, fd: int, path: str, child: Child) -> Report:
+        """Restore a tree into the directory at `path`, open as `fd`."""
+        top = self._top
+        own = top.own if fd == top.fd else frozenset()
+        if {os.fsencode(name) for name in os.listdir(fd)} - top.own:
+            return complete(
+                self._reader,
+                child,
+                path,
+                self._ownership,
+                self._progress,
+                trusted=top.trusted,
+                own=own,
+            )
+        return restore_directory(self._reader, fd, child, self._ownership, self._progress)
+
+    def _restore_file(self, child: Child) -> Report:
+        top, name = self._top, child.entry.name
+        if not os.path.lexists(os.path.join(os.fsencode(top.path), name)):
+            return restore_file(self._reader, top.fd, name, child, self._ownership, self._progress)
+        path = os.path.join(top.path, os.fsdecode(name))
+        plan = plan_entry(self._reader, child, path, self._ownership, checksum=not top.trusted)
+        warnings = one_file.carry_out(self._reader, plan, self._ownership, self._progress)
+        return Report(warnings=warnings)
+
+    def _restore_dump(self, part: Part) -> None:
+        """Write a dump under a temporary name, then rename it: an incomplete dump must not look complete."""
+        top = self._top
+        self._progress.files += 1
+        if top.resumed and _is_complete_dump(top, part):
+            return
+        partial = part.name + ".partial"
+        if top.resumed:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial, dir_fd=top.fd)
+        fd = create_file(partial, folder=top.fd)
         try:
-            path = os.path.join(top.path, part.name)
-            report = _restore_tree(reader, top, fd, path, child, ownership, progress)
+            drop_inherited(fd)
+            write_sparse(fd, counted(self._reader.read(part.content), self._progress))
+            os.rename(partial, part.name, src_dir_fd=top.fd, dst_dir_fd=top.fd)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.unlink(partial, dir_fd=top.fd)
+            if isinstance(error, OSError):
+                raise StorageError(f"cannot write {partial}: {error.strerror}") from error
+            raise
         finally:
             os.close(fd)
-        result.placed.append(part.name)
-    prefix = into + b"/" if into else b""
-    result.report.warnings += [(prefix + path, reason) for path, reason in report.warnings]
-    result.report.damaged += [(prefix + path, reason) for path, reason in report.damaged]
 
 
 def _open_part(top: Destination, name: bytes) -> int:
@@ -183,57 +236,6 @@ def _open_part(top: Destination, name: bytes) -> int:
     # The directory inherited a default ACL of the destination, which is not its own.
     drop_inherited(fd)
     return fd
-
-
-def _restore_tree(
-    reader: StreamReader,
-    top: Destination,
-    fd: int,
-    path: str,
-    child: Child,
-    ownership: Ownership,
-    progress: Progress,
-) -> Report:
-    """Restore a tree into the directory at `path`, open as `fd`."""
-    own = top.own if fd == top.fd else frozenset()
-    if {os.fsencode(name) for name in os.listdir(fd)} - top.own:
-        return complete(reader, child, path, ownership, progress, trusted=top.trusted, own=own)
-    return restore_directory(reader, fd, child, ownership, progress)
-
-
-def _restore_file(
-    reader: StreamReader, top: Destination, child: Child, ownership: Ownership, progress: Progress
-) -> Report:
-    name = child.entry.name
-    if not os.path.lexists(os.path.join(os.fsencode(top.path), name)):
-        return restore_file(reader, top.fd, name, child, ownership, progress)
-    path = os.path.join(top.path, os.fsdecode(name))
-    plan = plan_entry(reader, child, path, ownership, checksum=not top.trusted)
-    return Report(warnings=one_file.carry_out(reader, plan, ownership, progress))
-
-
-def _restore_dump(reader: StreamReader, top: Destination, part: Part, progress: Progress) -> None:
-    """Write a dump under a temporary name, then rename it: an incomplete dump must not look complete."""
-    progress.files += 1
-    if top.resumed and _is_complete_dump(top, part):
-        return
-    partial = part.name + ".partial"
-    if top.resumed:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial, dir_fd=top.fd)
-    fd = create_file(partial, folder=top.fd)
-    try:
-        drop_inherited(fd)
-        write_sparse(fd, counted(reader.read(part.content), progress))
-        os.rename(partial, part.name, src_dir_fd=top.fd, dst_dir_fd=top.fd)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial, dir_fd=top.fd)
-        if isinstance(error, OSError):
-            raise StorageError(f"cannot write {partial}: {error.strerror}") from error
-        raise
-    finally:
-        os.close(fd)
 
 
 def _is_complete_dump(top: Destination, part: Part) -> bool:

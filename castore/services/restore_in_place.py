@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
+    from castore.model.generation import Part
     from castore.progress import Progress
     from castore.services.selectors import Selection
     from castore.store import Store
@@ -51,17 +52,7 @@ def plan_in_place(
     last snapshot read them. checksum: compare those, too. trust_times: compare no content. configured: the
     parts in castore.toml. Raises UsageError, IdentityError, DamageError, CastoreError.
     """
-    part = selection.part
-    if part is not None and part.kind == "dump":
-        what = f"{selection.generation.service}@{selection.generation.number}:{part.name}"
-        raise UsageError(
-            f"{what} is a dump, and --in-place restores a tree: to write it to a file, castore cat {what} "
-            f">FILE; to restore the database, castore rollback {selection.generation.service} "
-            f"--to {selection.generation.number}"
-        )
-    if part is None:
-        raise UsageError("name the tree to restore in place: SERVICE@SELECTOR:PART[/PATH]")
-    generation = selection.generation
+    part, generation = _selected_tree(selection), selection.generation
     _refuse_own(top, left_out(store, leave_out))
     with StreamReader(store) as reader:
         child = child_of(reader, part, selection.path)
@@ -86,6 +77,21 @@ def plan_in_place(
                 scan=seen,
             )
             return plan_tree(reader, child, top, ownership, comparison)
+
+
+def _selected_tree(selection: Selection) -> Part:
+    """Return the part that a selection names. Raises UsageError if it is not a tree."""
+    part, generation = selection.part, selection.generation
+    if part is None:
+        raise UsageError("name the tree to restore in place: SERVICE@SELECTOR:PART[/PATH]")
+    if part.kind == "dump":
+        what = f"{generation.service}@{generation.number}:{part.name}"
+        raise UsageError(
+            f"{what} is a dump, and --in-place restores a tree: to write it to a file, castore cat {what} "
+            f">FILE; to restore the database, castore rollback {generation.service} "
+            f"--to {generation.number}"
+        )
+    return part
 
 
 def _refuse_own(top: str, own: frozenset[tuple[int, int]]) -> None:

@@ -101,8 +101,7 @@ class PlanWriter:
         if not self._ownership.change:
             # A file of the restoring user that already has these bits may keep them.
             mode |= child.entry.mode & os.stat(file).st_mode & (stat.S_ISUID | stat.S_ISGID)
-        given = (file, child.entry, child.owners, self._ownership, warn)
-        replace_attributes(*given, mode=mode, keep=keep)
+        replace_attributes(file, child.entry, child.owners, self._ownership, warn, mode=mode, keep=keep)
 
     def close(self) -> None:
         """Close the top directory."""

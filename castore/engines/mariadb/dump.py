@@ -7,7 +7,7 @@ import os
 import re
 from contextlib import ExitStack
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -61,6 +61,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
     rights = Rights(client)
     warnings, unseen = reports.unseen(rights, database, before)
     charset = swap.charset(client, database)
+    origin = _Origin(database, mark, charset[1])
     preamble: dict[str, Any] = {"charset": charset, "database": database, "mark": mark}
     # Without the right to read the schema mysql, the users are not recorded.
     with contextlib.suppress(ProgramError):
@@ -88,7 +89,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
             reader.warnings += reports.uncounted(client, observed, before, later)
             apart = others.unlocked.items()
             reader.warnings += [(os.fsencode(name), reports.OTHER_MOMENT + why) for name, why in apart]
-            return b"".join(_tail(client, database, mark, observed, before, charset[1], unseen))
+            return b"".join(_tail(client, origin, observed, before, unseen))
 
         reader = DumpWithPreamble(_continued(observed, tail), preamble)
         observed.warnings = reader.warnings
@@ -145,43 +146,54 @@ def _continued(readinto: Readinto, tail: Callable[[], bytes]) -> Readinto:
     return read
 
 
+class _Origin(NamedTuple):
+    """The dumped database."""
+
+    database: str
+    mark: str
+    """What begins the lines that castore writes into the dump."""
+    collation: str
+
+
 def _tail(
-    client: Client,
-    database: str,
-    mark: str,
-    observed: Observed,
-    state: State,
-    collation: str,
-    unseen: list[str],
+    client: Client, origin: _Origin, observed: Observed, state: State, unseen: list[str]
 ) -> Iterator[bytes]:
     """Yield the section after the tables: programs as SQL, for any client, and the records."""
+    mark = origin.mark
     yield b"\n" + record_line(mark, b"views, triggers, routines and events")
+    recorded = _recorded_tables(client, origin.database, observed, state)
+    for table in recorded:
+        yield record_line(mark, msgspec.json.encode(table))
+    yield os.fsencode(inventory.begin_rounds(recorded))
+    for one in state.programs:
+        yield record_line(mark, msgspec.json.encode(one))
+    creatable = programs.ordered(one for one in state.programs if not one.broken)
+    yield from programs.script(creatable, origin.collation)
+    version = client.ask("SELECT VERSION()")[0][0]
+    digests = digests_of([*recorded, *state.programs])
+    end = inventory.End(version, tuple(unseen), digests)
+    yield b"\n" + record_line(mark, msgspec.json.encode(end))
+
+
+def _recorded_tables(
+    client: Client, database: str, observed: Observed, state: State
+) -> list[inventory.Table]:
+    """Return the tables with what the dump has of them."""
     rows = observed.rows
     rounds = inventory.rounds(client, database, state.tables.values())
     recorded = []
     for name, table in state.tables.items():
         present = rows.get(name, 0) if rows is not None and not inventory.is_elsewhere(table) else None
-        if table.kind == "SEQUENCE":
-            present = None
-        value = observed.script.values.get(name)
         recorded.append(
             msgspec.structs.replace(
                 table,
-                rows=present,
-                value=value,
+                rows=None if table.kind == "SEQUENCE" else present,
+                value=observed.script.values.get(name),
                 round=rounds.get(name, 0),
                 definition=digest(observed.script.created.get(name, b"")),
             )
         )
-        yield record_line(mark, msgspec.json.encode(recorded[-1]))
-    yield os.fsencode(inventory.begin_rounds(recorded))
-    for one in state.programs:
-        yield record_line(mark, msgspec.json.encode(one))
-    yield from programs.script(programs.ordered(one for one in state.programs if not one.broken), collation)
-    version = client.ask("SELECT VERSION()")[0][0]
-    digests = digests_of([*recorded, *state.programs])
-    end = inventory.End(version, tuple(unseen), digests)
-    yield b"\n" + record_line(mark, msgspec.json.encode(end))
+    return recorded
 
 
 def history(client: Client) -> list[str]:

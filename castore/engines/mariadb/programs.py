@@ -158,8 +158,17 @@ def _program(
         return None
     table, header, body = triggers[name] if kind == "trigger" else ("", "", b"")
     return Program(
-        *(kind, name, text, charset.decode(), collation.decode(), mode.decode(), database_collation.decode()),
-        *(zone, table, header, body),
+        kind=kind,
+        name=name,
+        text=text,
+        charset=charset.decode(),
+        collation=collation.decode(),
+        mode=mode.decode(),
+        database_collation=database_collation.decode(),
+        time_zone=zone,
+        table=table,
+        header=header,
+        body=body,
     )
 
 

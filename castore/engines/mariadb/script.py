@@ -148,9 +148,8 @@ def unqualified(text: bytes, database: str, parts: int = 2) -> bytes:
     """
     name = re.escape(b"`" + os.fsencode(database).replace(b"`", b"``") + b"`")
     more = rb"(?:\.`(?:[^`]|``)*`)"
-    tokens = rb"('(?:\\.|''|[^'\\])*')|%b\.((?:`(?:[^`]|``)*`)%b{%d,})|(`(?:[^`]|``)*`%b*)" % (
-        *(name, more, parts - 2, more),
-    )
+    tokens = rb"('(?:\\.|''|[^'\\])*')|%b\.((?:`(?:[^`]|``)*`)%b{%d,})|(`(?:[^`]|``)*`%b*)"
+    tokens %= (name, more, parts - 2, more)
     return re.sub(tokens, lambda found: found[1] or found[2] or found[3], text, flags=re.DOTALL)
 
 
