@@ -23,7 +23,7 @@ class Stretch:
         self.begins = begins
         """Whether the stream begins here; else a chunk that begins before `start` continues."""
         self.final = final
-        self.parent: PreviousStream | None = None
+        self.previous: PreviousStream | None = None
         self.chunks: list[tuple[int, int, RecordId, bool]] = []
         """Start, end and id of each chunk, and whether the store has it."""
         self.refs: list[Ref] = []
@@ -42,14 +42,14 @@ class Batch:
         self.carried: Future[int] = Future()
         """Where the unfinished chunk begins; the previous batch sets it once it is cut."""
         self.guess = -1
-        """Where it should begin if this stream resembles its parent; -1: nothing is expected."""
+        """Where it should begin if this stream resembles the previous one; -1: nothing is expected."""
         self.expected: list[Ref] = []
         """The chunks into which this batch should then be cut."""
         self.cut: Future[None] | None = None
         self.new: list[tuple[NewChunk, int]] = []
         """Chunks that the store does not have, with their offsets in their streams."""
         self.window: Window | None = None
-        """The part of the parent that corresponds to this batch."""
+        """The part of the previous stream that corresponds to this batch."""
         self.sealed: Future[list[SealedRecord]] | None = None
 
     @property

@@ -3,8 +3,8 @@
 Fed bytes fill batches. Each batch goes through two tasks on worker threads: `_cut` (borders, ids, which
 chunks are known) and `_seal` (the chunks that are not). Between and after these tasks it goes through the
 feeding thread, in the order in which it was fed. Operations that need this order happen there, without a
-lock: a chunk is compared with its place in the parent, a reference joins a list, a stream ends, a directory
-is complete.
+lock: a chunk is compared with its place in the previous stream, a reference joins a list, a stream ends, a
+directory is complete.
 
 The number of batches in progress is bounded, and their buffers are reused. So memory does not grow, and a
 slow store slows down the feeder.
@@ -75,7 +75,7 @@ class Pipeline:
         # Not a method: a reference cycle would keep the keys of the session in memory.
         self._put_node = partial(_put_node, session, progress)
         self._builder = ListBuilder(self._put_node)
-        self._parent: PreviousStream | None = None
+        self._previous: PreviousStream | None = None
         self._begins = True
         self._offset = 0
         """The offset, in its stream, of the next byte to be fed."""
@@ -112,9 +112,9 @@ class Pipeline:
         while self._out:
             self._collect()
 
-    def compare_with(self, parent: PreviousStream | None) -> None:
+    def compare_with(self, previous: PreviousStream | None) -> None:
         """Set the stream that the next stream is likely to resemble."""
-        self._parent = parent
+        self._previous = previous
 
     def reserve(self, wanted: int = 1) -> memoryview:
         """Return the free part of the buffer, at least `wanted` bytes, to be filled from its start.
@@ -145,7 +145,7 @@ class Pipeline:
         """End the stream fed since the last end; `done` is called with it once all of it is stored."""
         self._end_stretch(final=True)
         self.call_when_stored(lambda: done(self._end_list()))
-        self._parent = None
+        self._previous = None
         self._begins = True
         self._offset = 0
 
@@ -184,7 +184,7 @@ class Pipeline:
         if start == end and self._begins:
             return
         stretch = Stretch(start, end, begins=self._begins, final=final)
-        stretch.parent = self._parent
+        stretch.previous = self._previous
         batch.ops.append(stretch)
         self._offset += end - start
         self._begins = False
@@ -212,16 +212,16 @@ class Pipeline:
         self._stretch_start = self._headroom
 
     def _predict_cuts(self, batch: Batch, following: Batch) -> None:
-        """Guess from the parent how a batch is cut, and which chunk continues in the next one."""
+        """Predict from the previous stream how a batch is cut, and which chunk continues in the next one."""
         following.guess = self._headroom
         stretch = batch.ops[0] if len(batch.ops) == 1 else None
-        parent = self._parent
-        if parent is None or not isinstance(stretch, Stretch) or not parent.aligned:
+        previous = self._previous
+        if previous is None or not isinstance(stretch, Stretch) or not previous.aligned:
             following.guess = -1 if not self._begins else self._headroom
             return
         at = batch.start if stretch.begins else batch.guess
         offset = self._offset - (batch.filled - at)
-        begin, chunks, end = parent.predict(offset, self._offset)
+        begin, chunks, end = previous.predict(offset, self._offset)
         if at >= 0 and begin == offset and chunks:
             batch.guess, batch.expected = at, chunks
         carried = self._offset - end
@@ -278,7 +278,7 @@ class Pipeline:
         if all(known):
             stretch.refs = chunks
             return
-        # The store has lost some of the parent's chunks.
+        # The store has lost some of the previous stream's chunks.
         for chunk, flag in zip(chunks, known, strict=True):
             stretch.chunks.append((start, start + chunk.size, chunk.id, flag))
             start += chunk.size
@@ -321,15 +321,15 @@ class Pipeline:
         for stretch in batch.stretches:
             if stretch.begins:
                 self._place = 0
-            parent = stretch.parent
-            if parent is not None and batch.window is None and stretch.chunks:
+            previous = stretch.previous
+            if previous is not None and batch.window is None and stretch.chunks:
                 end = self._place + batch.filled - batch.start
-                batch.window = parent.window(self._place, end)
+                batch.window = previous.window(self._place, end)
             self._place += sum(ref.size for ref in stretch.refs)
             for start, end, chunk, known in stretch.chunks:
                 ref = Ref(RefKind.CHUNK, chunk, end - start)
-                if parent is not None:
-                    parent.track(ref, self._place)
+                if previous is not None:
+                    previous.track(ref, self._place)
                 if not known and chunk not in self._sealing and not self._session.was_added(chunk):
                     self._sealing.add(chunk)
                     batch.new.append((NewChunk(chunk, start, end), self._place))
@@ -365,9 +365,9 @@ class Pipeline:
         for sealed in batch.sealed.result() if batch.sealed is not None else ():
             self._add(sealed)
         self._sealing.difference_update(chunk.id for chunk, _ in batch.new)
-        parent = batch.stretches[-1].parent if batch.new else None
-        if parent is not None and batch.window is not None and not parent.aligned:
-            parent.set_shift(batch.window.shift)
+        previous = batch.stretches[-1].previous if batch.new else None
+        if previous is not None and batch.window is not None and not previous.aligned:
+            previous.set_shift(batch.window.shift)
         self._free.append(batch.buffer)
         for op in batch.ops:
             if isinstance(op, Stretch):

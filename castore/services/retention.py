@@ -31,6 +31,9 @@ _BUCKETS: Final[dict[str, Callable[[dt.datetime], tuple[int, ...]]]] = {
     "yearly": lambda t: (t.year,),
 }
 
+Rules = dict[int, list[str]]
+"""The rules that keep a generation, by its number."""
+
 
 class RetentionDecision(NamedTuple):
     """Whether a generation is kept, and why."""
@@ -57,37 +60,23 @@ def apply_policy(
     this machine's. key: returns what identifies the host of a generation.
     """
     found = sorted(generations, key=lambda generation: generation.number)
-    rules: dict[int, list[str]] = {generation.number: [] for generation in found}
+    rules: Rules = {generation.number: [] for generation in found}
     if keep is None:
         for kept in rules.values():
             kept.append("no rule")
     for number in pinned & rules.keys():
         rules[number].append("pinned")
-    within = parse_span(keep.within) if keep is not None and keep.within is not None else None
     groups = HostGroups(found, key)
     for host in sorted(groups.names()):
         own = [generation for generation in found if groups.key(generation) == host]
         _always(own, live, rules)
-        counted: list[Generation] = []
-        partial: list[Generation] = []
-        latest = 0
-        for generation in own:
-            if generation.time < latest or generation.time > now + _AHEAD:
-                rules[generation.number].append("clock")
-            else:
-                latest = generation.time
-                # A pre-rollback generation never takes the place of a regular one, say as that of a day.
-                if not generation.pre_rollback or keep is None:
-                    (partial if generation.partial else counted).append(generation)
-                elif within is not None and generation.time >= now - within * _SECOND:
-                    rules[generation.number].append("within")
+        plausible = _plausible(own, now, rules)
         if keep is not None:
-            _count(counted[::-1], keep, now, rules, zone)
-            _count_partial(counted, partial, keep, now, rules, zone)
+            _Counting(keep, now, zone).count(plausible, rules)
     return [RetentionDecision(generation, tuple(rules[generation.number])) for generation in reversed(found)]
 
 
-def _always(own: list[Generation], live: Sequence[str], rules: dict[int, list[str]]) -> None:
+def _always(own: list[Generation], live: Sequence[str], rules: Rules) -> None:
     """Keep what every host keeps regardless of the rules; own: the host's generations, oldest first."""
     complete = [one for one in own if not one.number_only]
     for number in {one.number for one in (*own[-1:], *complete[-1:])}:
@@ -101,55 +90,69 @@ def _always(own: list[Generation], live: Sequence[str], rules: dict[int, list[st
             rules[newest.number].append("live revision")
 
 
-def _count_partial(
-    counted: list[Generation],
-    partial: list[Generation],
-    keep: Keep,
-    now: int,
-    rules: dict[int, list[str]],
-    zone: dt.tzinfo | None,
-) -> None:
-    """Keep a partial generation as long as it would be kept if it were complete.
-
-    Complete generations are counted without the partial ones, so that a partial one never displaces them.
-    """
-    both: dict[int, list[str]] = {one.number: [] for one in [*counted, *partial]}
-    newest_first = sorted([*counted, *partial], key=lambda one: one.number, reverse=True)
-    if partial:
-        _count(newest_first, keep, now, both, zone)
-    for generation in partial:
-        rules[generation.number] += both[generation.number]
+def _plausible(own: list[Generation], now: int, rules: Rules) -> list[Generation]:
+    """Return the generations with a plausible time; the others are kept. own: oldest first."""
+    found = []
+    latest = 0
+    for generation in own:
+        if generation.time < latest or generation.time > now + _AHEAD:
+            rules[generation.number].append("clock")
+        else:
+            latest = generation.time
+            found.append(generation)
+    return found
 
 
-def _count(
-    newest_first: list[Generation],
-    keep: Keep,
-    now: int,
-    rules: dict[int, list[str]],
-    zone: dt.tzinfo | None,
-) -> None:
-    for generation in newest_first[: keep.last]:
-        rules[generation.number].append("last")
-    within = parse_span(keep.within) if keep.within is not None else None
-    times = {
-        generation.number: dt.datetime.fromtimestamp(generation.time / _SECOND, dt.UTC).astimezone(zone)
-        for generation in newest_first
-    }
-    for generation in newest_first:
-        if within is not None and generation.time >= now - within * _SECOND:
-            rules[generation.number].append("within")
-    for name, bucket in _BUCKETS.items():
-        seen: set[tuple[int, ...]] = set()
+class _Counting:
+    """Applies the rules that count generations, or the time since them."""
+
+    def __init__(self, keep: Keep, now: int, zone: dt.tzinfo | None) -> None:
+        self._keep = keep
+        self._zone = zone
+        span = parse_span(keep.within) if keep.within is not None else None
+        self._since = now - span * _SECOND if span is not None else None
+
+    def count(self, generations: list[Generation], rules: Rules) -> None:
+        """Note which rules keep which generations of one host. generations: oldest first."""
+        # A pre-rollback generation never takes the place of a regular one, say as that of a day.
+        regular = [one for one in generations if not one.pre_rollback]
+        for generation in generations:
+            if generation.pre_rollback and self._is_within(generation):
+                rules[generation.number].append("within")
+        complete = [one for one in regular if not one.partial]
+        self._count(complete[::-1], rules)
+        if len(complete) < len(regular):
+            # A partial generation is kept as long as it would be kept if it were complete. Complete ones are
+            # counted without the partial ones, so that a partial one never displaces them.
+            both: Rules = {one.number: [] for one in regular}
+            self._count(regular[::-1], both)
+            for generation in regular:
+                if generation.partial:
+                    rules[generation.number] += both[generation.number]
+
+    def _is_within(self, generation: Generation) -> bool:
+        return self._since is not None and generation.time >= self._since
+
+    def _count(self, newest_first: list[Generation], rules: Rules) -> None:
+        for generation in newest_first[: self._keep.last]:
+            rules[generation.number].append("last")
         for generation in newest_first:
-            key = bucket(times[generation.number])
-            if len(seen) < getattr(keep, name) and key not in seen:
-                seen.add(key)
-                rules[generation.number].append(name)
-    revisions: dict[str, int] = {}
-    for generation in newest_first:
-        if not generation.revision:
-            continue
-        count = revisions.get(generation.revision, 0)
-        if count < keep.per_revision:
-            revisions[generation.revision] = count + 1
-            rules[generation.number].append("per-revision")
+            if self._is_within(generation):
+                rules[generation.number].append("within")
+        times = {
+            one.number: dt.datetime.fromtimestamp(one.time / _SECOND, dt.UTC).astimezone(self._zone)
+            for one in newest_first
+        }
+        for name, bucket in _BUCKETS.items():
+            seen: set[tuple[int, ...]] = set()
+            for generation in newest_first:
+                key = bucket(times[generation.number])
+                if len(seen) < getattr(self._keep, name) and key not in seen:
+                    seen.add(key)
+                    rules[generation.number].append(name)
+        revisions: dict[str, int] = {}
+        for generation in newest_first:
+            count = revisions.get(generation.revision, 0)
+            if generation.revision and count < self._keep.per_revision:
+                revisions[generation.revision] = count + 1
+                rules[generation.number].append("per-revision")

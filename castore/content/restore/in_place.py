@@ -125,7 +125,7 @@ class InPlace(PlanWriter):
         self._plan = plan
         self._owner = owner
         self._journals = reader.store.places.journals
-        self._aside: UndoArea | None = None
+        self._undo: UndoArea | None = None
 
     @property
     def problems(self) -> list[tuple[bytes, str]]:
@@ -145,12 +145,12 @@ class InPlace(PlanWriter):
         time = last.child.entry.mtime if last.child is not None and not last.path else None
         try:
             journal = Journal(steps, before, time, self._owner, self.real_path)
-            self._aside = UndoArea.create(self.top, journal, self._journals)
+            self._undo = UndoArea.create(self.top, journal, self._journals)
         except OSError as error:
             raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
         for step in self._plan.steps:
             try:
-                self._do(self._aside, step)
+                self._do(self._undo, step)
             except OSError as error:
                 shown = os.path.join(self._plan.top, os.fsdecode(b"/".join(step.path)))
                 hint = ""
@@ -196,13 +196,13 @@ class InPlace(PlanWriter):
             f"allow it with: chattr -i -a {shlex.quote(what)}"
         )
 
-    def _do(self, aside: UndoArea, step: Step) -> None:
+    def _do(self, undo: UndoArea, step: Step) -> None:
         path = step.path or (b".",)
-        aside.begin()
+        undo.begin()
         moved = True
         if step.action in {"remove", "replace"}:
             try:
-                moved = aside.save(path, step.ids)
+                moved = undo.save(path, step.ids)
             except PermissionError as error:
                 protected = self._is_protected(path)
                 if step.action == "replace" or not (protected or os.geteuid() == 0):
@@ -215,10 +215,10 @@ class InPlace(PlanWriter):
             return
         if not moved:
             child = step.child
-            aside.replace_mounted(path, lambda fd, new: self._writer.make(fd, new, named(child, new[-1])))
+            undo.replace_mounted(path, lambda fd, new: self._writer.make(fd, new, named(child, new[-1])))
             return
         large = step.action == "replace" and step.child.entry.is_file and step.size >= _LARGE
-        old = aside.open_taken() if large else None
+        old = undo.open_saved() if large else None
         fd = open_below(self.top, path[:-1])
         try:
             if step.action == "metadata":
@@ -259,10 +259,10 @@ class InPlace(PlanWriter):
         """Revert all steps. Raises CastoreError if that fails; `castore recover` can then repeat it."""
         warnings = self.report.warnings
         try:
-            if self._aside is not None:
-                self._aside.restore(lambda path, why: warnings.append((b"/".join(path), why)))
+            if self._undo is not None:
+                self._undo.restore(lambda path, why: warnings.append((b"/".join(path), why)))
         except OSError as error:
-            where = self._aside.path if self._aside is not None else ""
+            where = self._undo.path if self._undo is not None else ""
             raise CastoreError(
                 f"the previous state of {self._plan.top} could not be restored ({error.strerror}): what was "
                 f"moved aside is in {where}; when the cause is fixed: castore recover {self._plan.top}"
@@ -273,19 +273,19 @@ class InPlace(PlanWriter):
     def commit(self) -> None:
         """Confirm the result: remove the undo directory."""
         try:
-            if self._aside is not None:
-                self._aside.copied |= self._plan.crosses
-                left = self._aside.discard()
+            if self._undo is not None:
+                self._undo.copied |= self._plan.crosses
+                left = self._undo.discard()
                 self.report.warnings += [(b"/".join(path), reason) for path, reason in left]
         except OSError as error:
             # All is restored. The next restore reports what remains, and `recover` tries to remove it again.
-            where = os.path.basename(self._aside.path) if self._aside is not None else ""
+            where = os.path.basename(self._undo.path) if self._undo is not None else ""
             self.report.warnings.append((os.fsencode(where), f"cannot be removed: {error.strerror}"))
         finally:
             self._close()
 
     def _close(self) -> None:
-        if self._aside is not None:
-            self._aside.close()
-            self._aside = None
+        if self._undo is not None:
+            self._undo.close()
+            self._undo = None
         self.close()

@@ -98,7 +98,7 @@ def _look_at_foreign(top: int, path: str, name: str) -> str:
 
 def _recover(record: Record, top: int, path: str, *, keep: bool, owned: bool, forget: bool) -> str:
     file = JournalFile(record.file)
-    aside: UndoArea | None = None
+    undo: UndoArea | None = None
     try:
         found = read(record.file)
         if found is None:
@@ -107,12 +107,12 @@ def _recover(record: Record, top: int, path: str, *, keep: bool, owned: bool, fo
         if fd < 0 and not found.end:
             file.discard()
             return "the interrupted restore is forgotten; what it had moved aside is missing"
-        aside = UndoArea(top, fd, file, found.journal, _begun(fd, found.journal))
-        return _end(aside, found, path, keep=keep)
+        undo = UndoArea(top, fd, file, found.journal, _begun(fd, found.journal))
+        return _end(undo, found, path, keep=keep)
     finally:
         file.close()
-        if aside is not None:
-            aside.close()
+        if undo is not None:
+            undo.close()
 
 
 def _open_checked(found: Record, top: int, path: str, *, owned: bool, forget: bool) -> int:
@@ -125,7 +125,7 @@ def _open_checked(found: Record, top: int, path: str, *, owned: bool, forget: bo
     return fd
 
 
-def _end(aside: UndoArea, found: Record, path: str, *, keep: bool) -> str:
+def _end(undo: UndoArea, found: Record, path: str, *, keep: bool) -> str:
     """Undo or finish a restore; return which. Raises CastoreError."""
     problems: list[str] = []
 
@@ -133,25 +133,25 @@ def _end(aside: UndoArea, found: Record, path: str, *, keep: bool) -> str:
         problems.append(f"; {os.fsdecode(b'/'.join(where))}: {why}")
 
     try:
-        if found.end == "done" or (keep and not found.end and aside.is_complete):
-            for where, why in aside.discard():
+        if found.end == "done" or (keep and not found.end and undo.is_complete):
+            for where, why in undo.discard():
                 warn(where, why)
             return "all had been restored; what it replaced is removed" + "".join(problems)
         if found.end == "reverted":
-            aside.end_revert(warn)
+            undo.end_revert(warn)
             return "reverted to the previous state" + "".join(problems)
-        aside.restore(warn)
-        return f"reverted to the previous state, {counted(aside.begun, 'step')} undone" + "".join(problems)
+        undo.restore(warn)
+        return f"reverted to the previous state, {counted(undo.begun, 'step')} undone" + "".join(problems)
     except OSError as error:
         if found.end:
             state = "restored" if found.end == "done" else "reverted"
             raise CastoreError(
-                f"{path} is {state}, but {aside.path} cannot be removed: {explain(error)}; remove it by "
+                f"{path} is {state}, but {undo.path} cannot be removed: {explain(error)}; remove it by "
                 "hand, or run this again when the cause is fixed"
             ) from error
         raise CastoreError(
             f"the previous state of {path} could not be restored ({error.strerror}): what was moved aside is "
-            f"in {aside.path}; when the cause is fixed, run this again"
+            f"in {undo.path}; when the cause is fixed, run this again"
         ) from error
 
 

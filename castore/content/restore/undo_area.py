@@ -186,7 +186,7 @@ class UndoArea:
             os.close(fd)
         os.unlink(_NEW, dir_fd=self._fd)
 
-    def open_taken(self) -> int | None:
+    def open_saved(self) -> int | None:
         """Open the regular file that was moved aside last; None if it is not regular, or cannot be read."""
         try:
             return open_regular(self._fd, b"%d" % (self._begun - 1))
