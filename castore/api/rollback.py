@@ -74,7 +74,7 @@ def make_plan(
         request,
         found.trees,
         found.dumps,
-        tuple(one for one in found.removals if one.there),
+        tuple(one for one in found.removals if one.exists),
         found.untouched,
         tuple(missing_folders(found, request.origins)),
         tuple(creations(store.internal, found)),

@@ -195,7 +195,7 @@ def configured_origins(settings: Service) -> dict[str, Origin]:
 def merged_origins(
     recorded: dict[str, Origin], configured: dict[str, Origin]
 ) -> dict[str, Origin]:
-    """Return where parts belong: as configured, else as recorded. `made_by` is always as recorded."""
+    """Return where parts belong: as configured, else as recorded. `producer` is always as recorded."""
     found = dict(recorded)
     for name, one in _of_generation(recorded, configured).items():
         before = recorded.get(name, Origin())

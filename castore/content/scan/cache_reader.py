@@ -104,8 +104,8 @@ class ScanCacheReader:
         except (OSError, ValueError):
             return None
         if len(data) >= HEADER.size + HASH_BYTES and root is not None:
-            magic, version, made_by, epoch, *reference = HEADER.unpack_from(data)
-            if (magic, version, made_by, reference) == (MAGIC, VERSION, rules, [root.id, root.size]):
+            magic, version, digest, epoch, *reference = HEADER.unpack_from(data)
+            if (magic, version, digest, reference) == (MAGIC, VERSION, rules, [root.id, root.size]):
                 with memoryview(data) as view:
                     hashed = blake3(view[:-HASH_BYTES]).digest()
                 # The store may have lost objects that are needed, or that no generation references any more.

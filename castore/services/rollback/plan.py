@@ -68,7 +68,7 @@ class RemovalPlan:
     """None: it is a tree."""
 
     @property
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the part exists, so that there is something to remove."""
         return os.path.lexists(self.path) if self.source is None else self.source.engine.exists()
 

@@ -62,9 +62,9 @@ class Preparation:
             else:
                 self._add_dump(part, sources[part.name])
         for removal in plan.removals:
-            if removal.there and removal.source is None:
+            if removal.exists and removal.source is None:
                 self._add_tree_removal(removal)
-            elif removal.there and removal.source is not None:
+            elif removal.exists and removal.source is not None:
                 self._add_dump_removal(removal.name, removal.source)
         refuse_same(self._live)
 
