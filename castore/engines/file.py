@@ -155,7 +155,7 @@ class FileEngine(Engine[Swap], Generic[Swap], frozen=True):
 
     def _move_aside(self, folder: _Folder) -> None:
         refuse_irregular(folder.live)
-        # The files next to the live one belong to it and are moved first. An undo can then conclude from
+        # The files next to the live one belong to it and are moved first. `revert` can then conclude from
         # the place of the file itself which files belong to it.
         for ending in (*self.sidecar_suffixes, ""):
             folder.rename("live", "old", ending)

@@ -8,7 +8,7 @@
 6. Delete what was replaced.
 
 A journal on this machine records every step. After a failure or a kill before the end of step 5, the rollback
-is undone; after it, the rollback is completed. This process does that, or `castore recover` in another one.
+is reverted; after it, the rollback is completed. This process does that, or `castore recover` in another one.
 """
 
 from __future__ import annotations

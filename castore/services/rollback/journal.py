@@ -1,7 +1,7 @@
 """The journal of a rollback: what it does to each part, and how far it is.
 
 The journal is stored in castore's state on this machine. Every step is durable in it before the step begins.
-After a kill, `recover` reads it: it undoes the rollback, or completes it if all parts had been swapped.
+After a kill, `recover` reads it: it reverts the rollback, or completes it if all parts had been swapped.
 """
 
 from __future__ import annotations

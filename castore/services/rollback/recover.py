@@ -47,7 +47,7 @@ def forget(store: Store, service: str) -> str:
 
 
 def recover(store: Store, service: str) -> str:
-    """Complete or undo an interrupted rollback; say which. The caller holds the service's lock.
+    """Complete or revert an interrupted rollback; say which. The caller holds the service's lock.
 
     Raises NotFoundError if there is none, CastoreError if what it replaced cannot be removed, and
     NotIntactError if the state is still not intact.
