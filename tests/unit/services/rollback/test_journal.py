@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
+from castore import engines
 from castore.engines import find, names
+from castore.engines.base import Engine
 from castore.engines.mariadb.accounts import Account
 from castore.engines.mariadb.swap import MariaDBSwap
 from castore.engines.postgresql.swap import PostgreSQLSwap
@@ -96,3 +98,34 @@ def test_any_changed_byte_makes_a_journal_damaged(store: Any) -> None:
         changed.data = store.data[:at] + bytes([store.data[at] ^ 1]) + store.data[at + 1 :]
         with pytest.raises(NotIntactError, match="is damaged"):
             read_journal(cast("Any", changed), "s")
+
+
+class Pages(EngineState, kw_only=True):
+    """The state of an engine of another package."""
+
+    copied: list[int]
+    place: dict[str, str]
+
+
+class Notes(Engine[Pages], frozen=True):
+    """An engine of another package."""
+
+    book: str
+    state_type: ClassVar[type[EngineState]] = Pages
+
+
+def test_an_engine_of_another_package_gets_its_own_state_back(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engines._OWN, "notes", f"{__name__}:Notes")
+    state = Pages(copied=[1, 2], place={"a": ODD})
+    write_journal(store, Journal("s", 3, 4, [PartJournal("p", engine="notes", settings={"book": "b"}, state=state)]))
+    found = read_journal(store, "s")
+    assert found is not None
+    assert found.parts[0].state == state
+
+
+def test_a_state_without_a_field_makes_a_journal_damaged(store: Any) -> None:
+    part = PartJournal("p", engine="ldap", state=FileSwap(live="/a", new="/b", old="/c", existed=True))
+    part.engine = "redis"
+    write_journal(store, Journal("s", 3, 4, [part]))
+    with pytest.raises(NotIntactError, match=r"is damaged.*save"):
+        read_journal(store, "s")
