@@ -163,7 +163,7 @@ def test_lists_and_actions_run_in_the_order_in_which_they_are_fed(store):
 
 
 @pytest.mark.parametrize(
-    ("method", "at"), [("chunk_id", 0), ("chunk_id", 1), ("chunk_id", 300), ("contains", 0), ("seal", 0)]
+    ("method", "at"), [("chunk_id", 0), ("chunk_id", 1), ("chunk_id", 300), ("use_stored", 0), ("seal", 0)]
 )
 def test_an_error_in_a_worker_surfaces_and_ends_the_session(store, method, at):
     data = random.Random(f"{method} {at}").randbytes(1_000_000)
