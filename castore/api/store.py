@@ -63,7 +63,7 @@ class Messages:
 
 
 class Store:
-    """An open store. It is a context manager: leaving it closes the store and wipes its keys.
+    """An open store. It is a context manager: leaving it closes the store and drops its keys.
 
     The methods of a store, and of what it returns, may be called from one thread at a time. After `close`
     they raise UsageError.
@@ -97,7 +97,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the store, and wipe the keys that it holds."""
+        """Close the store, and drop its keys. A key is wiped when nothing refers to it any more."""
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()

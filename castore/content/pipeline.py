@@ -1,4 +1,4 @@
-"""Store streams: cut bytes into chunks, and name, compare, compress and seal them on all cores.
+"""Store streams: cut bytes into chunks, and name, compare, compress and seal them on worker threads.
 
 Fed bytes fill batches. Each batch goes through two tasks on worker threads: `_cut` (borders, ids, which
 chunks are known) and `_seal` (the chunks that are not). Between and after these tasks it goes through the

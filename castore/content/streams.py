@@ -43,7 +43,7 @@ def store_stream(
 
 
 class StreamReader:
-    """Reads streams of a store; opens chunks on all cores ahead of the caller."""
+    """Reads streams of a store; opens chunks on worker threads, ahead of the caller."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -71,7 +71,7 @@ class StreamReader:
             yield from found
 
     def ahead(self, runs: Iterable[Run], work: Callable[[Run], Done]) -> Iterator[Done]:
-        """Yield the results of `work` for each run, in order; it runs on all cores, some runs ahead."""
+        """Yield the results of `work` for each run, in order; it runs on worker threads, some runs ahead."""
         ahead: deque[Future[Done]] = deque()
         try:
             for run in runs:

@@ -29,7 +29,6 @@ SMALL_FILE: Final = lib.SCAN_SMALL
 LARGE_FILE: Final = lib.SCAN_LARGE
 """Another file, or one with holes."""
 DIRECTORY: Final = lib.SCAN_DIRECTORY
-SPECIAL: Final = lib.SCAN_SPECIAL
 FAILED: Final = lib.SCAN_FAILED
 """A name whose lstat failed, or that its directory lists more than once."""
 REPEATED: Final = lib.SCAN_REPEATED

@@ -222,10 +222,6 @@ class GenerationLog:
         found = (self.get(service, number) for number in numbers)
         return [generation for generation in found if generation is not None]
 
-    def has_revision(self, service: str, revision: str) -> bool:
-        """Return whether there is a generation of exactly this revision."""
-        return any(one.revision == revision for one in self.by_revision(service, revision))
-
     def next_number(self, service: str) -> int:
         """Return the number for the next generation of a service.
 

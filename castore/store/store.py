@@ -182,7 +182,7 @@ class Store:
         return [store_id for store_id, _ in newest_numbers(storage)]
 
     def close(self) -> None:
-        """Close the index, drop all keys, and wipe the identity."""
+        """Close the index, and drop all keys and the identity, which are wiped where nobody else has them."""
         self.reader.close()
         self.keys.close()
         self.base_cache.close()

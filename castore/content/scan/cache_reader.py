@@ -159,7 +159,7 @@ class ScanCacheReader:
         return [ref for _, ref in iter_list(self.store, summary_of(record).ref)]
 
     def compare(self, top: int) -> None:
-        """Start comparing the tree whose top is open as `top` with its records, on all cores."""
+        """Start comparing the tree whose top is open as `top` with its records, on worker threads."""
         self._begun = time.time_ns()
         together: list[tuple[int, bytes]] = []
         for path, record in self._large():

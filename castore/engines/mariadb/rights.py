@@ -37,7 +37,6 @@ _CHANGE: Final = (
     *("SHOW VIEW", "TRIGGER", "EVENT", "CREATE ROUTINE", "ALTER ROUTINE"),
 )
 """The rights that a rollback needs on its database."""
-_HISTORY: Final = "DELETE HISTORY"
 
 
 class Lack(NamedTuple):

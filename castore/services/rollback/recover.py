@@ -1,6 +1,7 @@
 """Revert or complete a rollback that another process began, and that was interrupted.
 
-If all parts had been swapped, `castore recover` completes the rollback; otherwise it reverts the rollback.
+If the service had been started and was healthy, only the clean-up is left: `castore recover` completes it.
+Otherwise it reverts all parts.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class KeyManager:
         self._numbers = accepted.names
 
     def close(self) -> None:
-        """Drop all keys, and the identity, which wipes it. Every later use of a key raises UsageError."""
+        """Drop all keys and the identity. Every later use of a key raises UsageError."""
         current, self._current = self._current, None
         if current is not None:
             current.ring.close()

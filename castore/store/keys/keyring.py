@@ -65,7 +65,7 @@ class IdentitySource:
             return None if isinstance(self._found, CastoreError) else self._found
 
     def close(self) -> None:
-        """Drop the identity, which wipes it, and never ask for it again."""
+        """Drop the identity, and never ask for it again."""
         with self._lock:
             self._found = None
             self._provider = None
