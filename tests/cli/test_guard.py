@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,16 +68,23 @@ class App:
         with contextlib.closing(sqlite3.connect(self.top / "app.db")) as database:
             return (self.top / "up" / "file").read_text(), database.execute("SELECT * FROM t").fetchall()
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command in a process group of its own, as a shell does."""
+    @contextlib.contextmanager
+    def start(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a command in a process group of its own, as a shell does; kill the group if the test fails."""
         command, *rest = arguments
-        return subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "castore", command, "--config", str(self.top / "castore.toml"), *rest],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
-        )
+        ) as process:
+            try:
+                yield process
+            except BaseException:
+                (self.top / "slow").unlink(missing_ok=True)
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
 
     def wait_for(self, name: str) -> None:
         end = time.monotonic() + 60

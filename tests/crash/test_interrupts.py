@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked_cli
 from tests.support.tree_walker import compare, walk
 
 MOMENTS = 3
@@ -34,20 +35,18 @@ class CopiedMachine:
     def live(self) -> Path:
         return self.folder / "copied" / "live"
 
-    def keep(self) -> None:
+    def keep(self, name: str = "base") -> None:
         """Remember the present state."""
-        shutil.rmtree(self.folder / "base", ignore_errors=True)
-        subprocess.run(["cp", "-a", self.folder / "copied", self.folder / "base"], check=True)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        subprocess.run(["cp", "-a", self.folder / "copied", self.folder / name], check=True)
 
-    def again(self) -> None:
+    def again(self, name: str = "base") -> None:
         """Restore the remembered state."""
         shutil.rmtree(self.folder / "copied")
-        subprocess.run(["cp", "-a", self.folder / "base", self.folder / "copied"], check=True)
+        subprocess.run(["cp", "-a", self.folder / name, self.folder / "copied"], check=True)
 
     def run(self, *words: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [*CASTORE, *map(str, words)]
-        options = {"capture_output": True, "text": True, "errors": "replace", "env": self.environment}
-        done = subprocess.run(command, check=False, timeout=120, **options)
+        done = forked_cli.text([*map(str, words)], env=self.environment, cwd=self.folder)
         assert done.returncode == expect, (words, done.stdout, done.stderr)
         return done
 
@@ -70,13 +69,21 @@ class CopiedMachine:
 
 
 @pytest.fixture
-def copied(tmp_path: Path) -> CopiedMachine:
-    folder = tmp_path / "copied"
+def copied(used_machine: CopiedMachine) -> CopiedMachine:
+    """A machine with two snapshots, in the same state for each test."""
+    used_machine.again("pristine")
+    return used_machine
+
+
+@pytest.fixture(scope="module")
+def used_machine(tmp_path_factory: pytest.TempPathFactory) -> CopiedMachine:
+    top = tmp_path_factory.mktemp("machine")
+    folder = top / "copied"
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CASTORE_", "XDG_"))}
     environment |= {"HOME": str(folder), "CASTORE_STORE": str(folder / "store"), "LC_ALL": "C.UTF-8"}
     environment |= {f"XDG_{kind}_HOME": str(folder / kind) for kind in ("DATA", "STATE", "CACHE", "CONFIG")}
-    made = CopiedMachine(tmp_path, environment)
+    made = CopiedMachine(top, environment)
     made.run("init", folder / "store")
     rng = random.Random(1)
     for number in range(150):
@@ -111,6 +118,7 @@ restore = ["sh", "-c", "cat > {folder}/restored"]
         file.write(rng.randbytes(2 << 20))
     (folder / "dump").write_bytes(rng.randbytes(3 << 20))
     made.run("snapshot", "s", "--revision", "r2")
+    made.keep("pristine")
     return made
 
 

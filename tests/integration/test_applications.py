@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import pytest
 
+from tests.support.data_dir_templates import folder_for_servers
 from tests.support.distro_packages import WORDPRESS, php, unpacked
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
@@ -393,7 +394,7 @@ def postgresql() -> Iterator[OnPostgreSQL]:
 )
 def app(request: pytest.FixtureRequest, castore: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Application]:
     live = "mariadb" if request.param in {WordPress, RoundcubeOnMariaDB} else "postgresql"
-    with tempfile.TemporaryDirectory(prefix="castore-app-", dir="/tmp") as top:
+    with tempfile.TemporaryDirectory(prefix="castore-app-", dir=folder_for_servers()) as top:
         monkeypatch.setenv("CASTORE_STORE", f"{top}/store")
         monkeypatch.setenv("TMPDIR", "/tmp")
         found = request.param(Path(top), request.getfixturevalue(live), castore)

@@ -35,6 +35,7 @@ from castore.services.rollback import (
     transaction,
 )
 from castore.services.sources import EngineSource
+from tests.support.data_dir_templates import folder_for_servers
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
 from tests.support.stores import Sandbox
@@ -588,7 +589,7 @@ def test_generations_are_drilled_in_servers_of_their_own(sandbox: Sandbox, live:
     taken = sandbox.snapshot("s", {"db": live.source})
     live.migrate()
     before = live.fingerprint()
-    scratch = tempfile.mkdtemp(prefix="scratch-", dir="/tmp")
+    scratch = tempfile.mkdtemp(prefix="scratch-", dir=folder_for_servers())
     os.chmod(scratch, 0o711)
     with sandbox.open() as store:
         done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0), scratch=scratch)

@@ -35,6 +35,7 @@ from castore.errors import CastoreError
 from castore.services import drill
 from castore.services.config import Service
 from castore.services.sources import EngineSource
+from tests.support.data_dir_templates import folder_for_servers
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres, missing
 from tests.support.stores import Sandbox
@@ -85,7 +86,7 @@ def mariadb() -> Iterator[MariaDBServer]:
 @pytest.fixture
 def public() -> Iterator[Path]:
     """A directory that servers of other users can reach, as they cannot reach pytest's."""
-    folder = Path(tempfile.mkdtemp(prefix="castore-hostile-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="castore-hostile-", dir=folder_for_servers()))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
@@ -94,7 +95,7 @@ def public() -> Iterator[Path]:
 @pytest.fixture
 def mark() -> Iterator[Path]:
     """A file that a command makes, if one is run."""
-    folder = Path(tempfile.mkdtemp(prefix="castore-mark-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="castore-mark-", dir=folder_for_servers()))
     folder.chmod(0o777)
     yield folder / "ran"
     left = list(folder.iterdir())
@@ -144,7 +145,7 @@ def mariadb_dump(name: str, script: bytes, view: str, **changed: str) -> bytes:
 @contextlib.contextmanager
 def drill_folder() -> Iterator[str]:
     """Make a directory that a server of another user can reach."""
-    top = tempfile.mkdtemp(prefix="castore-hostile-", dir="/tmp")
+    top = tempfile.mkdtemp(prefix="castore-hostile-", dir=folder_for_servers())
     try:
         os.chmod(top, 0o711)
         folder = os.path.join(top, "drill")

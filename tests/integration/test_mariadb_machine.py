@@ -22,6 +22,7 @@ from castore.engines.password import Secret
 from castore.errors import CastoreError, ProgramError
 from castore.services.config import Service
 from tests.integration.test_mariadb_cases import engine, take, warnings
+from tests.support.data_dir_templates import folder_for_servers
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Sandbox
 
@@ -370,7 +371,7 @@ def test_an_account_that_may_not_create_triggers_under_a_binary_log_is_refused(l
     "(x INT) PARTITION BY RANGE(x) SUBPARTITION BY HASH(x) (PARTITION a VALUES LESS THAN (9) (SUBPARTITION b, SUBPARTITION c DATA DIRECTORY='{}'))",
 ])  # fmt: skip
 def test_a_table_with_a_directory_of_its_own_is_refused(server: MariaDBServer, app: str, definition: str):
-    with tempfile.TemporaryDirectory(prefix="castore-data-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="castore-data-", dir=folder_for_servers()) as folder:
         Path(folder).chmod(0o777)
         server.sql("CREATE TABLE other (x INT COMMENT \"DATA DIRECTORY='x'\") COMMENT 'PARTITION'", app)
         engine(server, app).preflight()

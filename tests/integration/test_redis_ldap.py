@@ -28,6 +28,7 @@ from castore.services import drill
 from castore.services.config import Service
 from castore.services.rollback import execute
 from castore.services.sources import EngineSource
+from tests.support.data_dir_templates import folder_for_servers
 from tests.support.postgres import missing
 from tests.support.stores import Sandbox
 
@@ -77,7 +78,7 @@ def run(*argv: str, given: str = "") -> str:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="srv-", dir="/tmp"))  # a socket's path is short
+    made = Path(tempfile.mkdtemp(prefix="srv-", dir=folder_for_servers()))  # a socket's path is short
     yield made
     shutil.rmtree(made, ignore_errors=True)
 

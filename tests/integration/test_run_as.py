@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.data_dir_templates import folder_for_servers
 from tests.support.documents import block
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import Postgres
@@ -36,7 +37,7 @@ def peer() -> Iterator[Postgres]:
 @pytest.fixture
 def shared() -> Iterator[Path]:
     """A directory that every user may write to."""
-    folder = Path(tempfile.mkdtemp(prefix="castore-shared-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="castore-shared-", dir=folder_for_servers()))
     folder.chmod(0o777)
     yield folder
     shutil.rmtree(folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.data_dir_templates import folder_for_servers
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import missing
 
@@ -98,7 +99,7 @@ class App:
 def app(castore: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
     if shutil.which("mariadb") is None:
         missing("there is no MariaDB client in PATH")
-    top = Path(tempfile.mkdtemp(prefix="castore-story-", dir="/tmp"))
+    top = Path(tempfile.mkdtemp(prefix="castore-story-", dir=folder_for_servers()))
     monkeypatch.setenv("CASTORE_STORE", str(top / "store"))
     monkeypatch.setenv("TMPDIR", "/tmp")
     with socket.socket() as free:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.data_dir_templates import folder_for_servers
 from tests.support.distro_packages import WORDPRESS, php, unpacked
 from tests.support.mariadb import MariaDBServer
 from tests.support.random_mariadb import contents, differing
@@ -108,7 +109,7 @@ def rights() -> str:
 @pytest.fixture
 def blog(castore: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Blog]:
     php("mysqli")
-    top = Path(tempfile.mkdtemp(prefix="castore-blog-", dir="/tmp"))
+    top = Path(tempfile.mkdtemp(prefix="castore-blog-", dir=folder_for_servers()))
     monkeypatch.setenv("CASTORE_STORE", str(top / "store"))
     monkeypatch.setenv("TMPDIR", "/tmp")
     try:

@@ -12,8 +12,8 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.support.data_dir_templates import copied
-from tests.support.postgres import folder_for_servers, missing
+from tests.support.data_dir_templates import copied, folder_for_servers
+from tests.support.postgres import missing
 
 if TYPE_CHECKING:
     from types import TracebackType

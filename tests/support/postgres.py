@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import pytest
 
-from tests.support.data_dir_templates import copied
+from tests.support.data_dir_templates import copied, folder_for_servers
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,11 +38,6 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get("CASTORE_TEST_SERVERS") == "required":
         pytest.fail(f"CASTORE_TEST_SERVERS=required, but {reason}")
     pytest.skip(reason)
-
-
-def folder_for_servers() -> str:
-    """Return where servers have their data: CASTORE_TEST_SERVER_FOLDER, for example /dev/shm, or /tmp."""
-    return os.environ.get("CASTORE_TEST_SERVER_FOLDER", "/tmp")
 
 
 def _folder_of_programs() -> str:

@@ -10,19 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from castore.engines import sqlite_process
+from castore.engines import sqlite, sqlite_process
 from castore.engines.sqlite import SQLite
 from castore.engines.sqlite_check import look
 from castore.errors import CastoreError, ProgramError
 from castore.services.sources import EngineSource
 from tests.support.stores import Sandbox
-
-Run = Callable[..., subprocess.CompletedProcess]
 
 ANKI = """
 CREATE TABLE notes (id INTEGER PRIMARY KEY, sfld TEXT COLLATE unicase, body TEXT CHECK (known(body)));
@@ -85,27 +82,25 @@ def test_a_drill_checks_what_can_be_checked_without_the_application(anki: Path):
 
 
 @pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST", "WAL"])
-def test_an_idle_connection_is_not_left_with_the_old_file(mode: str, tmp_path: Path, castore: Run, monkeypatch: pytest.MonkeyPatch):
+def test_an_idle_connection_is_not_left_with_the_old_file(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite, "_SWITCH_SECONDS", 0.3)
+    sandbox = Sandbox(tmp_path / "sandbox")
     path = tmp_path / "app" / "app.db"
     path.parent.mkdir()
-    monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "store"))
-    castore("init")
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.executescript(f"PRAGMA journal_mode = {mode}; CREATE TABLE t (x); INSERT INTO t VALUES (1)")
-    config = tmp_path / "castore.toml"
-    config.write_text(f'[service.app.parts.db]\nengine = "sqlite"\npath = "{path}"\n')
-    castore("snapshot", "--config", config, "app")
+    sandbox.snapshot("s", {"db": EngineSource("sqlite", SQLite(path=str(path)))})
     program = f"import sqlite3, sys; d = sqlite3.connect({str(path)!r}, isolation_level=None); d.execute('INSERT INTO t VALUES (2)'); print(); input(); d.execute('INSERT INTO t VALUES (3)')"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as idle:
         idle.stdout.readline()
-        failed = castore("rollback", "--config", config, "app", "--to", "1", expect=1)
-        assert "another process has" in failed.stderr
-        assert mode == "WAL" or f"process {idle.pid} python" in failed.stderr
+        holder = "" if mode == "WAL" else f"process {idle.pid} python"
+        with pytest.raises(CastoreError, match=f"(?s)another process has.*{holder}"):
+            sandbox.rollback(1)
         idle.communicate(b"\n")
         assert idle.returncode == 0
     with contextlib.closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT x FROM t").fetchall() == [(1,), (2,), (3,)]
-    castore("rollback", "--config", config, "app", "--to", "1")
+    sandbox.rollback(1)
     with contextlib.closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT x FROM t").fetchall() == [(1,)]
     assert [name for name in os.listdir(path.parent) if "castore" in name] == []
