@@ -46,7 +46,9 @@ class CopiedMachine:
         subprocess.run(["cp", "-a", self.folder / name, self.folder / "copied"], check=True)
 
     def run(self, *words: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        done = forked_cli.text([*map(str, words)], env=self.environment, cwd=self.folder)
+        ended = forked_cli.run([*map(str, words)], env=self.environment, cwd=self.folder)
+        texts = (one.decode(errors="replace") for one in (ended.stdout, ended.stderr))
+        done = subprocess.CompletedProcess(ended.args, ended.returncode, *texts)
         assert done.returncode == expect, (words, done.stdout, done.stderr)
         return done
 
