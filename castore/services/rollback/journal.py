@@ -1,7 +1,7 @@
 """The journal of a rollback: what it does to each part, and how far it is.
 
 The journal is stored in castore's state on this machine. Every step is durable in it before the step begins.
-After a kill, `recover` reads it: it reverts the rollback, or completes it if all parts had been swapped.
+After a kill, `recover` reads it: it reverts the rollback, unless the service was started and healthy.
 """
 
 from __future__ import annotations
