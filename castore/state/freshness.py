@@ -163,44 +163,28 @@ class FreshnessGuard:
         error being raised; the generations that disappeared are remembered as missing. Raises
         StaleStoreError, which names all services that are older, and StorageError.
         """
-        memory_before, newest = memory, present.newest
-        lost: dict[str, dict[int, str]] = {}
-        # Services whose newest generation was removed on purpose, or disappeared without explanation.
-        went = {
-            name
-            for name, seen in memory.services.items()
-            if seen.number > (newest[name].number if name in newest else 0)
-        }
-        if not accept:
-            reasons = []
-            for service, seen in sorted(memory.services.items()):
-                found = _went_back(service, seen, present)
-                if found:
-                    lost[service] = {number: session for number, session, _ in found}
-                    reasons += [reason for *_, reason in found]
-            if reasons:
-                message = (
-                    f"the store at {self._location} is older than this machine has seen it, or a different "
-                    f"one: {'; '.join(reasons)}; {_WAY_OUT}"
-                )
-                if report is None:
-                    raise StaleStoreError(message)
-                report(message)
+        lost, reasons = ({}, []) if accept else _lost(memory, present)
+        if reasons:
+            message = (
+                f"the store at {self._location} is older than this machine has seen it, or a different "
+                f"one: {'; '.join(reasons)}; {_WAY_OUT}"
+            )
+            if report is None:
+                raise StaleStoreError(message)
+            report(message)
 
-        def change(memory: FreshnessState) -> FreshnessState:
-            services = dict(memory.services)
+        def change(now: FreshnessState) -> FreshnessState:
+            services = dict(now.services)
             if accept:
                 services = {name: ServiceHighWater(last=seen.last) for name, seen in services.items()}
-            for name in memory_before.services.keys() & services.keys():
-                before, seen = memory_before.services[name], services[name]
-                missing = lost.get(name, {})
-                if seen.number == before.number and (seen.number in missing or name in went):
-                    seen = msgspec.structs.replace(seen, number=0, session="", host="")
-                services[name] = msgspec.structs.replace(seen, missing=missing)
-            for name, one in newest.items():
+            for name in memory.services.keys() & services.keys():
+                highest = present.newest[name].number if name in present.newest else 0
+                seen, before = services[name], memory.services[name]
+                services[name] = _without_missing(seen, before, lost.get(name, {}), highest)
+            for name, one in present.newest.items():
                 seen = services.get(name, ServiceHighWater())
                 services[name] = seen.with_generation(one.number, one.session.hex(), one.host)
-            return msgspec.structs.replace(memory, services=services)
+            return msgspec.structs.replace(now, services=services)
 
         self._change(change, strict=accept)
 
@@ -275,6 +259,33 @@ class FreshnessGuard:
             # A full or read-only disk must not prevent a restore; the next command remembers.
             if strict:
                 raise
+
+
+def _lost(
+    memory: FreshnessState, present: PresentGenerations
+) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """Return the sessions of generations that disappeared, by service and number, and the reasons."""
+    lost: dict[str, dict[int, str]] = {}
+    reasons = []
+    for service, seen in sorted(memory.services.items()):
+        if found := _went_back(service, seen, present):
+            lost[service] = {number: session for number, session, _ in found}
+            reasons += [reason for *_, reason in found]
+    return lost, reasons
+
+
+def _without_missing(
+    seen: ServiceHighWater, before: ServiceHighWater, missing: dict[int, str], highest: int
+) -> ServiceHighWater:
+    """Return what was seen of a service, without its highest generation if that does not exist any more.
+
+    before: what was seen before the store was read. missing: the generations that disappeared without
+    explanation. highest: the number of the highest generation that exists.
+    """
+    is_lower = before.number > highest  # removed on purpose, or missing
+    if seen.number == before.number and (seen.number in missing or is_lower):
+        seen = msgspec.structs.replace(seen, number=0, session="", host="")
+    return msgspec.structs.replace(seen, missing=missing)
 
 
 def _went_back(
