@@ -11,7 +11,7 @@ from castore.engines.dump_stream import read_preamble
 from castore.engines.inventory import INVENTORY, differences
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError
-from castore.services.rollback import execute
+from castore.services.rollback import preparation
 from castore.services.sources import EngineSource
 from tests.support.postgres import Postgres
 from tests.support.stores import Sandbox
@@ -82,7 +82,7 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
     sandbox = Sandbox(tmp_path / "sandbox")
     sandbox.snapshot("s", {"db": EngineSource("postgresql", engine(server))})
     server.psql("DROP TABLE app.posts CASCADE; DROP TYPE app.mood CASCADE; SELECT lo_unlink(4242)", "kinds")
-    real = execute.contents_of
+    real = preparation.contents_of
 
     def lossy(line: bytes, rest: bytes):
         def contents(*arguments):
@@ -102,7 +102,7 @@ def test_every_kind_goes_back_and_is_compared(server: Postgres, tmp_path: Path, 
     row = b"COPY app.child (x, y) FROM stdin;\n2\t3\n"
     for line, rest, named in ((rule, b"", "the rule .* is missing"), (row, row[:-4], "the rows of app.child: 0 instead of 1")):
         with monkeypatch.context() as patched:
-            patched.setattr(execute, "contents_of", lossy(line, rest))
+            patched.setattr(preparation, "contents_of", lossy(line, rest))
             with pytest.raises(CastoreError, match=named):
                 sandbox.rollback(1)
     sandbox.rollback(1)

@@ -26,7 +26,7 @@ from castore.engines.redis import Redis
 from castore.errors import CastoreError, ProgramError
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.rollback import execute
+from castore.services.rollback import execute, preparation
 from castore.services.sources import EngineSource
 from tests.support.data_dir_templates import folder_for_servers
 from tests.support.postgres import missing
@@ -387,7 +387,7 @@ def test_slapd_has_to_be_stopped(sandbox: Sandbox, ldap: Server, monkeypatch: py
     sandbox.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
     ldap.change()
     second = ldap.state()
-    for watch in ("_is_locked", "_is_open"):
+    for watch in ("is_locked", "is_open"):
         with monkeypatch.context() as only, pytest.raises(CastoreError, match=r"slapd still has .*/data open"):
             only.setattr(ldap_directory, watch, lambda _data: 0)
             rollback(sandbox, 1, Service())
@@ -398,13 +398,13 @@ def test_slapd_has_to_be_stopped(sandbox: Sandbox, ldap: Server, monkeypatch: py
 def test_no_entry_is_shown_when_a_dump_does_not_load(sandbox: Sandbox, ldap: Server, capfd, monkeypatch: pytest.MonkeyPatch):
     sandbox.snapshot("s", {"db": EngineSource("ldap", ldap.engine)})
     ldap.change()
-    real = execute.contents_of
+    real = preparation.contents_of
 
     def broken(*given):
         found = real(*given)
         return found._replace(restore_dump=lambda: [b"".join(found.restore_dump()).replace(b"cn: p7\n", b"cn: p7\nsecretAttribute: x\n")])
 
-    monkeypatch.setattr(execute, "contents_of", broken)
+    monkeypatch.setattr(preparation, "contents_of", broken)
     with pytest.raises(ProgramError, match=r"slapadd failed.*line=\d+") as caught:
         rollback(sandbox, 1, ldap.hooks)
     assert "cn=p7" not in str(caught.value) + capfd.readouterr().err
