@@ -21,7 +21,7 @@ The tree, with the exit code of the command line::
     +-- DeploymentRevertedError        9   a deployment failed and was reverted
     +-- StaleStoreError                10  the store is older than this machine has seen it
     +-- NotIntactError                 11  a rollback failed, and the previous state was not restored
-    +-- RevertInterruptedError         130 reverting a state was interrupted
+    +-- RevertInterruptedError         130 a revert or a restore was interrupted
     +-- SeveralError                       the code of the worst failure of several services
     +-- StorageError                   1   the storage refused an operation
     |   +-- ObjectExistsError          1   create-only: an object of that name exists
@@ -161,7 +161,10 @@ class NotIntactError(CastoreError):
 
 
 class RevertInterruptedError(CastoreError):
-    """Reverting a state was itself interrupted; the message says what the state is now."""
+    """Reverting a state, or a restore, was interrupted.
+
+    The message says what the state is now, and which command continues.
+    """
 
     exit_code = EXIT_INTERRUPTED
 

@@ -20,7 +20,7 @@ from castore.errors import CastoreError, DamageError, RevertInterruptedError, St
 from castore.fs.beneath import OPEN_DIRECTORY, make_directory
 from castore.fs.durable import create_file
 from castore.fs.sparse import write_sparse
-from castore.services.begun import Begun, Destination, begin
+from castore.services.restore_marker import Destination, RestoreMarker, open_marked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,14 +63,14 @@ def restore(
     """
     with StreamReader(store) as reader:
         parts = [selection.part] if selection.part else list(selection.generation.parts)
-        # Look paths up before making the destination: a wrong path then leaves no directory.
+        # Resolve paths before creating the destination, so that a mistyped path leaves no empty directory.
         children = {part.name: child_of(reader, part, selection.path) for part in parts}
-        # The same for a wrong identity.
+        # Likewise, fail early if the identity is wrong.
         store.keys.identity()
         progress.total = sum(size_below(part, children[part.name], selection.path) for part in parts)
         progress.most_files = sum(part.files for part in parts)
-        begun = Begun.of(store, selection)
-        top = begin(destination, begun, resume=resume)
+        marker = RestoreMarker.for_selection(store, selection)
+        top = open_marked(destination, marker, resume=resume)
         try:
             work = _PartRestorer(reader, top, ownership, progress)
             for part in parts:
@@ -81,7 +81,7 @@ def restore(
                 # Without this, the next try would find a directory that is not empty.
                 top.discard()
                 raise
-            raise _continued(error, f"to continue: {begun.command(destination)}") from error
+            raise _continued(error, f"to continue: {marker.command(destination)}") from error
         finally:
             os.close(top.fd)
     work.result.placed = [os.path.join(destination, name) for name in work.result.placed]
@@ -89,8 +89,8 @@ def restore(
 
 
 def _end(top: Destination, children: dict[str, Child | None]) -> None:
-    """Remove the mark of the unfinished restore, then set the mtime of the directory, which that changes."""
-    top.unmark()
+    """Remove the restore marker. Then set the directory's mtime, because removing a file changes it."""
+    top.remove_marker()
     for child in children.values():
         if child is not None and child.entry.is_dir:
             with contextlib.suppress(OSError, OverflowError):
@@ -233,7 +233,7 @@ def _open_part(top: Destination, name: bytes) -> int:
         fd = make_directory(name, top.fd)
     except FileExistsError:
         return os.open(name, OPEN_DIRECTORY, dir_fd=top.fd)
-    # The directory inherited a default ACL of the destination, which is not its own.
+    # Remove the default ACL that the directory inherited from its parent.
     drop_inherited(fd)
     return fd
 

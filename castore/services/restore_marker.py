@@ -1,4 +1,4 @@
-"""Mark a directory as the destination of a restore that has not ended, so that it can be continued."""
+"""The marker file of an unfinished restore, which lets 'castore restore --resume' continue it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _PREFIX: Final = ".castore-restore-"
 _MOST: Final = 1 << 16
 
 
-class Begun(msgspec.Struct, frozen=True):
-    """The selection that is restored into the directory with this mark."""
+class RestoreMarker(msgspec.Struct, frozen=True):
+    """What is restored into the directory that contains this marker file."""
 
     store: str
     service: str
@@ -37,8 +37,8 @@ class Begun(msgspec.Struct, frozen=True):
     """Boot id of the machine when the restore began: after a reboot, files may have lost their content."""
 
     @classmethod
-    def of(cls, store: Store, selection: Selection) -> Self:
-        """Return the mark that a restore of a selection writes into its destination."""
+    def for_selection(cls, store: Store, selection: Selection) -> Self:
+        """Return the marker that a restore of a selection writes into its destination."""
         part = selection.part.name if selection.part is not None else ""
         generation = selection.generation
         path = selection.path.strip("/")
@@ -56,7 +56,7 @@ class Begun(msgspec.Struct, frozen=True):
         """Return the command that continues the restore."""
         return f"castore restore --resume {shlex.quote(self.name)} {shlex.quote(destination)}"
 
-    def same(self, other: Begun) -> bool:
+    def matches(self, other: RestoreMarker) -> bool:
         """Whether two restores are of the same selection of the same store."""
         return msgspec.structs.replace(self, boot="") == msgspec.structs.replace(other, boot="")
 
@@ -64,7 +64,9 @@ class Begun(msgspec.Struct, frozen=True):
 class Destination:
     """The directory that a restore fills, open as `fd`."""
 
-    def __init__(self, path: str, fd: int, marker: str, *, made: bool, resumed: bool, trusted: bool) -> None:
+    def __init__(
+        self, path: str, fd: int, marker: str, *, created: bool, resumed: bool, trusted: bool
+    ) -> None:
         self.path = path
         self.fd = fd
         self.resumed = resumed
@@ -72,7 +74,7 @@ class Destination:
         self.trusted = trusted
         """Whether complete-looking files are complete: the machine has not been rebooted since."""
         self._marker = marker
-        self._made = made
+        self._created = created
 
     @property
     def own(self) -> frozenset[bytes]:
@@ -84,8 +86,8 @@ class Destination:
         """Whether nothing has been restored yet."""
         return not {os.fsencode(name) for name in os.listdir(self.fd)} - self.own
 
-    def unmark(self) -> None:
-        """Remove the mark, at the end of the restore. Raises OSError."""
+    def remove_marker(self) -> None:
+        """Remove the marker file, at the end of the restore. Raises OSError."""
         mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
         try:
             os.unlink(self._marker, dir_fd=self.fd)
@@ -96,32 +98,33 @@ class Destination:
             os.fchmod(self.fd, mode)
 
     def discard(self) -> None:
-        """Remove the mark, and the directory if this restore created it, when nothing was restored."""
+        """Remove the marker, and the directory if this restore created it, when nothing was restored."""
         with contextlib.suppress(OSError):
-            self.unmark()
-            if self._made:
+            self.remove_marker()
+            if self._created:
                 os.rmdir(self.path)
 
 
-def begin(path: str, wanted: Begun, *, resume: bool) -> Destination:
-    """Open the directory to restore into, and mark it.
+def open_marked(path: str, wanted: RestoreMarker, *, resume: bool) -> Destination:
+    """Open the directory to restore into, and write the marker file.
 
-    It must be new or empty; with `resume`, it may have the mark of a restore of the same selection. Raises
+    It must be new or empty; with `resume`, it may have the marker of a restore of the same selection. Raises
     UsageError.
     """
-    made = not os.path.lexists(path)
+    created = not os.path.lexists(path)
     fd = open_destination(path)
     try:
         names = set(os.listdir(fd)) - _file_systems_own(fd)
-        marks = {name: _read(fd, name) for name in names if name.startswith(_PREFIX)}
-        for name in [name for name, found in marks.items() if found is None]:
-            # A restore was killed while it wrote the mark, before anything else.
+        markers = {name: _read_marker(fd, name) for name in names if name.startswith(_PREFIX)}
+        for name in [name for name, found in markers.items() if found is None]:
+            # A restore was killed while it wrote the marker, before anything else.
             if names == {name}:
                 os.unlink(name, dir_fd=fd)
                 names.discard(name)
         if names:
-            return _continue(path, fd, marks, wanted, resume=resume)
-        return Destination(path, fd, _mark(fd, path, wanted), made=made, resumed=False, trusted=True)
+            return _continue(path, fd, markers, wanted, resume=resume)
+        marker = _write_marker(fd, path, wanted)
+        return Destination(path, fd, marker, created=created, resumed=False, trusted=True)
     except BaseException:
         os.close(fd)
         raise
@@ -137,13 +140,13 @@ def _file_systems_own(fd: int) -> set[str]:
 
 
 def _continue(
-    path: str, fd: int, marks: dict[str, Begun | None], wanted: Begun, *, resume: bool
+    path: str, fd: int, markers: dict[str, RestoreMarker | None], wanted: RestoreMarker, *, resume: bool
 ) -> Destination:
-    found = {name: one for name, one in marks.items() if one is not None}
-    same = [name for name, one in found.items() if one.same(wanted)]
-    if resume and same:
-        trusted = bool(wanted.boot) and found[same[0]].boot == wanted.boot
-        return Destination(path, fd, same[0], made=False, resumed=True, trusted=trusted)
+    found = {name: one for name, one in markers.items() if one is not None}
+    matching = [name for name, one in found.items() if one.matches(wanted)]
+    if resume and matching:
+        trusted = bool(wanted.boot) and found[matching[0]].boot == wanted.boot
+        return Destination(path, fd, matching[0], created=False, resumed=True, trusted=trusted)
     for one in found.values():
         again = one.command(path)
         raise UsageError(
@@ -158,7 +161,7 @@ def _continue(
     raise UsageError(f"{path} is not empty; restore into a new or an empty directory")
 
 
-def _mark(fd: int, path: str, wanted: Begun) -> str:
+def _write_marker(fd: int, path: str, wanted: RestoreMarker) -> str:
     name = f"{_PREFIX}{os.urandom(8).hex()}"
     try:
         file = create_file(name, folder=fd)
@@ -171,17 +174,17 @@ def _mark(fd: int, path: str, wanted: Begun) -> str:
     return name
 
 
-def _read(fd: int, name: str) -> Begun | None:
-    """Return a mark, or None if it is incomplete or another user wrote it."""
+def _read_marker(fd: int, name: str) -> RestoreMarker | None:
+    """Return a marker, or None if it is incomplete or another user wrote it."""
     try:
         file = os.open(name, OPEN_FILE, dir_fd=fd)
     except OSError:
         return None
-    with open(file, "rb") as mark:
+    with open(file, "rb") as opened:
         info = os.fstat(file)
         if info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
             return None
         try:
-            return msgspec.json.decode(mark.read(_MOST), type=Begun)
+            return msgspec.json.decode(opened.read(_MOST), type=RestoreMarker)
         except msgspec.MsgspecError:
             return None
