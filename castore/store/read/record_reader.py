@@ -13,7 +13,7 @@ from blake3 import blake3
 from castore.errors import DamageError, FormatError, MissingError, ObjectMissingError, StorageError
 from castore.model.counting import count as counted
 from castore.model.refs import MAX_NODE_REFS, REF_BYTES, RecordId
-from castore.store.format.codecs import Codecs, Groups, member_of
+from castore.store.format.codecs import Codecs
 from castore.store.format.names import pack_name
 from castore.store.format.pack import (
     CHUNK,
@@ -26,7 +26,7 @@ from castore.store.format.pack import (
     record_names,
 )
 from castore.store.index import RecordLocation
-from castore.store.read.delta_resolver import StoredForm, apply, assemble
+from castore.store.read.delta_resolver import StoredForm, StoredForms, apply, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +64,7 @@ class RecordReader:
         self._id_keys = keyring.writer.id_keys
         self._keyring = keyring
         self._codecs = Codecs()
-        self._groups = Groups(self._codecs)
+        self._forms = StoredForms(self._codecs)
         self._local = threading.local()
 
     def chunk_id(self, data: bytes | memoryview) -> RecordId:
@@ -109,8 +109,8 @@ class RecordReader:
         before: dict[RecordId, BaseChunk] = getattr(self._local, "bases", {})
         kept = before.copy()
         try:
-            layers = self._layers(self._index.locations.locate_chunks(chunks, kept))
-            found = [assemble(chunk, layers.__getitem__, kept).data for chunk in chunks]
+            forms = self._stored_forms(self._index.locations.locate_chunks(chunks, kept))
+            found = [assemble(chunk, forms.__getitem__, kept).data for chunk in chunks]
         except (KeyError, DamageError, FormatError, StorageError):
             return None
         for chunk, data in zip(chunks, found, strict=True):
@@ -170,35 +170,25 @@ class RecordReader:
             return False
         return True
 
-    def _layers(self, places: dict[RecordId, RecordLocation]) -> dict[RecordId, StoredForm]:
+    def _stored_forms(self, places: dict[RecordId, RecordLocation]) -> dict[RecordId, StoredForm]:
         """Return the stored forms of chunks. Raises DamageError, IdentityError, StorageError."""
         if sum(place.plain_length for place in places.values()) > _AT_ONCE:
             raise DamageError("these chunks are too many to be opened in one batch")
-        groups: dict[_Where, list[bytes]] = {}
-        records: dict[_Where, tuple[RecordId, RecordLocation]] = {}
+        found = {}
+        records: dict[_Where, list[tuple[RecordId, RecordLocation]]] = {}
         for chunk, place in places.items():
             self._check_length(CHUNK, place)
             where = place.pack, place.offset
-            if where in groups or where in records:
-                continue
-            deltas = self._groups.get(where) if place.codec >= GROUPED else None
-            if deltas is None:
-                records[where] = chunk, place
+            if where not in records and place.codec >= GROUPED and self._forms.has_group(where):
+                read = partial(self._read_sealed, CHUNK, chunk, place)
+                found[chunk] = self._forms.decode(where, place, read)
             else:
-                groups[where] = deltas
-        found = {}
-        for where, sealed in self._fetch(sorted(place[:3] for _, place in records.values())):
-            chunk, place = records[where]
-            unseal = partial(self._unseal, CHUNK, chunk, place, sealed)
-            if place.codec >= GROUPED:
-                groups[where] = self._groups.open(where, unseal)
-            elif place.codec != DICTIONARY:  # only `read` supports that codec
-                body = self._codecs.body(place.codec, unseal(), place.plain_length)
-                found[chunk] = StoredForm(body, place.plain_length, place.bases)
-        for chunk, place in places.items():
-            if place.codec >= GROUPED:
-                delta = member_of(groups[place.pack, place.offset], place.group_index)
-                found[chunk] = StoredForm(delta, place.plain_length, place.bases)
+                records.setdefault(where, []).append((chunk, place))
+        for where, sealed in self._fetch(sorted(several[0][1][:3] for several in records.values())):
+            for chunk, place in records[where]:
+                if place.codec != DICTIONARY:  # only `read` supports that codec
+                    unseal = partial(self._unseal, CHUNK, chunk, place, sealed)
+                    found[chunk] = self._forms.decode(where, place, unseal)
         return found
 
     def _fetch(self, spans: Iterable[tuple[PackId, int, int]]) -> Iterator[tuple[_Where, memoryview]]:
@@ -252,19 +242,14 @@ class RecordReader:
         self._local.left = getattr(self._local, "left", _MOST_OPENED) - 1
         if self._local.left < 0:
             raise DamageError(f"more than {counted(_MOST_OPENED, 'record')} would have to be opened for it")
-        data, deltas = b"", []
-        if place.codec >= GROUPED:
-            deltas = self._groups.open(where, read)
-        else:
-            data = read()
-        if place.bases and depth >= MAX_CHAIN:
-            raise DamageError(f"its chain of bases is longer than {MAX_CHAIN}")
-        below = b"".join(self._base(base, depth + 1) for base in place.bases)
-        if place.codec >= GROUPED:
-            body = member_of(deltas, place.group_index)
-        else:
-            body = self._codecs.body(place.codec, data, place.plain_length, below)
-        return apply(below, [(body, place.plain_length)]) if place.codec >= DELTA else body
+
+        def bases() -> bytes:
+            if place.bases and depth >= MAX_CHAIN:
+                raise DamageError(f"its chain of bases is longer than {MAX_CHAIN}")
+            return b"".join(self._base(base, depth + 1) for base in place.bases)
+
+        form = self._forms.decode(where, place, read, bases)
+        return apply(bases(), [(form.data, form.length)]) if place.codec >= DELTA else form.data
 
     def _check_length(self, kind: int, place: RecordLocation) -> None:
         """Raise DamageError for a chunk or node that is longer than castore writes."""

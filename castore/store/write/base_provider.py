@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -9,9 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from blake3 import blake3
 
 from castore.errors import DamageError
-from castore.store.format.codecs import Groups, member_of
-from castore.store.format.pack import CHUNK, DICTIONARY, GROUPED
-from castore.store.read.delta_resolver import BaseChunk, StoredForm, assemble
+from castore.store.format.pack import CHUNK, DICTIONARY
+from castore.store.read.delta_resolver import BaseChunk, StoredForm, StoredForms, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -80,10 +80,9 @@ class Bases:
     ) -> None:
         self._index = index
         self._base_cache = base_cache
-        self._codecs = codecs
         self._id_key = id_key
         self._pending = pending
-        self._groups = Groups(codecs)
+        self._forms = StoredForms(codecs)
         self._local = threading.local()
         self._verified = _Kept(_KEPT_BYTES)
         self._below = _Kept(_KEPT_BYTES // 2)
@@ -102,7 +101,7 @@ class Bases:
         if self._pending(chunk) is None and not self._index.locations.stays(chunk):
             return None
         try:
-            found = assemble(chunk, self._layer, self._below)
+            found = assemble(chunk, self._stored_form, self._below)
         except (KeyError, DamageError):
             # This may be temporary: its pack may just be being finished.
             return None
@@ -119,37 +118,34 @@ class Bases:
         """Locate, for this thread, chunks that it will get, and all their bases, in one transaction."""
         self._local.places = self._index.locations.locate_chunks(chunks)
 
-    def _layer(self, chunk: RecordId) -> StoredForm:
+    def _stored_form(self, chunk: RecordId) -> StoredForm:
         """Return the stored form of a chunk. Raises KeyError, DamageError."""
         pending = self._pending(chunk)
         if pending is not None:
             writer, offset, length = pending.writer, pending.offset, pending.length
-            layer = self._decode((writer, offset), lambda: writer.read(offset, length), pending)
-            if layer is not None:
-                return layer
+            with contextlib.suppress(KeyError):
+                return self._decode((writer, offset), lambda: writer.read(offset, length), pending)
         # Its pack may have been finished in the meantime.
         places: dict[RecordId, RecordLocation] = getattr(self._local, "places", {})
         place = places.get(chunk) or self._index.locations.locate(CHUNK, chunk)
-        if place is not None:
-            where = place.pack, place.offset
-            layer = self._decode(where, lambda: self._base_cache.read(*where, place.sealed_length), place)
-            if layer is not None:
-                return layer
-        raise KeyError(chunk)
+        if place is None:
+            raise KeyError(chunk)
+        where = place.pack, place.offset
+        return self._decode(where, lambda: self._base_cache.read(*where, place.sealed_length), place)
 
     def _decode(
         self,
-        key: tuple[BaseCacheWriter | PackId, int],
+        record: tuple[BaseCacheWriter | PackId, int],
         read: Callable[[], bytes | None],
         chunk: PendingChunk | RecordLocation,
-    ) -> StoredForm | None:
-        codec, length, bases = chunk.codec, chunk.plain_length, chunk.bases
-        deltas = self._groups.get(key) if codec >= GROUPED else None
-        if deltas is None:
-            payload = read()
-            if payload is None or codec == DICTIONARY:
-                return None
-            if codec < GROUPED:
-                return StoredForm(self._codecs.body(codec, payload, length), length, bases)
-            deltas = self._groups.open(key, lambda: payload)
-        return StoredForm(member_of(deltas, chunk.group_index), length, bases)
+    ) -> StoredForm:
+        """Decode a record in the base cache. Raises KeyError if it is not there, DamageError."""
+        if chunk.codec == DICTIONARY:
+            raise KeyError(record)
+
+        def payload() -> bytes:
+            if (found := read()) is None:
+                raise KeyError(record)
+            return found
+
+        return self._forms.decode(record, chunk, payload)
