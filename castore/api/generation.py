@@ -95,7 +95,7 @@ class Generation:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """The parts, in the order in which they were taken."""
-        return tuple(Part(self, one) for one in self.record.parts)
+        return tuple(Part(self, part) for part in self.record.parts)
 
     def part(self, name: str) -> Part:
         """Return a part by its name. Raises NotFoundError."""

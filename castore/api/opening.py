@@ -116,7 +116,7 @@ def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
     options = StoreOptions(
         local_key=request.local_key,
         accept_older=request.accept_older,
-        trust=[Admin.parse(one).key for one in request.trust_admins],
+        trust=[Admin.parse(trust_admin).key for trust_admin in request.trust_admins],
         agree=request.agree,
         chosen_host=request.host,
         say=say,
@@ -194,7 +194,7 @@ def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str
 
     if not request.recipients:
         raise UsageError("nobody could read the store: give an identity, or recipients")
-    admins = [Admin.parse(one).key for one in request.admins]
+    admins = [Admin.parse(admin).key for admin in request.admins]
     refuse_others(request.path)
     owner, messages = request.owner, Messages(None)
     new = NewStore(

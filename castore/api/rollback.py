@@ -74,7 +74,7 @@ def make_plan(
         request,
         found.trees,
         found.dumps,
-        tuple(one for one in found.removals if one.exists),
+        tuple(removal for removal in found.removals if removal.exists),
         found.untouched,
         tuple(missing_folders(found, request.origins)),
         tuple(creations(store.internal, found)),

@@ -213,7 +213,7 @@ class Store:
             decisions, planned = pruning.plan_prune(
                 store, chosen, max_unused=max_unused, unfinished=unfinished_seconds
             )
-            expired = [one.generation for one in decisions if not one.rules]
+            expired = [decision.generation for decision in decisions if not decision.rules]
             return PruneReport(self._all(expired), [*mistaken], planned.freed, decisions, planned)
         removed, left_out, done = pruning.prune(
             store,
@@ -323,7 +323,7 @@ class Store:
         return self.operations(progress, say), said
 
     def _all(self, records: Iterable[Record]) -> list[Generation]:
-        return [Generation(self, one) for one in records]
+        return [Generation(self, record) for record in records]
 
 
 @dataclass

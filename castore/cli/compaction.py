@@ -71,7 +71,7 @@ def print_plan(store: Store, found: PruneReport, *, as_json: bool) -> None:
     assert found.plan is not None
     planned = found.plan
     if as_json:
-        generations = [_plain_decision(one) for one in found.decisions]
+        generations = [_plain_decision(decision) for decision in found.decisions]
         print_json({"generations": generations, "space": _plan_json(planned)})
         return
     if found.decisions:

@@ -102,7 +102,7 @@ def table(generations: list[Generation], shown: Shown, *, width: int | None = No
     header += ["parts", "total", "new", "stored"]
     right = {1, *range(len(header) - 3, len(header))}
     header += ["drilled"] if shown.drilled else []
-    rows = [_row(one, shown) for one in generations]
+    rows = [_row(generation, shown) for generation in generations]
     text = formatting.table(rows, header=header, right=right)
     for name in _OPTIONAL:
         if width is None or max(map(len, text.splitlines())) <= width:

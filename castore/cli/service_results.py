@@ -39,7 +39,7 @@ class ServiceResults:
                 raise
             error = raised if isinstance(raised, CastoreError) else CastoreError(str(raised))
             self.failed[name] = error
-            entry = next((one for one in self.results if one["service"] == name), None)
+            entry = next((result for result in self.results if result["service"] == name), None)
             if entry is None:
                 entry = {"service": name}
                 self.results.append(entry)

@@ -57,9 +57,9 @@ def _is_agreed(config: StoreConfig, signer: bytes, asked: list[StoreConfig], *, 
     by_admin = signer in config.admin_keys
     if by_admin and not sys.stdin.isatty():
         return False  # a script names the admin with --trust-admin
-    lines = [f"{one.recipient.text}  {one.label}".rstrip() for one in config.recipients]
-    lines += [f"{one.text}  {one.label}".rstrip() for one in config.admins]
-    lines += [described(one) for one in config.writers]
+    lines = [f"{recipient.recipient.text}  {recipient.label}".rstrip() for recipient in config.recipients]
+    lines += [f"{admin.text}  {admin.label}".rstrip() for admin in config.admins]
+    lines += [described(writer) for writer in config.writers]
     host = config.certificate(signer)
     by = f"the machine {host.host}" if host is not None else Admin(signer).text
     click.echo(

@@ -215,4 +215,4 @@ def _chunks(store: Store, ref: Ref | None) -> Iterator[tuple[bytes, list[int]]]:
     """Yield the joined ids of chunks of a stream, and their lengths; each node is read once."""
     for refs in Walk(store).refs([ref] if ref is not None else []):
         chunks = [one for one in refs if one.kind is RefKind.CHUNK]
-        yield b"".join([one.id for one in chunks]), [one.size for one in chunks]
+        yield b"".join([chunk.id for chunk in chunks]), [chunk.size for chunk in chunks]

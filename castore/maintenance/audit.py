@@ -60,7 +60,7 @@ def audit(store: Store) -> Audit:
         Added(one.key.hex(), "writer", one.host, one.since, one.roles, one.revoked, one.replaced)
         for one in config.writers
     ]
-    found += [Added(one.key.hex(), "admin", one.label, 0) for one in config.admins]
+    found += [Added(admin.key.hex(), "admin", admin.label, 0) for admin in config.admins]
     found += [Added(key.hex(), "former admin", "", 0) for key in config.previous_admins]
     by_key = {one.key: one for one in found}
     for generation in store.generations.iterate():

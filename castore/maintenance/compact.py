@@ -131,21 +131,21 @@ class _Compaction:
     def _rewrite(self, progress: Progress) -> None:
         """Rewrite packs in steps; make each step durable, then delete the packs it replaces."""
         step: dict[PackId, int] = {}
-        progress.total = sum(one.length for one in self._done.plan.rewrites)
-        for one in self._done.plan.rewrites:
+        progress.total = sum(rewrite.length for rewrite in self._done.plan.rewrites)
+        for rewrite in self._done.plan.rewrites:
             try:
-                data = self._store.storage.get(pack_name(one.pack))
+                data = self._store.storage.get(pack_name(rewrite.pack))
             except ObjectMissingError:
                 continue  # another machine compacts at the same time
             progress.read += len(data)
             # A moved record gets a new pack name, which would then vouch for damaged bytes.
-            if blake3(data).digest() != one.pack:
-                name = pack_name(one.pack)
+            if blake3(data).digest() != rewrite.pack:
+                name = pack_name(rewrite.pack)
                 self._done.damaged.append(f"{name} is damaged: its bytes differ from those that were written")
                 continue
-            for entries in self._needed.records(one.pack):
-                self._mover.add(one.pack, entries, record_in(data, entries), progress)
-            step[one.pack] = one.length
+            for entries in self._needed.records(rewrite.pack):
+                self._mover.add(rewrite.pack, entries, record_in(data, entries), progress)
+            step[rewrite.pack] = rewrite.length
             if self._mover.written >= _STEP_BYTES:
                 self._end_step(step)
                 step = {}
@@ -236,5 +236,5 @@ class _Compaction:
             idle = {session.hex(): session for session in numbers.keys() - used}
             ages = store.state.first_seen.observe("sessions", idle, wanted)
             for session in (idle[one] for one, age in ages.items() if age >= wanted):
-                store.storage.delete_all(session_name(session, one) for one in numbers[session])
+                store.storage.delete_all(session_name(session, number) for number in numbers[session])
                 self._done.sessions += 1

@@ -49,12 +49,12 @@ class Plan(msgspec.Struct):
     @property
     def written(self) -> int:
         """Bytes that are moved to new packs."""
-        return sum(one.kept for one in self.rewrites)
+        return sum(rewrite.kept for rewrite in self.rewrites)
 
     @property
     def freed(self) -> int:
         """Bytes by which the store shrinks, except for footers and padding."""
-        return sum(self.dead.values()) + sum(one.length for one in self.rewrites) - self.written
+        return sum(self.dead.values()) + sum(rewrite.length for rewrite in self.rewrites) - self.written
 
 
 class Planner:

@@ -111,7 +111,7 @@ class NeededRecords:
 
     def _live(self, entries: list[PackEntry]) -> list[PackEntry]:
         """Return those entries that generations need, from whichever pack they read them."""
-        return list(itertools.compress(entries, self._marks.find(b"".join([one.id for one in entries]))))
+        return list(itertools.compress(entries, self._marks.find(b"".join([entry.id for entry in entries]))))
 
 
 def refuse_damage(store: Store) -> None:

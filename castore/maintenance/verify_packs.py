@@ -95,7 +95,7 @@ class PackVerifier:
     def _read_all(self, packs: list[tuple[PackId, int]]) -> None:
         recorded = time.monotonic()
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-verify") as pool:
-            running = {pool.submit(self._examine, *one): one[0] for one in packs}
+            running = {pool.submit(self._examine, *pack): pack[0] for pack in packs}
             try:
                 for future in as_completed(running):
                     self._add(running[future], future.result())
@@ -149,7 +149,7 @@ def examine_pack(
         name = pack_name(pack)
         reason = f"it is in {name}, which is damaged: --read-data checks whether the chunk itself is"
         chunks = [entry.id for entry in entries if entry.kind == CHUNK]
-        return _Findings(damage, {one: f"chunk {one.hex()}: {reason}" for one in chunks})
+        return _Findings(damage, {chunk: f"chunk {chunk.hex()}: {reason}" for chunk in chunks})
     lost = {}
     for entry, failure in list(store.reader.broken_entries(pack, entries)):
         if not _exists(store, pack):

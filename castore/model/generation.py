@@ -296,7 +296,7 @@ def _check(record: Generation | Details) -> None:
     numbers += [count for part in record.parts for count in (part.size, part.chunks, part.stored_bytes)]
     numbers += [count for part in record.parts for count in (part.new_chunks, part.new_bytes)]
     numbers += [count for part in record.parts for count in (part.after_delta, part.after_compression)]
-    if not all(0 <= one <= _MAX_COUNT for one in numbers) or not 0 <= record.parent <= MAX_NUMBER:
+    if not all(0 <= number <= _MAX_COUNT for number in numbers) or not 0 <= record.parent <= MAX_NUMBER:
         raise UsageError("a time, a size or a count in it is impossible")
     if not all(0 <= part.files <= MAX_FILES for part in record.parts):
         raise UsageError(f"a tree cannot have more than {counted(MAX_FILES, 'entry', 'entries')}")
@@ -356,7 +356,7 @@ def decode_details(data: bytes) -> Details:
     if len(data) > MAX_DETAILS:
         raise DamageError(f"a generation's details have {len(data):,} bytes, more than castore writes")
     try:
-        sizes = [len(one.settings) for one in _sizes_decoder.decode(data).origins.values()]
+        sizes = [len(origin.settings) for origin in _sizes_decoder.decode(data).origins.values()]
         if max(sizes, default=0) > _MAX_SETTINGS:
             raise DamageError("the settings of a part are longer than castore writes them")
         details = _details_decoder.decode(data)

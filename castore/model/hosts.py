@@ -46,10 +46,10 @@ class HostGroups:
         self._hosts: set[str] = set()
         self._earlier: dict[str, set[str]] = {}
         """The hosts that have generations under a name or an id, by that name or id."""
-        for one in generations:
-            host = key(one)
+        for generation in generations:
+            host = key(generation)
             self._hosts.add(host)
-            for name in (one.host, one.host_id):
+            for name in (generation.host, generation.host_id):
                 self._earlier.setdefault(name, set()).add(host)
 
     def key(self, generation: Generation) -> str:

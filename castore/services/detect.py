@@ -152,7 +152,7 @@ def _postgresql() -> Iterator[Found]:
                 continue
             keys["run-as"] = str(owner)
         # The default database is mostly empty: include it only if there is no other one.
-        chosen = [one for one in databases if one != "postgres"] or databases
+        chosen = [database for database in databases if database != "postgres"] or databases
         yield Found(name, why, _parts(chosen, **keys))
     if not sockets and (glob.glob("/usr/lib/postgresql/*/bin/postgres") or shutil.which("postgres")):
         why = "PostgreSQL is installed, but no server answers on the usual sockets."
@@ -178,7 +178,7 @@ def _mariadb() -> Iterator[Found]:
         notes = (f"Its databases could not be listed: {_short(error)}",)
         yield Found("mariadb", why, _parts(["mydatabase"], **keys), notes, usable=False)
         return
-    chosen = [one for one in databases if one not in _SYSTEM_DATABASES]
+    chosen = [database for database in databases if database not in _SYSTEM_DATABASES]
     yield Found("mariadb", why, _parts([one for one in chosen if one != "mysql"] or chosen, **keys))
 
 
@@ -218,7 +218,7 @@ def _ldap() -> Iterator[Found]:
             suffixes += re.findall("^olcSuffix: (.+)$", text, re.MULTILINE)
     notes = (_STOP.format("slapd"),)
     parts: dict[str, dict[str, str | int | list[str]]] = {
-        _name_of(one): {"engine": "ldap", "suffix": one, "config": config} for one in suffixes
+        _name_of(suffix): {"engine": "ldap", "suffix": suffix, "config": config} for suffix in suffixes
     }
     usable = bool(suffixes) and shutil.which("slapcat") is not None
     parts = parts or {"directory": {"engine": "ldap", "suffix": "dc=example,dc=org", "config": config}}

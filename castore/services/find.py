@@ -99,7 +99,7 @@ def _relative(reader: StreamReader, series: list[Generation], name: str, pattern
     """Return a pattern relative to the top of a tree, if it begins with the path of the tree."""
     if not pattern.startswith("/"):
         return pattern
-    newest = next(one for one in reversed(series) if _tree(one, name))
+    newest = next(sery for sery in reversed(series) if _tree(sery, name))
     origin = read_details(reader.store, newest).origins.get(name)
     top = os.fsdecode(origin.path).rstrip("/") if origin is not None else ""
     return pattern.removeprefix(top) if top and pattern.startswith(top + "/") else pattern
@@ -108,7 +108,7 @@ def _relative(reader: StreamReader, series: list[Generation], name: str, pattern
 def _find(
     reader: StreamReader, series: list[Generation], name: str, pattern: PathPattern, *, exact: bool = False
 ) -> Iterator[Found | Damaged]:
-    parts = [(one.time, _tree(one, name)) for one in series]
+    parts = [(sery.time, _tree(sery, name)) for sery in series]
     roots = [(time, part.content if part else None) for time, part in parts]
     allowance = Allowance.of(part for _, part in parts)
     return find(reader, roots, pattern, exact=exact, allowance=allowance)
@@ -138,7 +138,7 @@ def path_history(
         raise NotFoundError(f"no generation has a part {name!r}; the parts are: {known}")
     there = False
     for host, series in _series(reader, generations):
-        if any(_tree(one, name) for one in series):
+        if any(_tree(sery, name) for sery in series):
             for found in _find(reader, series, name, PathPattern.literal(path), exact=True):
                 if isinstance(found, Damaged):
                     yield name, found

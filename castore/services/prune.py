@@ -167,13 +167,13 @@ def _forget(store: Store, service: str, generations: Collection[Generation]) -> 
     if not all(map(store.hosts.is_of_this_host, generations)):
         store.keys.check_may_maintain("remove generations of other hosts from")
     pinned = store.generations.pins(service)
-    if kept := sorted({one.number for one in generations} & pinned.keys()):
+    if kept := sorted({generation.number for generation in generations} & pinned.keys()):
         raise UsageError(
             f"{service}@{kept[0]} is pinned{_in_parentheses(pinned[kept[0]])}: first castore unpin "
             f"{service}@{kept[0]}"
         )
     with event(store, "forget", service) as note:
-        numbers = [one.number for one in generations]
+        numbers = [generation.number for generation in generations]
         note.number = numbers[0] if len(numbers) == 1 else None
         note.text = f"generation{'s' if len(numbers) > 1 else ''} {spans(numbers)}"
         store.generations.forget(service, numbers)

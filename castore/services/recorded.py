@@ -95,7 +95,7 @@ def trusted_origins(
 def _known(store: Store, service: str) -> dict[str, list[str]]:
     try:
         found = json.loads(store.state.known_origins(service) or "{}")
-        return {str(part): [str(one) for one in digests] for part, digests in found.items()}
+        return {str(part): [str(digest) for digest in digests] for part, digests in found.items()}
     except (ValueError, TypeError, AttributeError):
         return {}
 

@@ -98,7 +98,7 @@ def _refuse_own(top: str, own: frozenset[tuple[int, int]]) -> None:
     """Raise UsageError if a restore in place would change the store, or other files of castore."""
     path = os.path.realpath(top)
     while True:
-        if any(one in own for one in directory_ids([path])):
+        if any(directory_id in own for directory_id in directory_ids([path])):
             raise UsageError(f"{top} is in {path}, where castore keeps its own files: nothing was touched")
         if path == os.path.dirname(path):
             return

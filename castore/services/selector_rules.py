@@ -45,7 +45,7 @@ def resolve(store: Store, service: str, selector: str) -> Generation:
         raise unknown_service(store, service)
     by_number = _is_number(selector) and store.options.chosen_host is None
     wanted: Predicate = own(store, service) if by_number else chosen_host
-    regular = [one for one in generations if not one.number_only and wanted(one)]
+    regular = [generation for generation in generations if not generation.number_only and wanted(generation)]
     try:
         return _meant(store, service, selector, generations, regular)
     except NotFoundError as error:
@@ -84,7 +84,7 @@ def _other_hosts(generations: list[Generation], regular: list[Generation], selec
         return ""
     seen = {one.number for one in regular}
     others = (one for one in generations if not one.number_only and one.number not in seen)
-    names = {one.host for one in others if revision_begins(one.revision, selector.removeprefix("="))}
+    names = {other.host for other in others if revision_begins(other.revision, selector.removeprefix("="))}
     return f"; other hosts have it: {', '.join(sorted(names))} (choose one with --host NAME)" if names else ""
 
 
@@ -253,7 +253,7 @@ def _no_revision(generations: list[Generation], service: str, revision: str) -> 
         return f"no generation of {service!r} has revision {revision!r}: none of them has a revision"
 
     def shared(name: str) -> int:
-        return max(_shared(one, revision) for one in revision_names(name))
+        return max(_shared(revision_name, revision) for revision_name in revision_names(name))
 
     nearest = max(known, key=lambda name: (shared(name), known[name].number))
     when = dt.datetime.fromtimestamp(known[nearest].time / 1e9).astimezone()

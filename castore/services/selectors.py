@@ -125,12 +125,12 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
     if numbers is None or parse_date(selector) is not None:
         return [find(store, service, selector)]
     generations = store.generations.all(service)
-    if any(revision_begins(one.revision, selector) for one in generations) or not generations:
+    if any(revision_begins(generation.revision, selector) for generation in generations) or not generations:
         return [find(store, service, selector)]
     first, last = int(numbers[1]), int(numbers[2])
     if first > last:
         raise UsageError(f"{service}@{selector}: the range ends before it begins; write {last}-{first}")
-    within = [one for one in generations if first <= one.number <= last]
+    within = [generation for generation in generations if first <= generation.number <= last]
     found = list(filter(chosen(store, service), within))
     if within and len(found) < len(within):
         of = store.hosts.groups(within).names().values()

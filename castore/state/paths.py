@@ -55,7 +55,7 @@ class MachinePaths:
         """Return whether this machine has used a store, or a copy of one, at a place."""
         name = _folder_of(place)
         stores = os.listdir(self.state) if os.path.isdir(self.state) else []
-        return any(os.path.isdir(os.path.join(self.state, one, _PLACES, name)) for one in stores)
+        return any(os.path.isdir(os.path.join(self.state, store, _PLACES, name)) for store in stores)
 
     def ages_of(self, store_id: bytes, place: str) -> str:
         """Return the path of the record of how long objects have been seen in a store at a place."""

@@ -76,7 +76,7 @@ class HostNames:
         config = self._keys.config
         known, names = self._names
         if known is not config:
-            names = {one.key.hex(): one.host for one in config.writers}
+            names = {writer.key.hex(): writer.host for writer in config.writers}
             self._names = config, names
         return names
 

@@ -86,7 +86,7 @@ class Walk:
             yield plain
             if any(kinds):
                 below = [plain[_REF * at : _REF * at + 32] for at, kind in enumerate(kinds) if kind]
-                fresh = [one for one in dict.fromkeys(below) if one not in self._seen]
+                fresh = [fromkey for fromkey in dict.fromkeys(below) if fromkey not in self._seen]
                 self._seen.update(fresh)
                 todo += fresh
 

@@ -95,7 +95,7 @@ def check(context: CliContext, as_json: bool) -> None:
         _check_service(checks, name, service)
     if as_json:
         print_json({"path": settings.path, "checks": checks.results})
-    if failed := sum(one["needed"] and not one["ok"] for one in checks.results):
+    if failed := sum(result["needed"] and not result["ok"] for result in checks.results):
         raise ConfigError(f"{settings.path}: {formatting.count(failed, 'problem')}, as listed above")
 
 

@@ -92,5 +92,5 @@ def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> 
     services = {one.service for one in shown}
     if len(groups.names()) > 1:
         return groups
-    several = not complete and any(len(groups_of(store, one).names()) > 1 for one in services)
+    several = not complete and any(len(groups_of(store, service).names()) > 1 for service in services)
     return groups if several else None

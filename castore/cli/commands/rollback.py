@@ -166,7 +166,7 @@ def _print_plan(plan: RollbackPlan, *, as_json: bool) -> None:
         "hooks": {name: list(argv) for name, argv in plan.hooks.items()},
         "trees": trees,
         "dumps": dumps,
-        "removed": {one.name: one.path for one in plan.removals},
+        "removed": {removal.name: removal.path for removal in plan.removals},
         "untouched": list(plan.untouched),
     })
 
@@ -187,7 +187,7 @@ def _print_steps(
         print(f"dump {dump['part']}: {formatting.size(dump['size'])} into {dump['into']}")
         if dump["warning"]:
             print(f"  warning: {dump['warning']}")
-    for one in plan.removals:
-        print(f"{one.name}: did not exist: {one.path} is removed")
+    for removal in plan.removals:
+        print(f"{removal.name}: did not exist: {removal.path} is removed")
     for name in plan.untouched:
         print(f"{name}: not in generation {target.number}: it is not changed")

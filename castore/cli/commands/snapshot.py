@@ -50,7 +50,7 @@ class PartOptions:
 
     def limits(self) -> TreeLimits:
         """Return what applies to every tree. Raises UsageError if a file of patterns cannot be read."""
-        patterns = [one for file in self.exclude_files for one in _read_patterns(file)]
+        patterns = [pattern for file in self.exclude_files for pattern in _read_patterns(file)]
         return TreeLimits((*patterns, *self.exclude), self.one_file_system, self.exclude_caches)
 
 

@@ -68,7 +68,7 @@ class Ownership:
         """
         xattrs = entry.extra.xattrs
         if not self.privileges:
-            xattrs = tuple(one for one in xattrs if not one[0].startswith(_SECURITY))
+            xattrs = tuple(xattr for xattr in xattrs if not xattr[0].startswith(_SECURITY))
         return self.mapped(xattrs, owners.users, owners.groups, warn)
 
     @property
@@ -137,7 +137,7 @@ def is_privileged(mode: int, xattrs: tuple[tuple[bytes, bytes], ...]) -> bool:
 
 def without_privileges(entry: Entry) -> Entry:
     """Return an entry without set-id bits and capabilities."""
-    xattrs = tuple(one for one in entry.extra.xattrs if one[0] != _CAPABILITY)
+    xattrs = tuple(xattr for xattr in entry.extra.xattrs if xattr[0] != _CAPABILITY)
     extra = msgspec.structs.replace(entry.extra, xattrs=xattrs)
     return msgspec.structs.replace(entry, mode=entry.mode & ~_SET_ID, extra=extra)
 

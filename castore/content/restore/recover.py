@@ -59,7 +59,7 @@ def recover(
         here = os.fstat(top)
         ids = (here.st_dev, here.st_ino)
         records = [one for one in journals(folder) if real == one.journal.path or ids == one.journal.top]
-        lines = [_recover(one, top, path, keep=keep, owned=owned, forget=forget) for one in records]
+        lines = [_recover(record, top, path, keep=keep, owned=owned, forget=forget) for record in records]
         lines += [_look_at_foreign(top, path, name) for name in foreign_asides(folder, real)]
         return [f"{path}: {line}" for line in lines]
     finally:

@@ -153,11 +153,11 @@ class TreeWriter:
             current.files, current.size = opened.plain.plain, opened.plain.plain_size
             current.plain = work.pool.submit(self._write_plain, fd, opened)
         try:
-            for one in others:
-                if one.entry.is_dir:
-                    current.children.append(one)
+            for other in others:
+                if other.entry.is_dir:
+                    current.children.append(other)
                 else:
-                    self._files.make(current, one)
+                    self._files.make(current, other)
         except BaseException:
             if current.plain is not None:
                 current.plain.exception()  # it uses the descriptor

@@ -211,7 +211,7 @@ def unfinished(folder: str, path: bytes) -> Iterator[Record]:
 
 def interrupted(folder: str) -> list[str]:
     """Return the directories of interrupted restores in place that are not part of a service's rollback."""
-    found = [one for one in journals(folder) if not one.journal.owner and not is_at_work(one)]
+    found = [journal for journal in journals(folder) if not journal.journal.owner and not is_at_work(journal)]
     return list(dict.fromkeys(one.journal.shown for one in found))
 
 

@@ -96,7 +96,7 @@ def read_accounts(query: Query, database: str) -> Accounts:
     users = query(f"SELECT {columns} FROM mysql.user")
     members = query("SELECT User, Host, Role FROM mysql.roles_mapping") if mariadb else []
     rights = set(_rights(query, wanted))
-    named = {(one.user, one.host) for one in rights}
+    named = {(right.user, right.host) for right in rights}
     while True:
         # A user has the rights of the roles that it is a member of.
         more_named = {(user, host) for user, host, role in members if (role, "") in named} - named

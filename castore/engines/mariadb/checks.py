@@ -90,7 +90,7 @@ def _directories(client: Client, database: str) -> str:
     With other engines a second table of the same name would need the same files.
     """
     tables = inventory.tables(client, database).values()
-    wanted = [one for one in tables if one.engine and one.kind != "SEQUENCE"]
+    wanted = [table for table in tables if table.engine and table.kind != "SEQUENCE"]
     for name, text in inventory.definitions(client, database, wanted).items():
         if _DIRECTORY.search(text):
             return (

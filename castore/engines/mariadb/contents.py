@@ -104,9 +104,9 @@ class StoredDump:
             f"the table {one.name} is not in the dump" for one in self.tables if one.name not in expected
         ]
         lines += [
-            f"the definition of the table {one.name} is not the one that was taken"
-            for one in self.tables
-            if one.definition and one.definition != digest(self.script.created.get(one.name, b""))
+            f"the definition of the table {table.name} is not the one that was taken"
+            for table in self.tables
+            if table.definition and table.definition != digest(self.script.created.get(table.name, b""))
         ]
         digests = digests_of([*self.tables, *self.programs])
         lines += [
@@ -136,10 +136,10 @@ def _safe(program: Program) -> Program:
 def digests_of(records: Iterable[inventory.Table | Program]) -> dict[str, str]:
     """Return a digest of each record, by kind and name."""
     return {
-        f"{'table' if isinstance(one, inventory.Table) else one.kind} {one.name}": digest(
-            msgspec.json.encode(one)
+        f"{'table' if isinstance(record, inventory.Table) else record.kind} {record.name}": digest(
+            msgspec.json.encode(record)
         )
-        for one in records
+        for record in records
     }
 
 

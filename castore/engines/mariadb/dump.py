@@ -70,7 +70,7 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
     most = int(client.ask("SELECT @@GLOBAL.max_allowed_packet")[0][0])
     with ExitStack() as stack:
         others = stack.enter_context(OtherTables(client, database, before.tables.values()))
-        views = [one.name for one in before.programs if one.kind == "view"]
+        views = [program.name for program in before.programs if program.kind == "view"]
         views += [name for kind, name in before.unseen if kind == "view"]
         arguments = [
             *_ARGUMENTS,
@@ -165,9 +165,9 @@ def _tail(
     for table in recorded:
         yield record_line(mark, msgspec.json.encode(table))
     yield os.fsencode(inventory.begin_rounds(recorded))
-    for one in state.programs:
-        yield record_line(mark, msgspec.json.encode(one))
-    creatable = programs.ordered(one for one in state.programs if not one.broken)
+    for program in state.programs:
+        yield record_line(mark, msgspec.json.encode(program))
+    creatable = programs.ordered(program for program in state.programs if not program.broken)
     yield from programs.script(creatable, origin.collation)
     version = client.ask("SELECT VERSION()")[0][0]
     digests = digests_of([*recorded, *state.programs])

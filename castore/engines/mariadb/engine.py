@@ -237,7 +237,7 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
             return []
         recorded = accounts.decode(read_preamble(contents()))
         users = accounts.missing(self._client.query, recorded) if recorded is not None else []
-        return [f"the database {self.database}", *(one.shown for one in users)]
+        return [f"the database {self.database}", *(user.shown for user in users)]
 
     def swap(self, state: MariaDBSwap, contents: Contents) -> list[str]:
         """Move the live tables aside and the new ones in, and create the programs."""
@@ -361,7 +361,7 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
         """Let a drill-check also find the tables in the database `drill`, whatever its own name is."""
         if name != _DRILL:
             view = "CREATE VIEW {0}.{2} AS SELECT * FROM {1}.{2}"
-            views = (view.format(_DRILL, quoted(name), quoted(one)) for one in tables)
+            views = (view.format(_DRILL, quoted(name), quoted(table)) for table in tables)
             own.query(";\n".join([f"CREATE DATABASE {_DRILL}", *views]))
 
 

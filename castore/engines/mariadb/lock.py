@@ -40,14 +40,14 @@ class OtherTables:
     def __init__(self, client: Client, database: str, tables: Collection[Table]) -> None:
         sql = "SELECT ENGINE FROM information_schema.ENGINES WHERE TRANSACTIONS = 'YES'"
         safe = {row[0] for row in client.ask(sql)}
-        others = [one for one in tables if one.engine and one.engine not in safe]
+        others = [table for table in tables if table.engine and table.engine not in safe]
         # If there is only one table, one statement reads all of it.
-        self.names = {one.name for one in others} if len(tables) > 1 else set()
+        self.names = {other.name for other in others} if len(tables) > 1 else set()
         self.unlocked: dict[str, str] = {}
         """Names of tables whose rows may be of another moment, each with the reason."""
         self._client = client
         self._lock = _BACKUP
-        memory = {one.name for one in others if one.engine == _MEMORY} & self.names
+        memory = {other.name for other in others if other.engine == _MEMORY} & self.names
         if memory == self.names:
             where = ", ".join(f"{quoted(database)}.{quoted(name)}" for name in sorted(memory))
             self._lock = f"FLUSH TABLES {where} WITH READ LOCK;"

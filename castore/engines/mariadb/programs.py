@@ -217,18 +217,18 @@ def script(programs: Iterable[Program], collation: str) -> Iterator[bytes]:
     collation: the database's own. It is changed temporarily for programs that need another one.
     """
     present = collation
-    for one in programs:
-        wanted = one.database_collation or collation
+    for program in programs:
+        wanted = program.database_collation or collation
         if wanted != present:
             yield f"ALTER DATABASE COLLATE {wanted};\n".encode()
             present = wanted
-        settings = f"character_set_client = {one.charset}, collation_connection = {one.collation}"
-        settings += f", sql_mode = '{one.mode}'"
-        if one.time_zone:
-            settings += f", time_zone = '{one.time_zone}'"
-        delimiter = next(mark for mark in _DELIMITERS if mark.encode() not in one.text)
+        settings = f"character_set_client = {program.charset}, collation_connection = {program.collation}"
+        settings += f", sql_mode = '{program.mode}'"
+        if program.time_zone:
+            settings += f", time_zone = '{program.time_zone}'"
+        delimiter = next(mark for mark in _DELIMITERS if mark.encode() not in program.text)
         yield f"SET {settings};\nDELIMITER {delimiter}\n".encode()
-        yield one.text + f"\n{delimiter}\nDELIMITER ;\n".encode()
+        yield program.text + f"\n{delimiter}\nDELIMITER ;\n".encode()
     if present != collation:
         yield f"ALTER DATABASE COLLATE {collation};\n".encode()
 
@@ -270,9 +270,9 @@ def _create_views(client: Client, database: str, views: list[Program], collation
 
 def refuse_mixed(programs: Iterable[Program]) -> None:
     """Raise CastoreError for a program that could not be created again unchanged."""
-    for one in programs:
-        if one.mixed:
-            raise CastoreError(f"{one.shown}: {MIXED}; nothing was touched")
+    for program in programs:
+        if program.mixed:
+            raise CastoreError(f"{program.shown}: {MIXED}; nothing was touched")
 
 
 def _create_over_orphans(
@@ -282,14 +282,14 @@ def _create_over_orphans(
 
     The server does not create a view that uses such a view. So its definer is temporarily castore's account.
     """
-    orphans = [one for one in views if one.odd and one.name not in lacking]
+    orphans = [view for view in views if view.odd and view.name not in lacking]
     if not orphans:
         return
-    drop_views = "".join(f"DROP VIEW IF EXISTS {quoted(one.name)};\n" for one in orphans)
-    owned = [msgspec.structs.replace(one, text=_DEFINER.sub(rb"\1", one.text)) for one in orphans]
+    drop_views = "".join(f"DROP VIEW IF EXISTS {quoted(orphan.name)};\n" for orphan in orphans)
+    owned = [msgspec.structs.replace(orphan, text=_DEFINER.sub(rb"\1", orphan.text)) for orphan in orphans]
     client.query(drop_views, database)
     _feed(client, database, owned, collation, force=True)
-    _feed(client, database, [one for one in views if one.name in lacking], collation, force=True)
+    _feed(client, database, [view for view in views if view.name in lacking], collation, force=True)
     client.query(drop_views, database)
     _feed(client, database, orphans, collation)
 

@@ -119,8 +119,8 @@ def unseen(rights: Rights, database: str, state: State) -> tuple[list[tuple[byte
 def lasting(client: Client, database: str, state: State) -> list[tuple[bytes, str]]:
     """Return warnings about the content of the database, independent of its dump."""
     return [
-        *((os.fsencode(one.name), LACKING) for one in state.programs if one.broken),
-        *((os.fsencode(one.name), programs.MIXED) for one in state.programs if one.mixed),
+        *((os.fsencode(program.name), LACKING) for program in state.programs if program.broken),
+        *((os.fsencode(program.name), programs.MIXED) for program in state.programs if program.mixed),
         *((os.fsencode(name), STRANGE) for name in strange_names(client, database)),
         *_without_keys(client, database),
         *_rounded(client, database),

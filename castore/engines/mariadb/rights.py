@@ -103,7 +103,7 @@ class Rights:
             if (
                 right in {"SELECT", "TRIGGER"}
                 and tables
-                and all(self.has(right, database, one) for one in tables)
+                and all(self.has(right, database, table) for table in tables)
             ):
                 # All visible tables may be read; other tables may be hidden.
                 continue

@@ -261,7 +261,7 @@ class Observed:
         found = re.search(
             rb"Distrib (\d+)\.(\d+)\.\d+-MariaDB|MariaDB dump [\d.]+-(\d+)\.(\d+)", self.beginning
         )
-        if found is None or tuple(int(one) for one in found.groups() if one) < (10, 6):
+        if found is None or tuple(int(group) for group in found.groups() if group) < (10, 6):
             return None
         return self.script.rows
 

@@ -51,7 +51,7 @@ def executable(client: Client, database: str, programs: Iterable[Program]) -> li
     `mixed` is set if the character set lacks a character: the program cannot be created again.
     """
     programs = list(programs)
-    kinds = {one.kind for one in programs if _is_doubtful(one)}
+    kinds = {program.kind for program in programs if _is_doubtful(program)}
     comments = _comments(client, database) if kinds - {"event", "trigger"} else {}
     parts = {
         at: part

@@ -139,7 +139,7 @@ def ready(live: Database) -> None:
     refuse_options(live.options)
     ask, names = live.client.ask, {"live": live.name}
     problems = [*ask(BLOCKERS, names), *ask(RIGHTS, names)]
-    if live.exists() and not any("ALLOW_CONNECTIONS" in one for one in problems):
+    if live.exists() and not any("ALLOW_CONNECTIONS" in problem for problem in problems):
         problems += live.client.query(INSIDE, database=live.name)
     refuse(live.name, "rolled back", [*problems, *_lacking_space(live)])
 

@@ -156,7 +156,7 @@ def _is_table(kind: Any) -> bool:
 def _alternatives(kind: Any) -> list[Any]:
     """Return the types that a value may have."""
     if get_origin(kind) in {Union, UnionType}:
-        return [one for one in get_args(kind) if one is not NoneType]
+        return [get_arg for get_arg in get_args(kind) if get_arg is not NoneType]
     return [kind]
 
 
@@ -174,7 +174,7 @@ def _words(kind: Any) -> list[str]:
     """Return a type in the words of a message; a choice gives the words that may be chosen."""
     origin = get_origin(kind)
     if origin is Literal:
-        return [repr(one) for one in get_args(kind)]
+        return [repr(get_arg) for get_arg in get_args(kind)]
     if origin is Annotated:
         return _words(get_args(kind)[0])
     if _is_table(kind):

@@ -142,7 +142,7 @@ class Settings(_Table, frozen=True):
     def refuse_faults(self) -> None:
         """Raise ConfigProblemsError if the description of any service has a mistake."""
         if self.faults:
-            raise ConfigProblemsError(*(one for problems in self.faults.values() for one in problems))
+            raise ConfigProblemsError(*(problem for problems in self.faults.values() for problem in problems))
 
 
 class ServiceTable(ServiceKeys, frozen=True):

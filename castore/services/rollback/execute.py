@@ -150,7 +150,7 @@ def creations(store: Store, plan: RollbackPlan) -> list[str]:
     with StreamReader(store) as reader:
         for dump in plan.dumps:
             contents = partial(reader.read, dump.part.content)
-            found += [f"{dump.part.name}: {one}" for one in dump.source.engine.creates(contents)]
+            found += [f"{dump.part.name}: {create}" for create in dump.source.engine.creates(contents)]
     return found
 
 

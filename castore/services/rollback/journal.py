@@ -150,7 +150,7 @@ def _decoded(data: bytes) -> Journal:
     """Decode a journal. Raises DecodeError, ValidationError."""
     plain = msgspec.msgpack.decode(data, type=dict[str, Any])
     parts = msgspec.convert(plain.pop("parts"), list[dict[str, Any]])
-    return msgspec.convert({**plain, "parts": [_decoded_part(one) for one in parts]}, Journal)
+    return msgspec.convert({**plain, "parts": [_decoded_part(part) for part in parts]}, Journal)
 
 
 def _decoded_part(plain: dict[str, Any]) -> PartJournal:

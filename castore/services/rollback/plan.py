@@ -104,10 +104,10 @@ def plan_rollback(store: Store, request: RollbackRequest, context: RollbackConte
     paths_of = {
         dump.part.name: with_endings(dump.places, dump.source.engine.sidecar_suffixes) for dump in dumps
     }
-    paths_of |= {one.name: [one.path] for one in removals}
+    paths_of |= {removal.name: [removal.path] for removal in removals}
     with StreamReader(store) as reader:
         trees = _plan_trees(tree_planner(store, reader, request, context), paths_of)
-    covered = {part.name for part in target.parts} | {one.name for one in removals}
+    covered = {part.name for part in target.parts} | {removal.name for removal in removals}
     untouched = list(lacking(context.service, covered))
     untouched += [name for name in target.missing_parts if name not in covered]
     return RollbackPlan(target, trees, tuple(dumps), removals, tuple(dict.fromkeys(untouched)))
@@ -178,7 +178,7 @@ def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dic
     sources: dict[str, Source] = {}
     absent = Absent()
     kinds: dict[str, Literal["tree", "dump"]] = {part.name: part.kind for part in plan.target.parts}
-    kinds |= {one.name: "dump" if one.source else "tree" for one in plan.removals}
+    kinds |= {removal.name: "dump" if removal.source else "tree" for removal in plan.removals}
     for name, kind in kinds.items():
         found = origins.get(name, Origin())
         source: Source | None

@@ -122,22 +122,22 @@ class StoreConfig(msgspec.Struct, frozen=True):
 
     def certificate(self, key: bytes) -> Certificate | None:
         """Return the certificate for a machine's public key, or None."""
-        return next((one for one in self.writers if one.key == key), None)
+        return next((writer for writer in self.writers if writer.key == key), None)
 
     def live(self, host: str) -> Certificate | None:
         """Return the valid certificate of a host, or None."""
-        return next((one for one in self.writers if one.host == host and not one.revoked), None)
+        return next((writer for writer in self.writers if writer.host == host and not writer.revoked), None)
 
     def holder(self, host: str) -> Certificate | None:
         """Return the valid certificate of the machine that has or had this name, or None."""
-        valid = [one for one in self.writers if not one.revoked]
+        valid = [writer for writer in self.writers if not writer.revoked]
         return self.live(host) or next((one for one in valid if host in one.names), None)
 
     @property
     def signers(self) -> Signers:
         """The keys that may sign added objects."""
-        names = {one.key: frozenset([one.host, *one.names]) for one in self.writers}
-        valid = {one.key for one in self.writers if not one.revoked}
+        names = {writer.key: frozenset([writer.host, *writer.names]) for writer in self.writers}
+        valid = {writer.key for writer in self.writers if not writer.revoked}
         former: dict[bytes, frozenset[str]] = {key: frozenset() for key in self.previous_admins}
         return Signers(
             self.admin_keys,
@@ -147,7 +147,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
         )
 
     def _writer_recipients(self) -> list[Recipient]:
-        return [Recipient(one.recipient) for one in self.writers if not one.revoked]
+        return [Recipient(writer.recipient) for writer in self.writers if not writer.revoked]
 
     @property
     def sealed_to(self) -> list[Recipient]:
@@ -258,9 +258,9 @@ def _problem(config: StoreConfig, signer: bytes) -> str:
         return "it does not name the list of objects under former writer keys"
     if any(len(entry.key) != 32 for entry in config.recipients) or not config.recipients:
         return "a recipient in it is not valid, or it has none"
-    if any(len(one.key) != 32 or len(one.recipient) not in {0, 32} for one in config.admins):
+    if any(len(admin.key) != 32 or len(admin.recipient) not in {0, 32} for admin in config.admins):
         return "an admin key in it is not valid"
-    if any(len(one.key) != 32 or len(one.recipient) != 32 for one in config.writers):
+    if any(len(writer.key) != 32 or len(writer.recipient) != 32 for writer in config.writers):
         return "the certificate of a machine in it is not valid"
     if signer not in config.admin_keys and config.certificate(signer) is None:
         return "it is signed by a key that it does not list"

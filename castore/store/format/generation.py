@@ -30,7 +30,7 @@ def last_in_sequence(numbers: Iterable[int], removed: Removals) -> int:
     spans = [(number, number) for number in numbers]
     spans = sorted([*spans, *removed.by_maintainers.spans])
     highest = _followed(spans, 0)
-    lasts = (last for one in removed.by_hosts.values() for _, last in one.spans)
+    lasts = (last for by_host in removed.by_hosts.values() for _, last in by_host.spans)
     return _followed(spans, max((last for last in lasts if last - highest <= MAX_JUMP), default=0), highest)
 
 

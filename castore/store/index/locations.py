@@ -95,7 +95,7 @@ class RecordLocations:
         """Return the length of each chunk in bytes; None if the store does not have it."""
         with self._tables.reading() as txn:
             values = [txn.get(chunk, db=self._db["chunks"]) for chunk in chunks]
-            return [None if one is None else int.from_bytes(one[PLAIN], "little") for one in values]
+            return [None if value is None else int.from_bytes(value[PLAIN], "little") for value in values]
 
     def stays(self, chunk: RecordId) -> bool:
         """Return whether a chunk can be reconstructed without any pack pending deletion."""

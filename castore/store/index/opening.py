@@ -87,7 +87,7 @@ def acquire(path: str, store_id: bytes) -> Environment:
     with _opening:
         key = (os.getpid(), os.path.realpath(path))
         # Environments that were open before a fork are the parent's; closing them here does not touch those.
-        for other in [one for one in _environments if one[0] != key[0]]:
+        for other in [environment for environment in _environments if environment[0] != key[0]]:
             _environments.pop(other).close()
         found = _environments.get(key)
         # A damaged environment is left to its present users.

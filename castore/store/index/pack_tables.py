@@ -84,7 +84,7 @@ class PackTable:
                 numbers = [value[at : at + 4] for at in range(32, len(value), 4)]
                 sessions = [txn.get(one, db=self._db["sessions"]) for one in numbers]
                 pack_id, length, _ = PACK.unpack(pack)
-                known = [one for one in sessions if one is not None]
+                known = [session for session in sessions if session is not None]
                 found.append(PackOwner(pack_id, length, value[:32], known))
         return found
 
@@ -166,7 +166,7 @@ class PackTable:
                 txn.put(number, PACK.pack(pack, length, records), db=self._db["packs"])
                 self._put_entries(txn, number, entries)
                 sessions = dict.fromkeys(entry.session for entry in entries)
-                numbers = b"".join(NUMBER.pack(self._session_number(txn, one)) for one in sessions)
+                numbers = b"".join(NUMBER.pack(self._session_number(txn, session)) for session in sessions)
                 txn.put(number, signer + numbers, db=self._db["owners"])
 
     def _put_entries(self, txn: Any, number: bytes, entries: list[PackEntry]) -> None:

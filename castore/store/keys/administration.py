@@ -152,7 +152,7 @@ class KeyAdministration:
     def _drop_admins(self, wanted: tuple[LabelledRecipient, ...], admins: tuple[LabelledAdmin, ...]) -> None:
         """Rotate the writer key if admins are removed, who know it. What they signed before is listed."""
         self._keys.refresh()
-        gone = self._keys.config.admin_keys - {one.key for one in admins}
+        gone = self._keys.config.admin_keys - {admin.key for admin in admins}
         if not gone:
             return
         if self.admin_key().public in gone:
@@ -259,7 +259,7 @@ class KeyAdministration:
                 "'castore key list'"
             )
         ended = msgspec.structs.replace(found, revoked=time.time_ns(), replaced=replaced)
-        writers = tuple(ended if one is found else one for one in self._keys.config.writers)
+        writers = tuple(ended if writer is found else writer for writer in self._keys.config.writers)
         self._rotate(msgspec.structs.replace(self._keys.config, writers=writers), new_ids=False)
 
     def _rotate(self, config: StoreConfig, *, new_ids: bool) -> None:
@@ -311,7 +311,7 @@ class KeyAdministration:
         for data in replicas.variants(self._storage, CONFIGS, number):
             with contextlib.suppress(DamageError, FormatError):
                 sealed = SealedConfig(number, data)
-                secrets = [sealed.secret(one) for one in boxes]
+                secrets = [sealed.secret(box) for box in boxes]
                 secret = next((one for one in secrets if one is not None), self._keys.writer_key.secret)
                 if sealed.open(WriterKey(self._keys.store_id, secret))[1] in self._keys.config.admin_keys:
                     return True

@@ -76,13 +76,13 @@ def with_certificate(
     now = time.time_ns()
     fresh = _certificate(machine, name, now, maintain=maintain)
     certificates = []
-    for one in config.writers:
-        if one.key == fresh.key:
-            names = tuple(dict.fromkeys([*one.names, *([one.host] if one.host != name else [])]))
-            roles = tuple(sorted({*one.roles, *fresh.roles}))
-            certificates.append(msgspec.structs.replace(one, host=name, names=names, roles=roles))
+    for writer in config.writers:
+        if writer.key == fresh.key:
+            names = tuple(dict.fromkeys([*writer.names, *([writer.host] if writer.host != name else [])]))
+            roles = tuple(sorted({*writer.roles, *fresh.roles}))
+            certificates.append(msgspec.structs.replace(writer, host=name, names=names, roles=roles))
         else:
-            certificates.append(one)
-    if all(one.key != fresh.key for one in certificates):
+            certificates.append(writer)
+    if all(certificate.key != fresh.key for certificate in certificates):
         certificates.append(fresh)
     return msgspec.structs.replace(config, writers=tuple(certificates))

@@ -272,7 +272,7 @@ def _refusal(
         return IdentityError(wrong_identity(storage, identity.get(), None))
     damage = next((error for error in errors if isinstance(error, DamageError)), errors[0])
     try:
-        was_replaced = any(one <= number for one in rotation_numbers(storage))
+        was_replaced = any(rotation_number <= number for rotation_number in rotation_numbers(storage))
     except StorageError:
         was_replaced = False
     if not was_replaced:

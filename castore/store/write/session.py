@@ -207,7 +207,7 @@ class Session:
         if self._error is not None:
             raise self._error
         record, counter, members, payload = sealed
-        if all(self.was_added(one.id) for one in members):
+        if all(self.was_added(member.id) for member in members):
             return False
         entries = [
             PackEntry(
@@ -223,7 +223,7 @@ class Session:
             )
             for index, one in enumerate(members)
         ]
-        self._append_record(entries, record, payload, [one.sketch for one in members])
+        self._append_record(entries, record, payload, [member.sketch for member in members])
         return True
 
     def put_node(self, refs: list[Ref]) -> tuple[RecordId, int]:

@@ -22,13 +22,13 @@ def list_(context: CliContext, as_json: bool) -> None:
     from castore.cli import formatting
 
     with context.open_internal() as store:
-        admins = {one.recipient: one.text for one in store.keys.config.admins}
+        admins = {admin.recipient: admin.text for admin in store.keys.config.admins}
         found = [
             {"recipient": recipient.text, "label": label, "admin": admins.get(recipient.key)}
             for recipient, label in store.keys.recipients
         ]
-        others = [described(one) for one in store.keys.config.writers]
-        keys = [f"{one.text}  {one.label}".rstrip() for one in store.keys.config.admins]
+        others = [described(writer) for writer in store.keys.config.writers]
+        keys = [f"{admin.text}  {admin.label}".rstrip() for admin in store.keys.config.admins]
     if as_json:
         print_json(found)
         return
@@ -96,7 +96,7 @@ def remove(context: CliContext, recipient: str, as_json: bool) -> None:
             raise UsageError("a store needs a recipient: add another before removing the last")
         if len(rest) < len(store.keys.recipients) and store.keys.identity().recipient == removed:
             raise UsageError("that is the recipient of the identity in use: use an identity that stays")
-        admins = [one for one in store.keys.config.admins if one.recipient != removed.key]
+        admins = [admin for admin in store.keys.config.admins if admin.recipient != removed.key]
         if not store.admin.reseal(rest, admins=admins):  # true also if an earlier call was interrupted
             raise NotFoundError(f"{removed.text} is not a recipient of this store; see 'castore key list'")
     if as_json:
@@ -111,7 +111,7 @@ def _remove_admin(context: CliContext, text: str, *, as_json: bool) -> None:
 
     key = Admin.parse(text).key
     with context.open_internal() as store:
-        rest = [one for one in store.keys.config.admins if one.key != key]
+        rest = [admin for admin in store.keys.config.admins if admin.key != key]
         if len(rest) == len(store.keys.config.admins):
             raise NotFoundError(f"{text} is not an admin of this store; see 'castore key list'")
         store.admin.reseal(store.keys.recipients, admins=rest)
