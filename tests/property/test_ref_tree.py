@@ -26,7 +26,7 @@ class Nodes:
             min = 4
 
     def __init__(self):
-        self.reader = self.keys = self
+        self.reader = self
         self.held = {}
         self.read = 0
 
