@@ -25,7 +25,7 @@ __all__ = ["library", "report"]
 COMMANDS = ("snapshot", "first snapshot", "prune", "compact", "forget", "key add", "reindex")
 CHANGES = ("EIO", "ENOSPC", "EDQUOT", "EMFILE", "EINTR", "EROFS")
 READS = ("EIO", "EMFILE", "EACCES", "ESTALE")
-EVERY = {"change": 67, "read": 307}
+EVERY = {"change": 101, "read": 401}
 """In the normal run, so many calls apart."""
 GOING = {"prune": {("web", 1), ("web", 2)}, "forget": {("web", 2), ("web", 3)}}
 

@@ -24,7 +24,7 @@ from tests.support.stores import take_snapshot
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EVERY = 9
+EVERY = 13
 """In the normal run, so many calls apart: another first one in each command."""
 
 NEW = Identity.generate()

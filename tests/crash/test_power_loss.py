@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("small_packs")
 LENGTH = 8
 """Steps of a history, in addition to `init` and a first snapshot."""
 _CHOSEN = os.environ.get("CASTORE_TEST_POWER_SEEDS", "").split()
-SEEDS = _CHOSEN or [str(seed) for seed in range(24)]
+SEEDS = _CHOSEN or [str(seed) for seed in range(16)]
 MORE_SEEDS = _CHOSEN or [str(seed) for seed in range(1000, 1200)]
 
 
