@@ -255,7 +255,7 @@ def prune(folder: str, chunks: int, generations: int) -> dict:
     """Look what a compaction would do: nothing is needed here but what generations name."""
     began = time.perf_counter()
     with open_store(folder) as store:
-        found = plan(store, unfinished=0)  # the packs are of sessions that no generation is of
+        found = plan(store, unfinished_seconds=0)  # the packs are of sessions that no generation is of
     return {"plan a compaction": f"{time.perf_counter() - began:.2f} s, {len(found.dead)} packs dead"}
 
 

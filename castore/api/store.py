@@ -211,7 +211,7 @@ class Store:
         chosen, mistaken = pruning.services_to_prune(store, list(services), described, keep)
         if dry_run:
             decisions, planned = pruning.plan_prune(
-                store, chosen, max_unused=max_unused, unfinished=unfinished_seconds
+                store, chosen, max_unused=max_unused, unfinished_seconds=unfinished_seconds
             )
             expired = [decision.generation for decision in decisions if not decision.rules]
             return PruneReport(self._all(expired), [*mistaken], planned.freed, decisions, planned)
@@ -219,9 +219,9 @@ class Store:
             store,
             chosen,
             counters("pruning", progress),
-            grace=grace_seconds,
+            grace_seconds=grace_seconds,
             max_unused=max_unused,
-            unfinished=unfinished_seconds,
+            unfinished_seconds=unfinished_seconds,
         )
         freed = max(done.removed_bytes - done.written_bytes, 0)
         return PruneReport(
@@ -243,14 +243,14 @@ class Store:
 
         store = self.internal
         if dry_run:
-            planned = plan(store, max_unused=max_unused, unfinished=unfinished_seconds)
+            planned = plan(store, max_unused=max_unused, unfinished_seconds=unfinished_seconds)
             return PruneReport(reclaimed=planned.freed, plan=planned)
         done = compact_and_record(
             store,
             counters("compacting", progress),
-            grace=grace_seconds,
+            grace_seconds=grace_seconds,
             max_unused=max_unused,
-            unfinished=unfinished_seconds,
+            unfinished_seconds=unfinished_seconds,
         )
         freed = max(done.removed_bytes - done.written_bytes, 0)
         return PruneReport(reclaimed=freed, plan=done.plan, compacted=done)

@@ -27,11 +27,13 @@ def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--unfinished",
+            "delete_unfinished",
             is_flag=True,
             help="Also delete what unfinished snapshots stored; no snapshot may be running.",
         ),
         click.option(
             "--grace",
+            "grace_seconds",
             type=Seconds(),
             default=float(GRACE_SECONDS),
             show_default=True,
@@ -60,10 +62,10 @@ class SpaceLimits(TypedDict):
     unfinished_seconds: float
 
 
-def limits_of(max_unused: float, grace: float, *, unfinished: bool) -> SpaceLimits:
+def limits_of(max_unused: float, grace_seconds: float, *, delete_unfinished: bool) -> SpaceLimits:
     """Return the thresholds by the options of a command."""
-    kept = 0 if unfinished else UNFINISHED_SECONDS
-    return {"max_unused": max_unused, "grace_seconds": grace, "unfinished_seconds": kept}
+    kept = 0 if delete_unfinished else UNFINISHED_SECONDS
+    return {"max_unused": max_unused, "grace_seconds": grace_seconds, "unfinished_seconds": kept}
 
 
 def print_plan(store: Store, found: PruneReport, *, as_json: bool) -> None:
@@ -129,9 +131,10 @@ def print_done(done: Compacted) -> None:
 
 
 def _print_kept(planned: Plan) -> None:
-    if planned.unfinished:
+    if planned.unfinished_packs:
+        kept = planned.unfinished_packs
         print(
-            f"{_packs(len(planned.unfinished))} ({formatting.size(sum(planned.unfinished.values()))}) kept "
+            f"{_packs(len(kept))} ({formatting.size(sum(kept.values()))}) kept "
             "for a week, because unfinished snapshots wrote them; if no snapshot is running, --unfinished "
             "deletes them now"
         )
@@ -152,7 +155,7 @@ def _plan_json(planned: Plan) -> dict[str, Any]:
         "rewrites": len(planned.rewrites),
         "written": planned.written,
         "freed": planned.freed,
-        "unfinished": sum(planned.unfinished.values()),
+        "unfinished": sum(planned.unfinished_packs.values()),
         "lost": planned.lost,
     }
 

@@ -67,14 +67,14 @@ def plan(
     store: Store,
     *,
     max_unused: float = MAX_UNUSED,
-    unfinished: float = UNFINISHED_SECONDS,
+    unfinished_seconds: float = UNFINISHED_SECONDS,
     without: Callable[[Generation], bool] | None = None,
 ) -> Plan:
     """Return what `compact` would do.
 
     without: selects generations that the plan treats as deleted. Raises DamageError, StorageError.
     """
-    return Planner(store, _needed_now(store, without), max_unused, unfinished).plan()
+    return Planner(store, _needed_now(store, without), max_unused, unfinished_seconds).plan()
 
 
 def compact(
@@ -82,13 +82,13 @@ def compact(
     progress: Progress,
     *,
     max_unused: float = MAX_UNUSED,
-    grace: float = GRACE_SECONDS,
-    unfinished: float = UNFINISHED_SECONDS,
+    grace_seconds: float = GRACE_SECONDS,
+    unfinished_seconds: float = UNFINISHED_SECONDS,
 ) -> Compacted:
     """Reclaim the space of what no generation needs. One compaction at a time runs on a machine.
 
-    grace: seconds from the listing of a pack in `deletions/` to its deletion, if the storage has no lock.
-    unfinished: seconds for which the packs of an uncommitted snapshot are kept, counted from when this
+    grace_seconds: time from the listing of a pack in `deletions/` to its deletion if the storage has no lock.
+    unfinished_seconds: time for which the packs of an uncommitted snapshot are kept, counted from when this
     machine first saw its session. progress: counts the bytes of packs read and written. If compaction is
     interrupted, the store stays intact, and the next run continues. Raises DamageError if damage makes it
     unknown what is needed; BusyError, StorageError.
@@ -96,8 +96,8 @@ def compact(
     store.keys.check_may_maintain("compact")
     with store.state.upkeep_lock():
         needed = _needed_now(store)
-        planned = Planner(store, needed, max_unused, unfinished).plan()
-        return _Compaction(store, needed, planned).run(progress, grace)
+        planned = Planner(store, needed, max_unused, unfinished_seconds).plan()
+        return _Compaction(store, needed, planned).run(progress, grace_seconds)
 
 
 def _needed_now(store: Store, without: Callable[[Generation], bool] | None = None) -> NeededRecords:
@@ -117,9 +117,9 @@ class _Compaction:
         self._mover = RecordMover(store)
         self._done = Compacted(planned)
 
-    def run(self, progress: Progress, grace: float) -> Compacted:
+    def run(self, progress: Progress, grace_seconds: float) -> Compacted:
         self._needed.refuse_lost()
-        self._delete_pending(grace)
+        self._delete_pending(grace_seconds)
         self._delete(self._done.plan.dead)
         try:
             self._rewrite(progress)
@@ -201,12 +201,12 @@ class _Compaction:
                 found[pack] = [entry.id for entry in self._store.reader.pack_entries(pack)]
         return found
 
-    def _delete_pending(self, grace: float) -> None:
+    def _delete_pending(self, grace_seconds: float) -> None:
         """Delete packs whose pending deletion is old enough."""
         store = self._store
         with store.storage.lock(exclusive=True) as held:
             pending = pending_deletions(store.storage, store.keys.writer_key)[0]
-            wanted = int(grace * 10**9)
+            wanted = int(grace_seconds * 10**9)
             ages = store.state.first_seen.observe("deletions", [one.name for one in pending], wanted)
             for one in pending:
                 if not held and ages[one.name] < wanted:

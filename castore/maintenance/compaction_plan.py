@@ -40,7 +40,7 @@ class Plan(msgspec.Struct):
     """Total length of all packs."""
     dead: dict[PackId, int] = {}
     """Packs of which nothing is needed, with their lengths."""
-    unfinished: dict[PackId, int] = {}
+    unfinished_packs: dict[PackId, int] = {}
     """Packs that are kept, with their lengths, because an unfinished snapshot stored records in them."""
     rewrites: list[Rewrite] = []
     lost: int = 0
@@ -60,12 +60,14 @@ class Plan(msgspec.Struct):
 class Planner:
     """Makes the plan of a compaction."""
 
-    def __init__(self, store: Store, needed: NeededRecords, max_unused: float, unfinished: float) -> None:
-        """unfinished: seconds for which the packs of an uncommitted snapshot are kept."""
+    def __init__(
+        self, store: Store, needed: NeededRecords, max_unused: float, unfinished_seconds: float
+    ) -> None:
+        """unfinished_seconds: time for which the packs of an uncommitted snapshot are kept."""
         self._store = store
         self._needed = needed
         self._max_unused = max_unused
-        self._unfinished = unfinished
+        self._unfinished_seconds = unfinished_seconds
 
     def plan(self) -> Plan:
         """Mark what generations need, and return the plan. Raises DamageError, StorageError."""
@@ -81,7 +83,7 @@ class Planner:
         for pack, one in packs.items():
             rewrite = pack in merged or self._is_sparse(one.records, one.live)
             if pack in held and (rewrite or not one.live):
-                found.unfinished[pack] = one.length
+                found.unfinished_packs[pack] = one.length
             elif not one.live:
                 found.dead[pack] = one.length
             elif rewrite:
@@ -114,7 +116,7 @@ class Planner:
         These are the sessions that this machine first saw recently, and that no generation names or named
         before it was deleted.
         """
-        store, wanted = self._store, int(self._unfinished * 10**9)
+        store, wanted = self._store, int(self._unfinished_seconds * 10**9)
         # List sessions after reading `ended`: the listing then has every ended session that still exists.
         ended = store.index.generations.ended_sessions()
         numbers = session_numbers(store.storage).keys()

@@ -17,4 +17,4 @@ class Limits(TypedDict, total=False):
     """Thresholds of `plan` and `compact`."""
 
     max_unused: float
-    unfinished: float
+    unfinished_seconds: float

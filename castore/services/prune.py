@@ -107,14 +107,15 @@ def prune(
     services: Mapping[str, Service | None],
     progress: Progress,
     *,
-    grace: float,
+    grace_seconds: float,
     **limits: Unpack[Limits],
 ) -> tuple[list[Generation], list[CastoreError], Compacted]:
     """Delete the generations that no rule keeps, and reclaim their space.
 
-    services: the settings of each service, by name. grace, limits: as for `compact`. Returns the generations
-    deleted, the errors of services that were left out (another castore works on them, or a rollback is
-    unfinished), and the result of compaction. Raises what `compact` raises; the generations are deleted then.
+    services: the settings of each service, by name. grace_seconds, limits: as for `compact`. Returns the
+    deleted generations, the errors of services that were left out (another castore works on them, or a
+    rollback is unfinished), and the result of compaction. Raises what `compact` raises; the generations are
+    deleted then.
     """
     removed: list[Generation] = []
     left_out: list[CastoreError] = []
@@ -135,15 +136,15 @@ def prune(
             "adopt --maintain' gives this machine the role"
         )
         return removed, left_out, Compacted(Plan())
-    return removed, left_out, compact_and_record(store, progress, grace=grace, **limits)
+    return removed, left_out, compact_and_record(store, progress, grace_seconds=grace_seconds, **limits)
 
 
 def compact_and_record(
-    store: Store, progress: Progress, *, grace: float, **limits: Unpack[Limits]
+    store: Store, progress: Progress, *, grace_seconds: float, **limits: Unpack[Limits]
 ) -> Compacted:
     """Compact the store, and record that as an event. Arguments and errors are those of `compact`."""
     with event(store, "compact", "") as note:
-        done = compact(store, progress, grace=grace, **limits)
+        done = compact(store, progress, grace_seconds=grace_seconds, **limits)
         trim_base_cache(store)
         note.text = (
             f"{counted(done.removed, 'pack')}, {counted(done.removed_bytes, 'byte')} removed; "

@@ -167,8 +167,8 @@ class Workers:
                 assert found.sound, (found.damage, found.affected)
         # What was left under way is cleared away, and all is still there.
         with Store.open(LocalStorage(str(self.folder / "store")), fresh, lambda: identity) as store:
-            compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
-            compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
+            compact(store, castore.Progress(), max_unused=0, grace_seconds=0, unfinished_seconds=0)
+            compact(store, castore.Progress(), max_unused=0, grace_seconds=0, unfinished_seconds=0)
             assert verify(store, castore.Progress(), packs=True).sound
             assert {(one.service, one.number) for one in store.generations.all()} == listed.keys()
             for service, number in listed:

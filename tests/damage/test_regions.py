@@ -233,7 +233,7 @@ class Case:
             counts["taken, and intact" if whole else "taken, and reported as damaged"] += 1
         try:
             with self.sandbox.open(identity=False) as store:
-                compact(store, castore.Progress(), max_unused=0, grace=0)
+                compact(store, castore.Progress(), max_unused=0, grace_seconds=0)
             counts["compacted"] += 1
         except CastoreError:
             counts["not compacted"] += 1

@@ -416,7 +416,7 @@ def test_nodes_that_are_nested_deeply_end(hostile, kind):
         tame(lambda: select(hostile.store, "web@1:t"))
         tame(lambda: verify(hostile.store, castore.Progress()))
         tame(lambda: plan(hostile.store))
-        tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
+        tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace_seconds=0, unfinished_seconds=0))
         tame(lambda: hostile.sandbox.restore("web@1:t", hostile.sandbox.folder / "out"))
         tame(lambda: hostile.sandbox.restore("web@1:d", hostile.sandbox.folder / "out"))
 
@@ -460,7 +460,7 @@ def test_circular_deltas_end(hostile):
         bounded(lambda record_id=record_id: hostile.store.read_chunks([RecordId(record_id)]))
     commit(hostile, Ref(RefKind.CHUNK, RecordId(one), 0))
     assert not verify(hostile.store, castore.Progress()).sound
-    tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
+    tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace_seconds=0, unfinished_seconds=0))
 
 
 @pytest.mark.parametrize("width", [1, 4])
@@ -488,7 +488,7 @@ def test_long_chains_of_deltas_end(hostile, width):
     bounded(lambda: hostile.store.read_chunks([first]))
     commit(hostile, Ref(RefKind.CHUNK, first, 0))
     tame(lambda: verify(hostile.store, castore.Progress(), read_data=True))
-    tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace=0, unfinished=0))
+    tame(lambda: compact(hostile.store, castore.Progress(), max_unused=0, grace_seconds=0, unfinished_seconds=0))
     tame(hostile.store.updater.rebuild)
 
 

@@ -353,7 +353,7 @@ class Machine(RuleBasedStateMachine):
         with self.writing() as store:
             if lockless:
                 store.storage.lock = lambda *, exclusive=False: contextlib.nullcontext(False)
-            done = compact(store, Progress(), max_unused=share, grace=0, unfinished=unfinished)
+            done = compact(store, Progress(), max_unused=share, grace_seconds=0, unfinished_seconds=unfinished)
             assert done.damaged == []
             assert done.plan.lost == 0
 
@@ -362,7 +362,7 @@ class Machine(RuleBasedStateMachine):
         with self.writing() as store:
             store.generations.sync()
             settings = dict.fromkeys(store.generations.services(), Service(keep=Keep(last=last, per_revision=0)))
-            gone, busy, _ = prune(store, settings, Progress(), max_unused=0.1, grace=0)
+            gone, busy, _ = prune(store, settings, Progress(), max_unused=0.1, grace_seconds=0)
         assert not busy
         for one in gone:
             assert one.number != max(self.numbers(one.service))

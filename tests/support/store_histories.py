@@ -420,7 +420,7 @@ def _forget(host: SimulatedHost, gone: set[Key]) -> None:
 def compact(host: SimulatedHost) -> None:
     """Reclaim what no generation needs, and rewrite all packs of which a part is not needed."""
     with host.open() as store:
-        run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
+        run_compact(store, castore.Progress(), max_unused=0, grace_seconds=0, unfinished_seconds=0)
 
 
 @step
@@ -429,7 +429,7 @@ def compact_without_lock(host: SimulatedHost) -> None:
     with host.open() as store:
         vars(store.storage)["lock"] = lambda *, exclusive=False: contextlib.nullcontext(False)
         for _ in range(2):
-            run_compact(store, castore.Progress(), max_unused=0, grace=0, unfinished=0)
+            run_compact(store, castore.Progress(), max_unused=0, grace_seconds=0, unfinished_seconds=0)
 
 
 @step

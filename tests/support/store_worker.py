@@ -118,8 +118,8 @@ class Worker:
                             self.report(forgetting=service, numbers=[one.number for one in old])
                             forget(store, service, old)
                 with contextlib.suppress(BusyError):
-                    limits = {"max_unused": rng.choice((0, 0.1, 0.5)), "unfinished": rng.choice((0, 3600))}
-                    done = compact(store, castore.Progress(), grace=self.grace, **limits)
+                    limits = {"max_unused": rng.choice((0, 0.1, 0.5)), "unfinished_seconds": rng.choice((0, 3600))}
+                    done = compact(store, castore.Progress(), grace_seconds=self.grace, **limits)
                     assert not done.damaged, done.damaged
                     self.report(removed=done.removed, pending=done.pending_deletion, written=done.written_bytes)
             time.sleep(rng.random() * 0.1)

@@ -229,7 +229,7 @@ def test_defaults_are_those_of_the_command_line(tmp_path: Path):
     def default(function: Callable, name: str) -> object:
         return inspect.signature(function).parameters[name].default
 
-    assert default(castore.Store.prune, "grace_seconds") == default_of(prune, "grace") == GRACE_SECONDS
+    assert default(castore.Store.prune, "grace_seconds") == default_of(prune, "grace_seconds") == GRACE_SECONDS
     assert default(castore.Store.prune, "max_unused") == default_of(prune, "max_unused") == MAX_UNUSED
     assert default(castore.Store.prune, "unfinished_seconds") == UNFINISHED_SECONDS
     assert default(castore.create, "average_chunk_size") == default_of(init, "average")

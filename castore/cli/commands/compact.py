@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 @json_option
 @common
 def compact(
-    context: CliContext, dry_run: bool, max_unused: float, grace: float, unfinished: bool, as_json: bool
+    context: CliContext,
+    dry_run: bool,
+    max_unused: float,
+    grace_seconds: float,
+    delete_unfinished: bool,
+    as_json: bool,
 ) -> None:
     """Reclaim the space that no generation references: of forgotten generations, and of failed snapshots."""
     from castore.cli.progress import watching
 
-    limits = limits_of(max_unused, grace, unfinished=unfinished)
+    limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
         with watching() as progress:
             done = store.compact(dry_run=dry_run, progress=progress, **limits)

@@ -82,8 +82,8 @@ def prune(
     keep: Keep | None,
     dry_run: bool,
     max_unused: float,
-    grace: float,
-    unfinished: bool,
+    grace_seconds: float,
+    delete_unfinished: bool,
     as_json: bool,
 ) -> None:
     """Delete generations that no retention rule keeps, and reclaim their space.
@@ -93,7 +93,7 @@ def prune(
     """
     from castore.cli.progress import watching
 
-    limits = limits_of(max_unused, grace, unfinished=unfinished)
+    limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
         with watching() as progress:
             done = store.prune(keep, services=services, dry_run=dry_run, progress=progress, **limits)

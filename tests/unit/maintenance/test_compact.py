@@ -216,7 +216,7 @@ def test_without_a_lock_packs_are_set_aside_first(sandbox):
     assert (done.removed, done.pending_deletion) == (0, 1)
     assert len(sandbox.packs()) == 2
     assert sandbox.compact(lockless=True).pending_deletion == 1
-    done = sandbox.compact(lockless=True, grace=0)
+    done = sandbox.compact(lockless=True, grace_seconds=0)
     assert (done.removed, done.pending_deletion) == (1, 0)
     assert not list((sandbox.store / "deletions").iterdir())
     sandbox.check()
@@ -229,7 +229,7 @@ def test_what_is_pending_deletion_is_stored_again(sandbox):
     sandbox.compact(lockless=True)
     sandbox.take("mail", noise(1, 100_000))
     assert len(sandbox.packs()) == 3
-    sandbox.compact(lockless=True, grace=0)
+    sandbox.compact(lockless=True, grace_seconds=0)
     assert len(sandbox.packs()) == 2
     sandbox.check()
 
@@ -250,10 +250,10 @@ def test_what_a_generation_needs_after_all_is_not_removed(sandbox, monkeypatch):
     monkeypatch.setattr(module, "write_deletion", late)
     assert sandbox.compact(lockless=True).pending_deletion == 1
     monkeypatch.undo()
-    assert sandbox.compact(lockless=True, grace=0).removed == 0
+    assert sandbox.compact(lockless=True, grace_seconds=0).removed == 0
     sandbox.check()
     assert not list((sandbox.store / "deletions").iterdir())
-    assert sandbox.compact(lockless=True, grace=0).removed == 0
+    assert sandbox.compact(lockless=True, grace_seconds=0).removed == 0
     sandbox.check()
 
 
@@ -280,7 +280,7 @@ def test_a_snapshot_under_way_stores_again_what_a_prune_took_away(sandbox, tmp_p
                 forget(other, "old", [old])
             sandbox.compact(lockless=lockless)
             if lockless:
-                sandbox.compact(lockless=True, grace=0)
+                sandbox.compact(lockless=True, grace_seconds=0)
 
     with sandbox.opened(lockless=lockless) as store:
         take_snapshot(store, "new", sources, watch=progress)
@@ -322,7 +322,7 @@ def test_rules_let_generations_go_and_pins_hold_them(sandbox):
         assert not store.generations.pin("web", 2, "again")
         assert store.generations.pins("web") == {2: "before the move"}
         settings = Service(keep=Keep(last=1))
-        gone, busy, done = prune(store, {"web": settings}, Progress(), max_unused=0.1, grace=0)
+        gone, busy, done = prune(store, {"web": settings}, Progress(), max_unused=0.1, grace_seconds=0)
     assert [one.number for one in gone] == [4, 3, 1]
     assert not busy
     assert done.removed

@@ -243,7 +243,7 @@ def test_who_sees_a_network_says_so_to_the_machine_whose_disk_it_is(sandbox, mon
     assert (sandbox.store / "flags" / "shared").exists()
     done = sandbox.compact()
     assert (done.removed, done.pending_deletion) == (0, 1)
-    assert sandbox.compact(grace=0).removed == 1
+    assert sandbox.compact(grace_seconds=0).removed == 1
     sandbox.check()
     shutil.rmtree(sandbox.store / "flags")
 
@@ -301,18 +301,18 @@ def test_chunks_of_a_running_snapshot_survive_a_concurrent_prune(sandbox, lockle
     def progress(name, _tally):
         if name == "b":
             until(lambda: len(sandbox.packs()) > 4)
-            kept.extend(sandbox.compact(lockless=lockless, max_unused=0, grace=0) for _ in range(2))
+            kept.extend(sandbox.compact(lockless=lockless, max_unused=0, grace_seconds=0) for _ in range(2))
 
     with sandbox.opened(lockless=lockless) as store, open(second, "rb") as stream:
         sources = {"a": file_source(str(path)), "b": Stream(stream.fileno())}
         take_snapshot(store, "web", sources, watch=progress)
     assert len(kept) == 2  # once, that is
     assert sum(done.removed for done in kept) == 1
-    assert sum(kept[1].plan.unfinished.values()) > 2 << 20
+    assert sum(kept[1].plan.unfinished_packs.values()) > 2 << 20
     with sandbox.opened() as store:
         assert content(store, "web@1:a") == before
         assert content(store, "web@1:b") == after
-    assert sandbox.compact().plan.unfinished == {}
+    assert sandbox.compact().plan.unfinished_packs == {}
 
 
 @pytest.mark.usefixtures("small_packs")
@@ -320,7 +320,7 @@ def test_what_a_killed_snapshot_left_helps_the_next_and_goes_after_a_week(sandbo
     sandbox.take("other", noise(3, 5000))
     left = killed(sandbox, noise(1, 8 << 20))
     done = sandbox.compact()
-    assert (done.removed, done.plan.unfinished.keys()) == (0, {bytes.fromhex(one) for one in left})
+    assert (done.removed, done.plan.unfinished_packs.keys()) == (0, {bytes.fromhex(one) for one in left})
     sandbox.take("web", noise(1, 2 << 20))
     assert sum(sandbox.packs()[one] for one in sandbox.packs().keys() - left.keys()) < 1 << 20
     # It is older by then than the generation that depends on it.
@@ -338,10 +338,10 @@ def test_what_is_known_to_be_left_over_can_be_removed_at_once(sandbox):
     sandbox.take("web", noise(1, 50_000))
     left = killed(sandbox, noise(2, 8 << 20))
     with sandbox.opened() as store:
-        assert len(plan(store).unfinished) == len(left)
-        assert plan(store, unfinished=0).unfinished == {}
+        assert len(plan(store).unfinished_packs) == len(left)
+        assert plan(store, unfinished_seconds=0).unfinished_packs == {}
     assert sandbox.compact().removed == 0
-    assert sandbox.compact(unfinished=0).removed == len(left)
+    assert sandbox.compact(unfinished_seconds=0).removed == len(left)
     sandbox.check()
 
 
@@ -407,6 +407,6 @@ def test_small_packs_that_stay_do_not_make_others_be_written_again_and_again(san
             session.put_node([Ref(RefKind.CHUNK, RecordId(os.urandom(32)), 5)])
             session._close_pack(full=False)
     with sandbox.opened() as store:
-        assert len(plan(store).unfinished) == 20
+        assert len(plan(store).unfinished_packs) == 20
     for _ in range(3):
         assert sandbox.compact().written_bytes == 0

@@ -368,7 +368,7 @@ def test_a_prune_of_a_store_with_known_damage_loses_nothing(sandbox, tree):
     assert not look(sandbox, packs=True).sound
     take(sandbox, tree, "mail")
     with sandbox.open() as store:
-        compact(store, Progress(), max_unused=0, grace=0, unfinished=0)
+        compact(store, Progress(), max_unused=0, grace_seconds=0, unfinished_seconds=0)
     assert pack.exists()
     assert not look(sandbox, read_data=True).affected
     out = sandbox.folder / "out"

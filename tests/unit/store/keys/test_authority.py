@@ -784,9 +784,9 @@ def test_space_of_a_revoked_machine_is_reclaimed_once_nothing_needs_it(fleet):
     with fleet.open(identity=False) as store:
         store.sync()
         assert len(store.updater.distrusted) == 1
-        assert compact(store, castore.Progress(), unfinished=0).removed == 0
+        assert compact(store, castore.Progress(), unfinished_seconds=0).removed == 0
         forget(store, "s", [store.generations.get("s", 1)])
-        assert compact(store, castore.Progress(), unfinished=0).removed == 1
+        assert compact(store, castore.Progress(), unfinished_seconds=0).removed == 1
     assert fleet.read("s@2:d") == NOISE[:1000]
 
 
