@@ -74,7 +74,7 @@ class IndexUpdater:
             keyless = self.index.packs.without_key(lambda: session_numbers(self._storage).keys())
             removing = {pack for one in pending for pack in one.packs}
             self.distrusted = frozenset(self._find_distrusted())
-            self.index.liveness.set_pending_deletion({*keyless, *doubted, *removing, *self.distrusted})
+            self.index.liveness.set_not_referenced({*keyless, *doubted, *removing, *self.distrusted})
 
     def rebuild(self, tally: Progress | None = None) -> None:
         """Rebuild the index from the store. Raises BusyError while another castore removes from it.

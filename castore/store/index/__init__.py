@@ -21,8 +21,8 @@ I/O on the store.
     ended           id of a session whose generation was indexed and is now deleted -> nothing
     owners          pack number -> public key that signed the pack | numbers of the sessions in it
     meta            version of this layout, store id, the next pack and session number, an epoch, the
-                    number of the last rotation, the numbers of packs pending deletion, when a verification
-                    began, whether `verified` was filled from the state
+                    number of the last rotation, the numbers of packs that new snapshots do not reference,
+                    when a verification began, whether `verified` was filled from the state
 
 Numbers in keys are u32, big-endian, so that they sort.
 

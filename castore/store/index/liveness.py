@@ -1,4 +1,4 @@
-"""What generations need of packs, and which packs are pending deletion: for maintenance."""
+"""What generations need of packs, and which packs new snapshots do not reference: for maintenance."""
 
 from __future__ import annotations
 
@@ -40,15 +40,18 @@ class Liveness:
         self._meta = meta
         self._places = places
 
-    def set_pending_deletion(self, packs: Iterable[PackId]) -> None:
-        """Set the packs that are pending deletion: nothing new may reference them."""
+    def set_not_referenced(self, packs: Iterable[PackId]) -> None:
+        """Set the packs that new snapshots do not reference.
+
+        They are pending deletion, damaged, without a key, or of machines that this machine distrusts.
+        """
         with self._tables.reading() as txn:
-            before = self._meta.pending(txn)
+            before = self._meta.not_referenced(txn)
             numbers = [txn.get(pack, db=self._db["pack_numbers"]) for pack in packs]
         now = frozenset(number[::-1] for number in numbers if number is not None)
         if now != before:
             added = bool(now - before)
-            self._tables.write(lambda txn: self._meta.set_pending(txn, now, added=added))
+            self._tables.write(lambda txn: self._meta.set_not_referenced(txn, now, added=added))
 
     def mark_bases(self, marks: IdSet) -> None:
         """Mark all bases of marked chunks, wherever they are stored."""
@@ -96,17 +99,17 @@ class Liveness:
     def live_bytes(self, marks: IdSet) -> dict[PackId, PackLiveness]:
         """Return how much is marked in each pack that stays."""
         with self._tables.reading() as txn:
-            pending = self._meta.pending(txn)
-            live = self._live_by_number(txn, marks, pending)
+            not_referenced = self._meta.not_referenced(txn)
+            live = self._live_by_number(txn, marks, not_referenced)
             packs = {}
             for number, value in txn.cursor(self._db["packs"]):
-                if number[::-1] in pending:
+                if number[::-1] in not_referenced:
                     continue
                 pack, length, records = PACK.unpack(value)
                 packs[PackId(pack)] = PackLiveness(length, records, live[NUMBER.unpack(number)[0]])
         return packs
 
-    def _live_by_number(self, txn: Any, marks: IdSet, pending: frozenset[bytes]) -> array[int]:
+    def _live_by_number(self, txn: Any, marks: IdSet, not_referenced: frozenset[bytes]) -> array[int]:
         """Return how many bytes are marked in each pack, by its number."""
         # There are at most as many packs as numbers were issued.
         live = array("Q", bytes(8 * self._meta.numbers_issued(txn, NEXT_PACK)))
@@ -114,10 +117,10 @@ class Liveness:
             for batch in batches(iter(txn.cursor(table))):
                 is_marked = marks.find(b"".join([key for key, _ in batch]))
                 values = [value for _, value in batch]
-                if pending:
+                if not_referenced:
                     values = [
-                        next(self._places.usable(txn, key, first, pending), first)
-                        if marked and first[PACK_NUMBER] in pending
+                        next(self._places.usable(txn, key, first, not_referenced), first)
+                        if marked and first[PACK_NUMBER] in not_referenced
                         else first
                         for (key, first), marked in zip(batch, is_marked, strict=True)
                     ]
@@ -132,10 +135,10 @@ class Liveness:
         """
         with self._tables.reading() as txn:
             number = txn.get(pack, b"", db=self._db["pack_numbers"])[::-1]
-            pending = self._meta.pending(txn)
+            not_referenced = self._meta.not_referenced(txn)
             found = []
             for entry in entries:
-                value = self._chosen_place(txn, entry, pending)
+                value = self._chosen_place(txn, entry, not_referenced)
                 if value is None:
                     found.append(True)
                     continue
@@ -144,11 +147,11 @@ class Liveness:
                 found.append(value[PACK_NUMBER] == number and (place[1], place[7]) == at)
         return found
 
-    def _chosen_place(self, txn: Any, entry: PackEntry, pending: frozenset[bytes]) -> bytes | None:
+    def _chosen_place(self, txn: Any, entry: PackEntry, not_referenced: frozenset[bytes]) -> bytes | None:
         """Return the place that a record is read from; None if there is none in a pack that stays."""
         if entry.kind == CHUNK:
-            return CompleteChunks(self._tables, txn, pending).find(entry.id)
+            return CompleteChunks(self._tables, txn, not_referenced).find(entry.id)
         first = self._places.first(txn, entry.kind, entry.id)
         if first is None:
             return None
-        return next(self._places.usable(txn, entry.id, first, pending), None)
+        return next(self._places.usable(txn, entry.id, first, not_referenced), None)

@@ -69,9 +69,10 @@ class RecordLocations:
             txn = self._begin("nodes")
             try:
                 value = txn.get(node)
-                if value is None or not (pending := self._meta.pending(txn, without)):
-                    return value is not None
-                return any(True for _ in self._places.usable(txn, node, value, pending))
+                if value is None:
+                    return False
+                not_referenced = self._meta.not_referenced(txn, without)
+                return any(True for _ in self._places.usable(txn, node, value, not_referenced))
             finally:
                 txn.abort()
                 self._end()
@@ -81,14 +82,14 @@ class RecordLocations:
     def contains(self, chunks: Sequence[RecordId], *, without: Collection[PackId] = ()) -> list[bool]:
         """Return for each chunk whether the store has it, and all its bases, in packs that stay.
 
-        without: packs that do not stay, in addition to those pending deletion.
+        without: packs that do not stay, in addition to those that new snapshots do not reference.
         """
         return self.find(chunks, without=without).complete
 
     def find(self, chunks: Sequence[RecordId], *, without: Collection[PackId] = ()) -> FoundChunks:
         """Return which chunks the store has, as `contains` does, and how much they use of each pack."""
         with self._tables.reading() as txn:
-            found = CompleteChunks(self._tables, txn, self._meta.pending(txn, without))
+            found = CompleteChunks(self._tables, txn, self._meta.not_referenced(txn, without))
             return FoundChunks([found.has(chunk) for chunk in chunks], found.pack_bytes)
 
     def lengths(self, chunks: Sequence[RecordId]) -> list[int | None]:
@@ -98,10 +99,10 @@ class RecordLocations:
             return [None if value is None else int.from_bytes(value[PLAIN], "little") for value in values]
 
     def stays(self, chunk: RecordId) -> bool:
-        """Return whether a chunk can be reconstructed without any pack pending deletion."""
+        """Return whether a chunk can be reconstructed from packs that new snapshots may reference."""
         with self._tables.reading() as txn:
-            pending = self._meta.pending(txn)
-        return not pending or self.contains([chunk])[0]
+            not_referenced = self._meta.not_referenced(txn)
+        return self.contains([chunk])[0] if not_referenced else True
 
     def missing_base(self, chunk: RecordId) -> RecordId | None:
         """Return the chunk that prevents reconstructing a chunk: it is not indexed, or is its own base.

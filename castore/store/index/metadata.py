@@ -1,4 +1,4 @@
-"""The `meta` table of an index: its epoch, counters, the last rotation, and the packs pending deletion.
+"""The `meta` table of an index: its epoch, counters, the last rotation, and packs not to be referenced.
 
 Methods that take a transaction are for the other parts of the index, which change several tables in one.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from castore.store.index.schema import EPOCH, NUMBER, OF_CONTENT, PENDING, ROTATION
+from castore.store.index.schema import EPOCH, NOT_REFERENCED, NUMBER, OF_CONTENT, ROTATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,14 +67,17 @@ class Metadata:
         """Return how many numbers a counter has issued."""
         return int(NUMBER.unpack(txn.get(counter, NUMBER.pack(0), db=self._db["meta"]))[0])
 
-    def pending(self, txn: Any, also: Iterable[PackId] = ()) -> frozenset[bytes]:
-        """Return the numbers of packs pending deletion, and of `also`, as they are encoded in places."""
-        joined = txn.get(PENDING, b"", db=self._db["meta"])
+    def not_referenced(self, txn: Any, also: Iterable[PackId] = ()) -> frozenset[bytes]:
+        """Return the numbers, as encoded in places, of packs that new snapshots do not reference.
+
+        also: packs whose numbers are returned, too.
+        """
+        joined = txn.get(NOT_REFERENCED, b"", db=self._db["meta"])
         numbers = [txn.get(pack, b"", db=self._db["pack_numbers"])[::-1] for pack in also]
         return frozenset([*numbers, *(joined[at : at + 4] for at in range(0, len(joined), 4))])
 
-    def set_pending(self, txn: Any, numbers: frozenset[bytes], *, added: bool = False) -> None:
-        """Record which packs are pending deletion; added: some of them were not before."""
+    def set_not_referenced(self, txn: Any, numbers: frozenset[bytes], *, added: bool = False) -> None:
+        """Record which packs new snapshots do not reference; added: some of them are new in the set."""
         if added:
             self.begin_epoch(txn)
-        txn.put(PENDING, b"".join(sorted(numbers)), db=self._db["meta"])
+        txn.put(NOT_REFERENCED, b"".join(sorted(numbers)), db=self._db["meta"])

@@ -229,7 +229,8 @@ class PackTable:
         if not removed:
             return
         self._meta.begin_epoch(txn)
-        self._meta.set_pending(txn, self._meta.pending(txn) - {number[::-1] for number in removed})
+        left = self._meta.not_referenced(txn) - {number[::-1] for number in removed}
+        self._meta.set_not_referenced(txn, left)
         if entries is not None and all(pack in entries for pack in removed.values()):
             dead = self._delete_named(txn, {number: entries[pack] for number, pack in removed.items()})
         else:

@@ -72,17 +72,19 @@ class RecordPlaces:
             more = cursor.next()
         return found
 
-    def usable(self, txn: Any, record_id: bytes, first: bytes, pending: frozenset[bytes]) -> Iterator[bytes]:
-        """Yield a record's places in packs that are not pending deletion.
+    def usable(
+        self, txn: Any, record_id: bytes, first: bytes, not_referenced: frozenset[bytes]
+    ) -> Iterator[bytes]:
+        """Yield a record's places in packs that may be referenced.
 
-        Places after the first are only yielded if the first is a delta or pending deletion.
+        Places after the first are only yielded if the first is a delta, or in a pack of `not_referenced`.
         """
-        stays = first[PACK_NUMBER] not in pending
+        stays = first[PACK_NUMBER] not in not_referenced
         if stays:
             yield first
         if BASES[first[CODEC]] or not stays:
             for value in self.copies(txn, record_id):
-                if value[PACK_NUMBER] not in pending:
+                if value[PACK_NUMBER] not in not_referenced:
                     yield value
 
     def bases(self, txn: Any, chunk: bytes, place: bytes) -> list[RecordId]:
@@ -116,14 +118,14 @@ class CompleteChunks:
     base is examined once.
     """
 
-    def __init__(self, tables: Tables, txn: Any, pending: frozenset[bytes]) -> None:
-        """pending: the numbers of packs that do not stay, as they are encoded in places."""
+    def __init__(self, tables: Tables, txn: Any, not_referenced: frozenset[bytes]) -> None:
+        """not_referenced: the numbers of packs that do not stay, as they are encoded in places."""
         self.pack_bytes: Counter[bytes] = Counter()
         """Bytes of the records that were found, by pack number as encoded in places."""
         self._chunks = tables.by_name["chunks"]
         self._places = RecordPlaces(tables)
         self._txn = txn
-        self._pending = pending
+        self._not_referenced = not_referenced
         self._heights: dict[bytes, int] = {}
         """For each chunk examined, the length of its chain of bases, or INCOMPLETE."""
         self._counted: set[bytes] = set()
@@ -148,9 +150,9 @@ class CompleteChunks:
         if first is None:
             return None
         # Most chunks are no deltas: this is the fast path of the loop below.
-        if not BASES[first[CODEC]] and first[PACK_NUMBER] not in self._pending:
+        if not BASES[first[CODEC]] and first[PACK_NUMBER] not in self._not_referenced:
             return self._complete(chunk, first, 0)
-        for place in self._places.usable(self._txn, chunk, first, self._pending):
+        for place in self._places.usable(self._txn, chunk, first, self._not_referenced):
             height = 0
             for base in self._places.bases(self._txn, chunk, place):
                 self.find(base, depth + 1)

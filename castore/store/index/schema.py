@@ -59,11 +59,11 @@ NEXT_PACK: Final = b"next pack"
 NEXT_SESSION: Final = b"next session"
 EPOCH: Final = b"epoch"
 ROTATION: Final = b"rotation"
-PENDING: Final = b"deletions"
+NOT_REFERENCED: Final = b"deletions"
 BEGUN: Final = (b"verifying 1", b"verifying 2")
 """When a verification of depth 1 or 2 began that has not ended."""
 LOADED: Final = b"verification loaded"
-OF_CONTENT: Final = frozenset({EPOCH, PENDING, LOADED})
+OF_CONTENT: Final = frozenset({EPOCH, NOT_REFERENCED, LOADED})
 """Keys whose values refer to the pack numbers of an index, or to what it has indexed."""
 
 _Item = TypeVar("_Item")

@@ -91,13 +91,13 @@ class Bases:
     def get(self, chunk: RecordId) -> BaseChunk | None:
         """Return a chunk as a base; None if it, or one that it depends on, is unavailable or damaged.
 
-        Also None if it is pending deletion.
+        Also None if new snapshots do not reference its pack.
         """
         found = self._verified.get(chunk)
         if found is not None:
             return found
-        # A chunk that is pending deletion must not become a base, even if it is cached: nothing would prevent
-        # its deletion.
+        # A chunk in a pack that is pending deletion must not become a base, even if it is cached: nothing
+        # would prevent its deletion.
         if self._pending(chunk) is None and not self._index.locations.stays(chunk):
             return None
         try:

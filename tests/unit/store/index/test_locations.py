@@ -40,7 +40,7 @@ def test_a_chunk_counts_its_own_record_and_those_of_its_bases_once(index):
 def test_a_chunk_is_not_contained_if_a_base_is_in_a_pack_that_does_not_stay(index):
     assert index.locations.contains([FULL, DELTA, MISSING]) == [True, True, False]
     assert index.locations.contains([DELTA, FULL], without=[FIRST]) == [False, False]
-    index.liveness.set_pending_deletion([FIRST])
+    index.liveness.set_not_referenced([FIRST])
     assert index.locations.contains([DELTA, FULL]) == [False, False]
     assert not index.locations.stays(DELTA)
     assert index.locations.locate(CHUNK, FULL) is not None
