@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -93,10 +94,8 @@ def test_a_rollback_replaces_regular_files_only(
     elif live == "directory":
         path.mkdir()
     elif live == "socket":
-        listener = socket.socket(socket.AF_UNIX)
-        os.chdir(tmp_path)
-        listener.bind("db")
-        listener.close()
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(tmp_path):
+            listener.bind("db")
     else:
         path.symlink_to("/dev/null")
     before = os.lstat(path)

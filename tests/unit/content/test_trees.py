@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -209,10 +210,8 @@ def test_without_root_devices_and_set_id_bits_are_not_restored(sandbox: Sandbox,
     os.mknod(live / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     (live / "suid").write_text("x")
     os.chmod(live / "suid", 0o4755)
-    with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(live)
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(live):
         listener.bind("socket")
-        os.chdir("/")
     sandbox.snapshot("s", {"t": Tree(str(live))})
     with sandbox.open() as store:
         selection = select(store, "s@1:t")
