@@ -61,7 +61,8 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
     rights = Rights(client)
     warnings, unseen = reports.unseen(rights, database, before)
     charset = swap.charset(client, database)
-    origin = _Origin(database, mark, charset[1])
+    # If the database does not exist, mariadb-dump says so.
+    origin = _Origin(database, mark, charset[1] if charset else "")
     preamble: dict[str, Any] = {"charset": charset, "database": database, "mark": mark}
     # Without the right to read the schema mysql, the users are not recorded.
     with contextlib.suppress(ProgramError):
