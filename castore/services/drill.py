@@ -61,25 +61,25 @@ def drill(
     *,
     scratch: str | None = None,
     consent: bool = False,
+    note_finding: Callable[[str], None] = lambda _text: None,
     say: Callable[[str], None] = lambda _text: None,
-    warn: Callable[[str], None] = lambda _text: None,
     watch: Watch = unwatched,
 ) -> Drilled:
     """Restore a generation into a scratch directory and check it there; the live state is not touched.
 
     origins: the parts in castore.toml. consent: use the recorded origins of other parts. scratch: where to
     create the scratch directory. The service's `drill-check` gets the path of that directory in
-    CASTORE_DRILL, and what engines report about a part in CASTORE_DRILL_PART_... say: called with findings;
-    warn: called with recorded origins that are not used. watch: called at the start of each part. Raises
-    CastoreError if anything is not sound.
+    CASTORE_DRILL, and what engines report about a part in CASTORE_DRILL_PART_... note_finding: called with
+    each finding. say: called with recorded origins that are not used. watch: called at the start of each
+    part. Raises CastoreError if anything is not sound.
     """
     done = Drilled(generation)
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
-        top = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=say))
+        top = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=note_finding))
         recorded = read_details(store, generation).origins
-        known = trusted_origins(store, generation, recorded, origins, warn, consent=consent, drill=True)
+        known = trusted_origins(store, generation, recorded, origins, say, consent=consent, drill=True)
         # Other users can enter the directory: they must find no set-id program and no device there.
         owned = replace(ownership, privileges=False)
         work = _Drill(stack.enter_context(StreamReader(store)), stack, top, owned)
@@ -91,7 +91,7 @@ def drill(
             except CastoreError as error:
                 raise type(error)(f"{generation.service}@{generation.number}:{part.name}: {error}") from error
             done.parts[part.name] = finding
-            say(f"{part.name}: {finding}")
+            note_finding(f"{part.name}: {finding}")
         if settings.drill_check:
             work.run_check(settings)
             done.parts["drill-check"] = "passed"

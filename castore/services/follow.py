@@ -108,6 +108,6 @@ def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = 
             with event(work.store, "follow", service) as note:
                 note.of(generation)
                 note.text = f"revision {short_revision(now)} is back"
-                work.restore(generation)
+                work.roll_back_configured(generation)
         found.append(Followed(service, now, before, generation, restoring))
     return found

@@ -135,7 +135,7 @@ def _restore_known(
         done.known[service] = found
         if wanted(service, found):
             # Services may depend on each other: health is checked after all of them are restored.
-            work.restore(found, health=False)
+            work.roll_back_configured(found, check_health=False)
             done.restored[service] = state.revision
 
 
@@ -275,9 +275,9 @@ def _unhealthy(work: ServiceOperations, service: str, taken: Generation) -> str:
 def _restore_taken(work: ServiceOperations, service: str, taken: Generation) -> None:
     """Restore the generation that was taken before the deployment."""
     try:
-        work.restore(taken, health=False)
+        work.roll_back_configured(taken, check_health=False)
     except ProgramError as error:
         # A database that the deployment broke may fail to dump. The state before the deployment is stored.
         refuse_interrupted(work.store, service)
         work.say(f"{service}: {error}; trying without a pre-rollback generation")
-        work.restore(taken, take_pre_rollback=False, health=False)
+        work.roll_back_configured(taken, take_pre_rollback=False, check_health=False)

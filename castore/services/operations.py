@@ -194,16 +194,18 @@ class ServiceOperations:
         check_plan(found, request.origins, take_pre_rollback=request.take_pre_rollback)
         return found
 
-    def rollback(self, request: RollbackRequest, progress: Progress | None = None) -> RolledBack:
+    def rollback(
+        self, request: RollbackRequest, progress: Progress | None = None, *, check_health: bool = True
+    ) -> RolledBack:
         """Restore a generation of a service in one transaction.
 
-        progress: counts the bytes written. Raises CastoreError; the state is then as before, or the message
-        says what differs.
+        progress: counts the bytes written. check_health: check the health of the service at the end.
+        Raises CastoreError; the state is then as before, or the message says what differs.
         """
         service = request.target.service
         settings = self.described(service)
         configured = self._configured(service)
-        if settings is not None and not request.health:
+        if settings is not None and not check_health:
             settings = msgspec.structs.replace(settings, health=())
         with self.store.state.lock(service):
             live = state_revision(self.store, service, configured).revision
@@ -232,8 +234,8 @@ class ServiceOperations:
             stored_ownership(),
             scratch=scratch,
             consent=consent,
-            say=self.note,
-            warn=self.say,
+            note_finding=self.note,
+            say=self.say,
             watch=self.progress,
         )
 
@@ -247,16 +249,16 @@ class ServiceOperations:
             self.say(f"warning: {self.store.generations.older}")
         return taken.generation
 
-    def restore(self, target: Generation, *, take_pre_rollback: bool = True, health: bool = True) -> None:
+    def roll_back_configured(
+        self, target: Generation, *, take_pre_rollback: bool = True, check_health: bool = True
+    ) -> None:
         """Roll back with the settings of castore.toml; report files that could not be restored exactly."""
         service = target.service
         self.of(service)
         named = replace(self, say=lambda text: self.say(f"{service}: {text}"))
         origins = named.origins_of(target)
-        request = RollbackRequest(
-            target=target, origins=origins, take_pre_rollback=take_pre_rollback, health=health
-        )
-        done = named.rollback(request)
+        request = RollbackRequest(target=target, origins=origins, take_pre_rollback=take_pre_rollback)
+        done = named.rollback(request, check_health=check_health)
         if done.problems:
             problems = counted(len(done.problems), "file or attribute", "files or attributes")
             named.say(f"not restored as before: {problems}")

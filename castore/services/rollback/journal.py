@@ -51,7 +51,7 @@ class PartJournal(msgspec.Struct):
     """Set for a tree that is removed."""
     existed: bool = True
     """Whether a tree existed before the rollback."""
-    swapped: bool = False
+    swap_begun: bool = msgspec.field(default=False, name="swapped")
     """Whether the live state may have been changed: set just before the part is swapped."""
     reverted: bool = False
     """Whether the part has its previous state again, so that it must not be touched any more."""
@@ -59,9 +59,9 @@ class PartJournal(msgspec.Struct):
     """Whether what was moved aside is kept, because no generation has all of it."""
 
     @property
-    def is_changed(self) -> bool:
+    def may_be_changed(self) -> bool:
         """Whether the live state may have been changed, and has not been reverted."""
-        return self.swapped and not self.reverted
+        return self.swap_begun and not self.reverted
 
     @property
     def paths(self) -> tuple[list[str], list[str]]:
@@ -100,9 +100,9 @@ class Journal(msgspec.Struct):
     version: int = _VERSION
 
     @property
-    def changed(self) -> bool:
+    def any_difference(self) -> bool:
         """Whether any part differed from the target."""
-        return any(part.swapped for part in self.parts)
+        return any(part.swap_begun for part in self.parts)
 
 
 class _JournalVersion(msgspec.Struct):

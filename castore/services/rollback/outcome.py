@@ -29,7 +29,7 @@ def revert_parts(
     failed = []
     runs = journal.phase == "started"
     if later and journal.phase == "stopped":
-        runs = any(part.is_changed for part in journal.parts)
+        runs = any(part.may_be_changed for part in journal.parts)
     if runs:
         failed += _run(journal.stop, journal)
     left = []
@@ -44,7 +44,7 @@ def revert_parts(
         except (CastoreError, OSError) as error:
             left.append(f"the previous state of {step.journal.name!r} could not be restored: {error}")
     failed += left
-    if left and journal.changed and journal.start:
+    if left and journal.any_difference and journal.start:
         # A service that runs on an inconsistent state does more harm than one that is down.
         failed.append(f"so {journal.service!r} is not started")
     elif journal.phase != "begun":
@@ -75,7 +75,7 @@ def clean_up_parts(
     left = False
     for step in steps:
         try:
-            if step.journal.swapped:
+            if step.journal.swap_begun:
                 step.cleanup()
             else:
                 step.revert()  # the part was equal to the target: delete what was staged
@@ -93,7 +93,7 @@ def clean_up_parts(
 def record_state(store: Store, journal: Journal) -> None:
     """Record, after a rollback, the revision of the state and the generation that `--undo` restores."""
     store.state.set_live_revision(journal.service, journal.revision)
-    if journal.changed or (journal.pre_rollback is not None and journal.before != journal.revision):
+    if journal.any_difference or (journal.pre_rollback is not None and journal.before != journal.revision):
         store.state.set_undo_number(journal.service, journal.pre_rollback)
 
 

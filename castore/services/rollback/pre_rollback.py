@@ -92,7 +92,10 @@ class PreRollback:
             return False
         return (before.kind, before.root) == (part.kind, part.root)
 
-    def has_all_of(self, name: str) -> bool:
-        """Whether the generation, if one was to be taken, has all of a part."""
+    def may_delete(self, name: str) -> bool:
+        """Whether the live state of a part may be deleted.
+
+        It may if the generation has all of it, or if no generation was taken.
+        """
         part = self.generation.part(name) if self.generation is not None else None
         return self.generation is None or (part is not None and not part.skipped_files)

@@ -93,9 +93,9 @@ class Preparation:
     def _add_dump_removal(self, name: str, source: EngineSource) -> None:
         journal, state = _journal_of(name, source)
         contents = contents_of(self._trees.reader, None, self._taken)
-        kept = partial(self._pre_rollback.has_all_of, name)
+        may_delete = partial(self._pre_rollback.may_delete, name)
         engine = source.engine
-        self._add(EngineRemoval(engine, state, journal, contents, kept), engine.sidecar_suffixes)
+        self._add(EngineRemoval(engine, state, journal, contents, may_delete), engine.sidecar_suffixes)
 
     def _add(self, step: RollbackStep, endings: tuple[str, ...] = ()) -> None:
         self.steps.append(step)

@@ -33,8 +33,6 @@ class RollbackRequest:
     """Whether a pre-rollback generation is taken first."""
     trust_times: bool = False
     """Whether, without a pre-rollback generation, files are compared by size and time only."""
-    health: bool = True
-    """Whether the health of the service is checked at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ class DumpStep(RollbackStep):
 
     def revert(self) -> None:
         """Restore the previous state."""
-        self._engine.revert(self._state, self._contents, swapped=self.journal.swapped)
+        self._engine.revert(self._state, self._contents, swapped=self.journal.swap_begun)
 
     def cleanup(self) -> None:
         """Delete what the target's state replaced."""
@@ -113,11 +113,14 @@ class EngineRemoval(DumpStep):
         state: EngineState,
         journal: PartJournal,
         contents: Contents,
-        is_kept: Callable[[], bool],
+        may_delete: Callable[[], bool],
     ) -> None:
-        """is_kept: return whether the pre-rollback generation has all of the part."""
+        """may_delete: return whether the live state may be deleted.
+
+        It may if the pre-rollback generation has all of the part, or if none was to be taken.
+        """
         super().__init__(engine, state, journal, contents)
-        self._is_kept = is_kept
+        self._may_delete = may_delete
 
     def stage(self) -> list[str]:
         """Do nothing: there is nothing to restore."""
@@ -125,7 +128,7 @@ class EngineRemoval(DumpStep):
 
     def swap(self) -> list[str]:
         """Remove the live state; keep it aside if no generation has all of it."""
-        self.journal.keep_old = not self._is_kept()
+        self.journal.keep_old = not self._may_delete()
         self._engine.remove(self._state)
         return []
 
@@ -168,7 +171,7 @@ class TreeStep(RollbackStep):
         if self._work is not None:
             work, self._work = self._work, None
             work.commit()
-            # Read them last: `keep` adds what it cannot remove.
+            # Read the problems last: `commit` adds files that it cannot remove.
             self.problems = work.problems
 
 
@@ -197,7 +200,7 @@ class RecoveredTreeStep(RollbackStep):
 
 def _unmake(journal: PartJournal) -> None:
     """Remove a tree that the rollback created, if it is empty: its files belong to the service."""
-    if journal.swapped and not journal.existed:
+    if journal.swap_begun and not journal.existed:
         with contextlib.suppress(OSError), locate(journal.path, follow=False) as at:
             os.rmdir(at.name, dir_fd=at.folder)
 

@@ -86,7 +86,7 @@ class Transaction:
             stored = target.part(step.journal.name)
             if stored is not None and self._pre_rollback.equals(stored):
                 continue
-            step.journal.swapped = True
+            step.journal.swap_begun = True
             changed.append(step.journal.name)
             self._save()
             self._report(step, step.swap())
@@ -166,7 +166,7 @@ class Transaction:
             raise RevertInterruptedError(
                 f"{why}; and restoring the previous state was interrupted: first castore recover {service}"
             ) from cause
-        if failed and not journal.changed:
+        if failed and not journal.any_difference:
             # No live state was changed: what is left over must not block the next command.
             self._say("; ".join(failed))
             self._say(forget(self._store, service))

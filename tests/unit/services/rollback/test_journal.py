@@ -62,7 +62,7 @@ def test_every_engine_has_a_state_here() -> None:
 def test_another_process_reads_the_state_of_an_engine(store: Any, engine: str) -> None:
     state = STATES[engine]
     assert type(state) is find(engine).state_type
-    part = PartJournal("p", engine=engine, settings={"path": ODD}, state=state, swapped=True)
+    part = PartJournal("p", engine=engine, settings={"path": ODD}, state=state, swap_begun=True)
     write_journal(store, Journal("s", 3, 4, [part]))
     found = read_journal(store, "s")
     assert found is not None
@@ -72,14 +72,14 @@ def test_another_process_reads_the_state_of_an_engine(store: Any, engine: str) -
 
 def test_another_process_reads_what_is_recorded_of_trees(store: Any) -> None:
     parts = [
-        PartJournal("t", path=os.fsencode(ODD), existed=False, swapped=True, reverted=True),
+        PartJournal("t", path=os.fsencode(ODD), existed=False, swap_begun=True, reverted=True),
         PartJournal("u", path=b"/u", move=TreeMove(ODD, (1, 2), "boot"), keep_old=True),
     ]
     write_journal(store, Journal("s", 3, None, parts, phase="stopped"))
     found = read_journal(store, "s")
     assert found is not None
     assert found.parts == parts
-    assert (found.phase, found.changed) == ("stopped", True)
+    assert (found.phase, found.any_difference) == ("stopped", True)
 
 
 def test_what_a_forgotten_rollback_may_leave_is_named() -> None:
