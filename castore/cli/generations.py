@@ -126,7 +126,7 @@ def _row(generation: Generation, shown: Shown) -> list[str]:
         str(generation.number),
         formatting.local_time(generation.time),
         short_revision(generation.revision) or "-",
-        *([formatting.printable(shown.groups.label(generation))] if shown.groups else []),
+        *([formatting.printable(shown.groups.key(generation))] if shown.groups else []),
         _part_names(generation, shown.pinned[generation.service]),
         formatting.size(total),
         formatting.size(new),

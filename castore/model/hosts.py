@@ -53,23 +53,19 @@ class HostGroups:
                 self._earlier.setdefault(name, set()).add(host)
 
     def key(self, generation: Generation) -> str:
-        """Return the key of a generation's host."""
-        return self._key(generation)
-
-    def names(self) -> dict[str, str]:
-        """Return the name of each host, by key."""
-        return {host: host for host in self._hosts}
-
-    def label(self, generation: Generation) -> str:
         """Return the name of a generation's host."""
         return self._key(generation)
 
+    def hosts(self) -> set[str]:
+        """Return the names of the hosts."""
+        return set(self._hosts)
+
     def named(self, host: str) -> set[str]:
-        """Return the keys of the hosts that a name, an earlier name, or the beginning of an id may mean."""
+        """Return the names of the hosts that a name, an earlier name, or the beginning of an id may mean."""
         if host in self._hosts:
             return {host}
         return self._earlier.get(host, set()) or {
-            key for name, keys in self._earlier.items() if begins_id(name, host) for key in keys
+            one for name, hosts in self._earlier.items() if begins_id(name, host) for one in hosts
         }
 
 
@@ -82,5 +78,5 @@ def begins_id(host_id: str, text: str) -> bool:
 def refuse_unknown_host(service: str, host: str, groups: HostGroups) -> None:
     """Raise NotFoundError if no generation of a service belongs to a host with this name."""
     if not groups.named(host):
-        known = ", ".join(sorted(set(groups.names().values())))
+        known = ", ".join(sorted(groups.hosts()))
         raise NotFoundError(f"no generation of {service!r} belongs to host {host!r}; its hosts: {known}")

@@ -61,8 +61,7 @@ def _series(reader: StreamReader, generations: list[Generation]) -> list[_Series
     hosts: dict[str, list[Generation]] = {}
     for generation in sorted(generations, key=lambda one: one.number):
         hosts.setdefault(groups.key(generation), []).append(generation)
-    names = groups.names()
-    return [_Series(names[key], found) for key, found in hosts.items()]
+    return [_Series(host, found) for host, found in hosts.items()]
 
 
 def _tree(generation: Generation, name: str) -> Part | None:

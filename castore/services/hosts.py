@@ -47,7 +47,7 @@ def removable(store: Store, service: str) -> Predicate:
     if store.options.chosen_host is not None:
         return chosen(store, service)
     if not any(map(store.hosts.is_of_this_host, store.generations.all(service))):
-        names = ", ".join(sorted(groups_of(store, service).names().values()))
+        names = ", ".join(sorted(groups_of(store, service).hosts()))
         store.options.say(
             f"this host, {store.hosts.name}, has no generation of {service!r}: nothing is removed; choose a "
             f"host with --host NAME ({names})"
@@ -60,8 +60,7 @@ def _of_named_host(store: Store, service: str, name: str) -> Predicate:
     refuse_unknown_host(service, name, groups)
     keys = groups.named(name)
     if len(keys) > 1:
-        names = groups.names()
-        known = ", ".join(sorted(names.get(key, key) for key in keys))
+        known = ", ".join(sorted(keys))
         raise UsageError(
             f"several hosts of {service!r} have had the name {name!r}: {known}; choose one by its id"
         )
@@ -115,9 +114,8 @@ def _own_or_only(store: Store, service: str, say: Callable[[str], None]) -> Pred
     groups = groups_of(store, service)
     newest_first = store.generations.newest_first(service)
     others = {groups.key(one) for one in newest_first if not mine(one) and not one.number_only}
-    names = groups.names()
     if len(others) > 1:
-        known = ", ".join(sorted({names[key] for key in others}))
+        known = ", ".join(sorted(others))
         raise NotFoundError(
             f"this host, {store.hosts.name}, has no complete generation of {service!r}, but several others "
             f"have ({known}): choose one with --host NAME, or a generation by its number"
@@ -125,10 +123,7 @@ def _own_or_only(store: Store, service: str, say: Callable[[str], None]) -> Pred
     if not others:
         return mine
     (other,) = others
-    say(
-        f"this host, {store.hosts.name}, has no complete generation of {service!r}: {names[other]}'s are "
-        "used"
-    )
+    say(f"this host, {store.hosts.name}, has no complete generation of {service!r}: {other}'s are used")
     return lambda one: groups.key(one) == other
 
 

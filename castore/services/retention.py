@@ -67,7 +67,7 @@ def apply_policy(
     for number in pinned & rules.keys():
         rules[number].append("pinned")
     groups = HostGroups(found, key)
-    for host in sorted(groups.names()):
+    for host in sorted(groups.hosts()):
         own = [generation for generation in found if groups.key(generation) == host]
         _always(own, live, rules)
         plausible = _plausible(own, now, rules)

@@ -133,7 +133,7 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
     within = [generation for generation in generations if first <= generation.number <= last]
     found = list(filter(chosen(store, service), within))
     if within and len(found) < len(within):
-        of = store.hosts.groups(within).names().values()
+        of = store.hosts.groups(within).hosts()
         store.options.say(
             f"{service}@{selector}: of {counted(len(within), 'generation')}, {len(within) - len(found)} of "
             f"other hosts left out (hosts: {', '.join(sorted(of))}; choose with --host)"

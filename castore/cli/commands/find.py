@@ -97,7 +97,7 @@ def _hits(
             if service is not None:
                 raise
             continue  # this service has no generation of the chosen host
-        hosts = len(groups_of(store, name).names()) > 1
+        hosts = len(groups_of(store, name).hosts()) > 1
         found = find_paths(
             reader, generations, query.pattern, part=query.part, ignore_case=query.ignore_case
         )

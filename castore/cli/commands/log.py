@@ -90,7 +90,7 @@ def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> 
 
     groups = store.hosts.groups(shown)
     services = {one.service for one in shown}
-    if len(groups.names()) > 1:
+    if len(groups.hosts()) > 1:
         return groups
-    several = not complete and any(len(groups_of(store, service).names()) > 1 for service in services)
+    several = not complete and any(len(groups_of(store, service).hosts()) > 1 for service in services)
     return groups if several else None
