@@ -162,7 +162,7 @@ class Store:
                 shown[service] = listed(store, service)
             except NotFoundError:
                 continue  # this service has no generation of the chosen host
-        for one in store.generations.all() if at_once else store.generations.newest_of_all():
+        for one in store.generations.all() if at_once else store.generations.by_time():
             if one.service not in shown or not shown[one.service](one):
                 continue
             if not revision_prefix or revision_begins(one.revision, revision_prefix):

@@ -129,7 +129,7 @@ class FreshnessGuard:
                 f"seen: recipients, admins or writers may differ; {_WAY_OUT}"
             )
 
-    def config(self, sealed: SealedConfig, admins: Iterable[bytes], *, accept: bool) -> None:
+    def remember_config(self, sealed: SealedConfig, admins: Iterable[bytes], *, accept: bool) -> None:
         """Remember an accepted configuration; with `accept`, also one with a lower number.
 
         admins: the keys whose configurations are accepted from now on. Raises StorageError with `accept`.
@@ -188,7 +188,7 @@ class FreshnessGuard:
 
         self._change(change, strict=accept)
 
-    def committed(self, generation: Generation) -> None:
+    def remember_commit(self, generation: Generation) -> None:
         """Remember a generation that was just committed."""
 
         def change(memory: FreshnessState) -> FreshnessState:

@@ -177,7 +177,7 @@ class GenerationLog:
         found.sort(key=lambda one: (one.time, one.number, one.service), reverse=True)
         return found
 
-    def newest_of_all(self) -> Iterator[Generation]:
+    def by_time(self) -> Iterator[Generation]:
         """Yield all generations, in the order of `all`; each is read when the caller asks for it."""
         keys = [(*order, service) for service in self.services() for order in self._orders(service)]
         keys.sort(reverse=True)
@@ -303,7 +303,7 @@ class GenerationLog:
             raise
         # It is committed; if updating the index fails, the next synchronisation adds it.
         with contextlib.suppress(StorageError):
-            self._keys.freshness.committed(generation)
+            self._keys.freshness.remember_commit(generation)
             self._index.generations.put([(short_name(GENERATIONS, name), generation, plain)])
 
     def _revert_commit(

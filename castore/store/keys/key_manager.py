@@ -274,6 +274,6 @@ class KeyManager:
 
     def _record(self, accepted: Accepted, *, accept_older: bool = False) -> None:
         """Record on this machine what was accepted: the number, the admins, and the key that opens it."""
-        self.freshness.config(accepted.sealed, accepted.pins, accept=accept_older)
+        self.freshness.remember_config(accepted.sealed, accepted.pins, accept=accept_older)
         for kept in self._opener.keys(self.store_id)[:1]:
             keep_accepted(self.key_file, kept, accepted.writer.with_pins(accepted.pins), self.storage)

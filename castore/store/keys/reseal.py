@@ -13,7 +13,6 @@ from castore.errors import (
     FormatError,
     MissingError,
     ObjectExistsError,
-    ObjectMissingError,
     RevokedKeyError,
 )
 from castore.store.format.config import config_numbers, encode_config
@@ -75,13 +74,12 @@ def reseal(storage: Storage, request: Resealing) -> bool:
     for session, numbers in session_numbers(storage).items():
         with contextlib.suppress(RevokedKeyError, FormatError, MissingError):
             accepted, _ = read_session(storage, session, numbers, keyring.writer)
-            for old in numbers[: numbers.index(accepted)]:
-                _remove(storage, session_name(session, old))
-                changed = True
-    for name in replicas.older_than(storage, CONFIGS, number):
-        _remove(storage, name)
-        changed = True
-    return changed
+            replaced = [session_name(session, old) for old in numbers[: numbers.index(accepted)]]
+            storage.delete_all(replaced)
+            changed |= bool(replaced)
+    older = list(replicas.older_than(storage, CONFIGS, number))
+    storage.delete_all(older)
+    return changed or bool(older)
 
 
 def check_opens(storage: Storage, keyring: Keyring, config: StoreConfig) -> None:
@@ -123,8 +121,3 @@ def _data_key(
     if {key for key, _ in record.sealed_keys} == {entry.key for entry in config.recipients}:
         return None
     return record, keyring.data_key(name, session, record), number
-
-
-def _remove(storage: Storage, name: str) -> None:
-    with contextlib.suppress(ObjectMissingError):
-        storage.delete(name)

@@ -110,8 +110,7 @@ def rotate(storage: Storage, rotation: Rotation) -> int:
         fresh = {one for one in config_numbers(storage) if one > before} - {at} - known
         if any(map(rotation.is_rival, fresh)):
             # Another castore was first; its configuration does not include this one.
-            for name in replicas.names(storage, CONFIGS, at):
-                _remove(storage, name)
+            storage.delete_all(replicas.names(storage, CONFIGS, at))
             raise BusyError("another castore has just changed the keys of this store; try again")
         replicas.put_copy(storage, CONFIGS, at, data)
         rounds += 1
@@ -124,8 +123,7 @@ def rotate(storage: Storage, rotation: Rotation) -> int:
 def clean(storage: Storage, number: int) -> None:
     """Remove the configurations and lists that the configuration with this number replaced."""
     for folder in (CONFIGS, ROTATIONS):
-        for name in replicas.older_than(storage, folder, number):
-            _remove(storage, name)
+        storage.delete_all(replicas.older_than(storage, folder, number))
 
 
 def _names(storage: Storage) -> set[str]:
@@ -160,8 +158,3 @@ def _listed(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> dic
                 opener(name, data, writer)
                 found[name] = blake3(data).digest()
     return {**found, **{pack_name(pack): pack for pack in packs}}
-
-
-def _remove(storage: Storage, name: str) -> None:
-    with contextlib.suppress(ObjectMissingError):
-        storage.delete(name)

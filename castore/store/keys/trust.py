@@ -161,6 +161,29 @@ class _NoSealError(CastoreError):
     """A configuration is not sealed to the identity."""
 
 
+@dataclass
+class _Rejections:
+    """The configurations that are not accepted."""
+
+    errors: list[CastoreError] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    """The reasons for people, by the name of the configuration."""
+
+    def add(self, name: str, error: CastoreError) -> None:
+        self.errors.append(error)
+        self.reasons.setdefault(name, _reason(name, error))
+
+    def try_open(self, opener: Opener, sealed: SealedConfig, keys: list[WriterKey]) -> Accepted | None:
+        """Return a configuration as accepted; if it is not, add it, and return None."""
+        try:
+            return opener.open(sealed, keys)
+        except _NewerStoreError:
+            raise
+        except (UntrustedError, DamageError, FormatError, _NoSealError) as error:
+            self.add(sealed.name, error)
+            return None
+
+
 def choose(opener: Opener) -> Accepted:
     """Return the accepted configuration of a store.
 
@@ -169,27 +192,26 @@ def choose(opener: Opener) -> Accepted:
     storage = opener.storage
     for _ in range(3):
         numbers = config_numbers(storage)
-        passed: dict[str, str] = {}
-        errors: list[CastoreError] = []
+        rejected = _Rejections()
         has_key = False
         waiting: list[SealedConfig] = []
-        for sealed, keys in _candidates(numbers, opener, errors, passed):
+        for sealed, keys in _candidates(numbers, opener, rejected):
             if not keys:
                 waiting.append(sealed)
-            elif found := _attempt(opener, sealed, keys, errors, passed):
+            elif found := rejected.try_open(opener, sealed, keys):
                 # The other configurations name another store: they do not belong here.
-                passed |= {one.name: "it is of another store" for one in waiting}
-                return _accepted(found, numbers, passed)
+                rejected.reasons |= {one.name: "it is of another store" for one in waiting}
+                return _accepted(found, numbers, rejected.reasons)
             else:
                 has_key = True
         for sealed in () if has_key else waiting:
-            if found := _attempt(opener, sealed, [], errors, passed):
-                return _accepted(found, numbers, passed)
+            if found := rejected.try_open(opener, sealed, []):
+                return _accepted(found, numbers, rejected.reasons)
         if numbers == config_numbers(storage):
             break  # otherwise another castore has just replaced it
-    if not errors:
+    if not rejected.errors:
         raise _missing(storage)
-    raise _refusal(storage, errors, numbers[-1], opener.identity)
+    raise _refusal(storage, rejected.errors, numbers[-1], opener.identity)
 
 
 def newest_numbers(storage: Storage) -> list[tuple[bytes, int]]:
@@ -221,37 +243,17 @@ def _missing(storage: Storage) -> CastoreError:
 
 
 def _candidates(
-    numbers: list[int], opener: Opener, errors: list[CastoreError], passed: dict[str, str]
+    numbers: list[int], opener: Opener, rejected: _Rejections
 ) -> Iterator[tuple[SealedConfig, list[WriterKey]]]:
     """Yield the configurations, highest first, each with this machine's keys for its store."""
     for number in reversed(numbers):
-        name = config_name(number)
         for data in replicas.variants(opener.storage, CONFIGS, number):
             try:
                 sealed = SealedConfig(number, data)
             except (DamageError, FormatError) as error:
-                errors.append(error)
-                passed.setdefault(name, _reason(name, error))
+                rejected.add(config_name(number), error)
                 continue
             yield sealed, opener.keys(sealed.store_id)
-
-
-def _attempt(
-    opener: Opener,
-    sealed: SealedConfig,
-    keys: list[WriterKey],
-    errors: list[CastoreError],
-    passed: dict[str, str],
-) -> Accepted | None:
-    """Return a configuration as accepted; None if it is not, with the reason in `errors` and `passed`."""
-    try:
-        return opener.open(sealed, keys)
-    except _NewerStoreError:
-        raise
-    except (UntrustedError, DamageError, FormatError, _NoSealError) as error:
-        errors.append(error)
-        passed.setdefault(sealed.name, _reason(sealed.name, error))
-        return None
 
 
 def _accepted(found: Accepted, numbers: list[int], passed: dict[str, str]) -> Accepted:

@@ -193,7 +193,7 @@ def _note(path, service, numbers):
 
     seen = FreshnessGuard(path, "here")
     for number in numbers:
-        seen.committed(generation(service, number))
+        seen.remember_commit(generation(service, number))
 
 
 def generation(service, number):
@@ -242,7 +242,7 @@ def test_what_this_machine_does_itself_is_never_refused_and_no_number_is_given_t
             assert number not in given_numbers
             given_numbers.append(number)
             there.add(number)
-            seen.committed(generation("s", number))
+            seen.remember_commit(generation("s", number))
         elif step == "forget":
             gone = set(sorted(there)[-which:] if which else [])
             rest = generation("s", max(there - gone)) if there - gone else None

@@ -17,9 +17,9 @@ def test_all_generations_are_read_one_by_one_in_the_order_of_the_list(tmp_path, 
     with sandbox.open() as store:
         listed = store.generations.all()
         assert [one.service for one in listed] == ["a", "c", "b", "a", "b"]
-        assert list(store.generations.newest_of_all()) == listed
+        assert list(store.generations.by_time()) == listed
         read = []
         decode = generation_log.decode_generation
         monkeypatch.setattr(generation_log, "decode_generation", lambda data: read.append(data) or decode(data))
-        assert list(itertools.islice(store.generations.newest_of_all(), 2)) == listed[:2]
+        assert list(itertools.islice(store.generations.by_time(), 2)) == listed[:2]
         assert len(read) == 2
