@@ -113,7 +113,7 @@ def carry_out(
     """Do what a plan says. Raises UsageError if it has doubts that are not accepted."""
     if plan.doubts and not accept_doubts:
         raise UsageError(
-            f"nothing was touched: {'; '.join(plan.doubts)}; to roll back nevertheless: accept_doubts=True"
+            f"nothing was changed: {'; '.join(plan.doubts)}; to roll back nevertheless: accept_doubts=True"
         )
     operations, said = store.collecting(progress)
     written = Progress()

@@ -42,9 +42,12 @@ class Engine(
 ):
     """One part of a service, as castore.toml describes it. Its fields are the keys of castore.toml.
 
-    A snapshot reads `dump`. A rollback calls these methods, in this order:
+    `castore config check` calls `check`. A snapshot reads `dump`. A rollback calls these methods, in this
+    order:
 
-    1. `preflight`, then `prepare`: check, and choose names. They create nothing.
+    0. `refusal`: if it returns a reason, the rollback is refused, and no other method is called.
+    1. `preflight`, then `prepare`: check, and choose names. They create nothing. `castore guard` calls
+       `preflight` without `refusal`, before it runs a deployment.
     2. `stage`: create the state to return to next to the live state, while the service runs.
     3. `swap`, or `remove`: replace the live state, while the service is stopped. It raises if the staged
        state no longer exists.

@@ -118,8 +118,8 @@ def refusal_of_tables(
         return ""
     return (
         f"{_REASON[kind]}, and the database has tables: {client} would fail at the first table that exists; "
-        "nothing was touched. Describe the part in castore.toml with "
-        f"{_ADVICE[kind]}; to restore this generation, empty the database first"
+        f"describe the part in castore.toml with {_ADVICE[kind]}; to restore this generation, empty the "
+        "database first; nothing was changed"
     )
 
 

@@ -49,15 +49,19 @@ class Command(Engine[NoState], frozen=True):
 
     def refusal(self) -> str:
         """Return why this part cannot be rolled back."""
-        return "" if self.restore else "no program restores its dump: name one as 'restore' in castore.toml"
+        if self.restore:
+            return ""
+        return "cannot restore this dump: no restore program is set (set 'restore' in castore.toml)"
 
     def preflight(self) -> None:
         """Check that the program exists, and that its database can take the dump."""
+        if reason := self.refusal():
+            raise UsageError(reason)
         program = self.restore[0]
         if shutil.which(program) is None:
             raise UsageError(
-                f"there is no program {program!r} to restore the dump: nothing was touched; install it, or "
-                "correct 'restore' in castore.toml"
+                f"cannot find the restore program {program!r} (install it, or fix 'restore' in "
+                "castore.toml); nothing was changed"
             )
         if reason := refusal_of_tables(self.program, self.restore, self.timeout, self.account):
             raise UsageError(reason)

@@ -86,8 +86,8 @@ class FileEngine(Engine[Swap], Generic[Swap], frozen=True):
         """Return the path without links, and whether the file exists. Raises CastoreError."""
         if descriptor_of(self.path) is not None:
             raise CastoreError(
-                f"{self.path} refers to an open file of a process, and is not replaced: nothing was touched; "
-                "use 'castore restore' or 'castore cat'"
+                f"{self.path} refers to an open file of a process, and is not replaced: use 'castore "
+                "restore' or 'castore cat'; nothing was changed"
             )
         try:
             with locate(self.path) as found:

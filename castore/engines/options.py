@@ -12,7 +12,7 @@ def refuse_filters(options: tuple[str, ...], filters: tuple[str, ...]) -> None:
             if option == one or (option.startswith(one) and (one.startswith("--") or len(option) > len(one))):
                 raise CastoreError(
                     f"the option {option} leaves something out of the dump, and a rollback replaces the "
-                    "whole database: nothing was touched; remove the option, or use the engine command"
+                    "whole database: remove the option, or use the engine command; nothing was changed"
                 )
 
 
@@ -22,5 +22,5 @@ def refuse_elsewhere(options: tuple[str, ...], leading: tuple[str, ...]) -> None
         if any(option == one or (one.startswith("--") and option.startswith(one)) for one in leading):
             raise CastoreError(
                 f"with the option {option} the dump names its database itself and would go into the live "
-                "database: nothing was touched; remove the option"
+                "database: remove the option; nothing was changed"
             )

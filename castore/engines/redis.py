@@ -146,20 +146,20 @@ class Redis(Engine[RedisSwap], frozen=True):
         if self._setting("appendonly") != "no":
             raise CastoreError(
                 "the Redis server keeps an append-only file (appendonly), and would load that, not its RDB: "
-                "castore can take and drill it, but not roll it back; nothing was touched"
+                "castore can take and drill it, but not roll it back; nothing was changed"
             )
         if "role:slave" in self._ask("INFO", "replication"):
             raise CastoreError(
                 "the Redis server is a replica, and would copy its master's state again: roll back the "
-                "master instead; nothing was touched"
+                "master instead; nothing was changed"
             )
 
     def _setting(self, name: str) -> str:
         found = self._ask("CONFIG", "GET", name)
         if len(found) < 2:
             raise CastoreError(
-                f"the Redis server does not report its setting {name!r}: nothing was touched; allow the "
-                "account CONFIG GET"
+                f"the Redis server does not report its setting {name!r}: allow the account CONFIG GET; "
+                "nothing was changed"
             )
         return found[1]
 

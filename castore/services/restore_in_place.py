@@ -99,7 +99,7 @@ def _refuse_own(top: str, own: frozenset[tuple[int, int]]) -> None:
     path = os.path.realpath(top)
     while True:
         if any(directory_id in own for directory_id in directory_ids([path])):
-            raise UsageError(f"{top} is in {path}, where castore keeps its own files: nothing was touched")
+            raise UsageError(f"{top} is in {path}, where castore keeps its own files: nothing was changed")
         if path == os.path.dirname(path):
             return
         path = os.path.dirname(path)

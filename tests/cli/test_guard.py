@@ -442,7 +442,7 @@ def test_an_interrupted_rollback_blocks_the_service_until_it_is_recovered(app: A
     assert "no rollback of 'app'" in app.run("recover", "app", expect=6).stderr
     app.run("rollback", "app", "--to", "1")
     assert app.state == FIRST
-    assert "nothing was touched" in app.run("rollback", "app", "--to", "1").stdout
+    assert "nothing was changed" in app.run("rollback", "app", "--to", "1").stdout
 
 
 def test_writes_before_the_stop_are_in_the_pre_rollback_generation(app: App):

@@ -252,7 +252,7 @@ def test_a_name_with_a_tab_is_reported_clearly(sandbox: Sandbox, server: MariaDB
     taken = take(sandbox, server, app)
     assert [(path, reason) for _, path, reason in warnings(sandbox, taken.number)] == [(b"a\tb", reports.STRANGE)]
     server.sql("INSERT INTO z VALUES (1)", app)
-    with pytest.raises(CastoreError, match=r"'a\\tb': this name contains a tab.*rename it; nothing was touched"):
+    with pytest.raises(CastoreError, match=r"'a\\tb': this name contains a tab.*rename it; nothing was changed"):
         sandbox.rollback(1)
     server.sql("RENAME TABLE `a\tb` TO ab", app)
     assert take(sandbox, server, app).skipped_files == 0

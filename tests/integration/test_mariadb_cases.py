@@ -269,7 +269,7 @@ def test_a_program_whose_text_is_in_two_character_sets_is_reported_and_nothing_i
     assert "SET NAMES utf8mb4" in warnings(sandbox, take(sandbox, own))["f"]
     before = state(server, app)
     for number in (1, 2, 3):
-        with pytest.raises(CastoreError, match=r"(function|trigger) f: its name, comment or table .* nothing was touched"):
+        with pytest.raises(CastoreError, match=r"(function|trigger) f: its name, comment or table .* nothing was changed"):
             sandbox.rollback(number, take_pre_rollback=False)
         assert state(server, app) == before
     assert [one for one in server.databases() if one.startswith("castore")] == []

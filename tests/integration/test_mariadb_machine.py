@@ -99,7 +99,7 @@ def test_each_right_of_a_dump_is_asked_for(server: MariaDBServer, app: str, tmp_
     with pytest.raises(CastoreError, match=f"GRANT {lacking} ON `{app}`") as caught:
         own.check()
     granted(server, str(caught.value))
-    with pytest.raises(CastoreError, match=r"a rollback .* needs: GRANT ALL PRIVILEGES ON `castore.+%`.*; nothing was touched") as caught:
+    with pytest.raises(CastoreError, match=r"a rollback .* needs: GRANT ALL PRIVILEGES ON `castore.+%`.*; nothing was changed") as caught:
         own.check()
     granted(server, str(caught.value))
     own.check()

@@ -365,7 +365,7 @@ def test_a_server_that_keeps_an_append_only_file_is_refused_and_drilled(sandbox:
     taken = sandbox.snapshot("s", {"db": EngineSource("redis", redis.engine)})
     redis.change()
     second = redis.state()
-    with pytest.raises(CastoreError, match=r"append-only file.*nothing was touched"):
+    with pytest.raises(CastoreError, match=r"append-only file.*nothing was changed"):
         rollback(sandbox, 1, redis.hooks)
     assert redis.state() == second
     with sandbox.open() as store:

@@ -263,7 +263,7 @@ def test_a_plan_of_a_rollback_holds_the_parts_that_it_was_made_for(store: castor
     elsewhere = {"pages": castore.Tree(str(tmp_path / "other" / "wiki")), "db": castore.SQLite(path=str(tmp_path / "other" / "wiki.db"))}
     plan = service.plan_rollback(to="r1", parts=elsewhere, pre_rollback=False)
     assert [one.partition(" ")[0] for one in plan.doubts] == ["db"]
-    with pytest.raises(UsageError, match=r"nothing was touched.*accept_doubts"):
+    with pytest.raises(UsageError, match=r"nothing was changed.*accept_doubts"):
         service.rollback(plan)
     done = service.rollback(plan, accept_doubts=True)
     assert done.pre_rollback is None

@@ -180,7 +180,7 @@ def _is_wanted(doubt: str) -> bool:
     """Ask before live files change in a directory that the tree did not come from. Raises UsageError."""
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{doubt}; nothing was touched: --dry-run lists the steps, --yes carries them out"
+            f"{doubt}; nothing was changed: --dry-run lists the steps, --yes carries them out"
         )
     click.echo(f"castore: {doubt}", err=True)
     going_on: bool = click.confirm("Go on?", err=True)

@@ -100,7 +100,7 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
             _print_plan(plan, as_json=chosen.as_json)
             return
         if plan.doubts and not (chosen.yes or agreed(f"Restore {service}@{plan.target.number} anyway?")):
-            summarize("nothing was touched")
+            summarize("nothing was changed")
             return
         with watching() as progress:
             began = time.monotonic()
@@ -131,7 +131,7 @@ def _print_done(done: RollbackResult, seconds: float, *, as_json: bool) -> None:
         })
     elif not done.parts:
         summarize(
-            f"{target.service} is at generation {target.number}{_of(target)} already: nothing was touched"
+            f"{target.service} is at generation {target.number}{_of(target)} already: nothing was changed"
         )
     else:
         kept = f"; what it replaced is generation {safety}" if safety else ""

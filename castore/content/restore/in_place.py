@@ -192,8 +192,8 @@ class InPlace(PlanWriter):
         top = os.fsencode(self._plan.top)
         shown, what = (os.fsdecode(b"/".join([top, *one])) for one in (step.path, blocked))
         raise CastoreError(
-            f"cannot {step.action} {shown}: {what} is immutable or append-only; nothing was touched; "
-            f"allow it with: chattr -i -a {shlex.quote(what)}"
+            f"cannot {step.action} {shown}: {what} is immutable or append-only (allow it with: "
+            f"chattr -i -a {shlex.quote(what)}); nothing was changed"
         )
 
     def _do(self, undo: UndoArea, step: Step) -> None:

@@ -49,7 +49,7 @@ def refuse_unready(client: Client, database: str) -> None:
     )
     for question in questions:
         if found := question(client, database):
-            raise CastoreError(f"{found}; nothing was touched")
+            raise CastoreError(f"{found}; nothing was changed")
 
 
 def _strange(client: Client, database: str) -> str:

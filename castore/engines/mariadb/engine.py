@@ -176,7 +176,7 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
             raise CastoreError(
                 f"the staged copy is not what was dumped: {'; '.join(lines[:5])}"
                 + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
-                + "; nothing was touched; restore another generation"
+                + "; restore another generation; nothing was changed"
             )
 
     @staticmethod
@@ -185,16 +185,16 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
         if dump.programs and dump.database != live:
             raise CastoreError(
                 f"the dump is of the database {dump.database}, whose views, triggers, routines and events "
-                f"belong to that name: they cannot be created in {live}; nothing was touched; castore cat "
-                "gives the text of the dump"
+                f"belong to that name: they cannot be created in {live}; castore cat gives the text of the "
+                "dump; nothing was changed"
             )
         present = programs.names(client, live)
         for unseen in dump.end.unseen:
             if lost := [f"{kind} {name}" for kind, name in present if kind in unseen or f"{kind}s" in unseen]:
                 raise CastoreError(
                     f"this generation was taken by an account that could not see {unseen}, and a rollback "
-                    f"would drop {', '.join(lost[:5])}; nothing was touched. Drop them first if they are not "
-                    "wanted, or choose another generation"
+                    f"would drop {', '.join(lost[:5])}; drop them first if they are not wanted, or choose "
+                    "another generation; nothing was changed"
                 )
 
     @staticmethod
@@ -210,7 +210,7 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
                 if free < int(size):
                     raise CastoreError(
                         f"{folder} has {free} bytes free, and a second copy of {live} needs about {size}; "
-                        "nothing was touched; free space there, and repeat the rollback"
+                        "free space there, and repeat the rollback; nothing was changed"
                     )
 
     @staticmethod

@@ -272,7 +272,7 @@ def refuse_mixed(programs: Iterable[Program]) -> None:
     """Raise CastoreError for a program that could not be created again unchanged."""
     for program in programs:
         if program.mixed:
-            raise CastoreError(f"{program.shown}: {MIXED}; nothing was touched")
+            raise CastoreError(f"{program.shown}: {MIXED}; nothing was changed")
 
 
 def _create_over_orphans(
@@ -308,7 +308,7 @@ def rehearse(client: Client, database: str, programs: Iterable[Program], own: st
         there = set(names(client, database))
         missing = [one for one in tried if one.identity not in there]
         first = f"{missing[0].shown} cannot be created on this server: " if missing else ""
-        raise CastoreError(f"{first}{error}; nothing was touched") from None
+        raise CastoreError(f"{first}{error}; nothing was changed") from None
 
 
 def _rehearsed(one: Program, own: str) -> Program:

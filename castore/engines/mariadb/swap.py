@@ -186,7 +186,7 @@ class Swap:
             kind, name = unseen[0]
             raise CastoreError(
                 f"the account may not see the text of the {kind} {name}, so it could not be restored; "
-                "nothing was touched: castore config check reports which rights are missing"
+                "castore config check reports which rights are missing; nothing was changed"
             )
         programs.refuse_mixed(found)
         self._set_aside([one.name for one in found if one.odd])
