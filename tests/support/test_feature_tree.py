@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -121,8 +122,9 @@ ROOT_CHANGES = {
 
 
 def _bind(path):
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(path)
+    folder, name = os.path.split(path)
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(folder):  # a socket's name must be short
+        server.bind(name)
 
 
 @pytest.fixture(scope="module")
