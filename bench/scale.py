@@ -34,6 +34,7 @@ from castore.store.format import pack as packs
 from castore.store.format.generation import encode_generation
 from castore.store.format.header import PACK, header
 from castore.store.format.names import generation_name, pack_name
+from castore.store.format.signed import sign
 from castore.store.index.pack_tables import PackContent
 
 A_PACK = 1000
@@ -90,12 +91,13 @@ def write_pack(path: str, number: int, key) -> None:
             bases.append(ids[32 * i - 32 : 32 * i])
     footer = b"".join([b"\1\0", (number // 16).to_bytes(16, "big"), *entries, *bases])
     start = header(PACK) + os.urandom(16)
-    box = key.objects.seal(b"footer" + key.store_id + start, footer)
-    trailer = key.objects.seal(b"trailer" + key.store_id + start, struct.pack("<II", len(box), A_PACK))
+    about = b"footer" + key.store_id + start
+    sealed = key.objects.seal(about, sign(key.signer, about, footer))
+    trailer = key.objects.seal(b"trailer" + key.store_id + start, struct.pack("<II", len(sealed), A_PACK))
     with open(path, "wb") as file:
         file.write(start)
         file.seek(packs.RECORDS + 20_000 * A_PACK)
-        file.write(box + trailer)
+        file.write(sealed + trailer)
 
 
 def generation(number: int, store: Store) -> Generation:
@@ -146,7 +148,8 @@ def one_by_one(folder: str, chunks: int, generations: int) -> dict:
 
 def look_up(folder: str, chunks: int, generations: int) -> dict:
     """Find a generation by its revision in a process that has opened the index only."""
-    wanted = generation(generations // 2)
+    with open_store(folder) as store:
+        wanted = generation(generations // 2, store)
     began = time.perf_counter()
     store = open_store(folder)
     opened = time.perf_counter()
@@ -241,7 +244,8 @@ def log(folder: str, chunks: int, generations: int) -> dict:
         os.makedirs(f"{folder}/xdg-{kind}", exist_ok=True)
         if not os.path.lexists(f"{folder}/xdg-{kind}/castore"):
             os.symlink(f"{folder}/{kind}", f"{folder}/xdg-{kind}/castore")
-    revision = generation(11).revision[:12]
+    with open_store(folder) as store:
+        revision = generation(11, store).revision[:12]
     for arguments in (["log", "s1", "--limit", "20"], ["log", "s1", "--revision", revision], ["log", "s1"]):
         began = time.perf_counter()
         argv = [sys.executable, "-c", CASTORE, *arguments, "--store", f"{folder}/store"]

@@ -37,7 +37,7 @@ from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.storage.os_files import Files
 from castore.store import MachinePaths, Store
-from castore.store.index import lmdb_env
+from castore.store.index import lmdb_env, lmdb_files
 from tests.support.stores import take_snapshot
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Timed(Files):
 @contextlib.contextmanager
 def index_unsynced() -> Iterator[None]:
     """Let LMDB sync nothing."""
-    opened = lmdb_env.open_lmdb
+    opened = lmdb_files.open_lmdb
     with mock.patch.object(lmdb_env, "open_lmdb", lambda path, durable: opened(path, durable=False)):
         yield
 
