@@ -430,11 +430,11 @@ def test_resealing_adds_and_removes_recipients_and_can_be_repeated(local, monkey
     trust = [local.identity.admin.public]
     with local.open(local.elsewhere(), identity=lambda: second, trust=trust) as store:
         assert store.read_chunk(refs[0].id) == b"content"
-        delete = LocalStorage.delete
-        monkeypatch.setattr(LocalStorage, "delete", lambda *_: 1 / 0)
+        delete_all = LocalStorage.delete_all
+        monkeypatch.setattr(LocalStorage, "delete_all", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.admin.reseal(both[1:], admins=admins(second))
-        monkeypatch.setattr(LocalStorage, "delete", delete)
+        monkeypatch.setattr(LocalStorage, "delete_all", delete_all)
     with local.open(local.elsewhere(), identity=lambda: second, trust=trust) as store:
         store.admin.reseal(both[1:], admins=admins(second))
     assert {p.name.split(".")[0] for p in local.objects("config")} == {"3"}
