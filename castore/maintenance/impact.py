@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -171,14 +172,14 @@ def affected(
         ref = part.content
         if ref is None:
             continue
-        where = generation.service, generation.number, part.name
+        lost = partial(Affected, generation.service, generation.number, part.name)
         if part.kind == "dump":
             if reason := reasons.of_stream(ref):
-                yield Affected(*where, reason)
+                yield lost(reason)
         elif decode or reasons.below(ref):
             decoded, paths, more = _of_tree(part, ref, trees, decode=decode)
             if reason := reasons.below(ref) or decoded:
-                yield Affected(*where, reason, paths, more)
+                yield lost(reason, paths, more)
     details = generation.details.ref
     reason = reasons.of_stream(details)
     if decode and not reason:

@@ -6,6 +6,7 @@ still has the lost chunks stores them again. Objects that no key can read are de
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,7 +33,7 @@ from castore.store.format.removal import damaged_removals, open_removal
 from castore.store.format.session_key import decode_session, session_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from castore.model.refs import PackId
     from castore.progress import Progress
@@ -40,67 +41,84 @@ if TYPE_CHECKING:
     from castore.store.format.pack import PackEntry
 
 
-class Repair(msgspec.Struct):
-    """What a repair does, or did."""
+class RepairPlan(msgspec.Struct):
+    """What a repair will do."""
 
-    done: bool = False
+    found: Verification
+    """The verification that found the damage."""
     repaired: list[str] = []
     """Objects stored twice that are rewritten from their intact copy."""
     drop: list[str] = []
     """Objects of which nothing can be read."""
     rewrite: list[PackId] = []
     """Packs that are rewritten without the records that do not open."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.repaired or self.drop or self.rewrite)
+
+
+class RepairResult(msgspec.Struct):
+    """What a repair did."""
+
+    after: Verification
+    """The verification of the repaired store."""
     kept_records: int = 0
-    """Number of intact records in those packs."""
+    """Number of intact records in the packs that were rewritten."""
     lost_records: int = 0
 
 
-def repair(
-    store: Store,
-    progress: Progress,
-    *,
-    agree: Callable[[Verification, Repair], bool],
-) -> tuple[Repair, Verification]:
-    """Drop what cannot be read; return what was done, and the verification of the store afterwards.
+@contextlib.contextmanager
+def plan_repair(store: Store, progress: Progress) -> Iterator[RepairPlan]:
+    """Read everything, and yield the plan of a repair. Carry it out with `repair`, in the block.
 
-    First everything is read: every record if an identity is available, otherwise only the hashes of packs.
-    Rewriting a damaged pack needs an identity. What the storage refuses to read (a failing disk) is left
-    alone. agree: decides, given the damage and the plan, whether to go on.
-    Raises IdentityError, StorageError.
+    Every record is read if an identity is available, otherwise only the hashes of packs. What the storage
+    refuses to read (a failing disk) is left alone. During the block no other process compacts or repairs the
+    store, so the plan stays right. Raises BusyError, KeyRotatedError, StorageError.
     """
     with store.state.upkeep_lock():
         _refuse_other_keys(store)
         readable = _can_read(store)
-        found = verify(store, progress, packs=True, read_data=readable)
-        planned = _plan(store, found)
+        planned = _plan(store, verify(store, progress, packs=True, read_data=readable))
         planned.drop += _stray(store) if readable else []
-        if not agree(found, planned):
-            return planned, found
-        store.keys.check_may_maintain("repair")
-        planned.done = True
-        if planned.repaired:
-            store.admin.repair_copies()
-        if planned.rewrite and not readable:
-            raise IdentityError(
-                f"{pack_name(planned.rewrite[0])} is damaged, and only an identity can say which of its "
-                "records are intact: use --identity FILE or CASTORE_IDENTITY"
-            )
-        for pack in planned.rewrite:
-            _rewrite(store, pack, progress, planned)
-        # The records that are kept are now durable in new packs.
-        _drop(store, planned)
-        store.sync()
-        return planned, verify(store, progress)
+        yield planned
 
 
-def _drop(store: Store, planned: Repair) -> None:
+def repair(store: Store, plan: RepairPlan, progress: Progress) -> RepairResult:
+    """Drop what cannot be read, according to a plan. Call it in the block of `plan_repair`.
+
+    Rewriting a damaged pack needs an identity. Raises IdentityError, StorageError.
+    """
+    store.keys.check_may_maintain("repair")
+    if plan.repaired:
+        store.admin.repair_copies()
+    if plan.rewrite and not _can_read(store):
+        raise IdentityError(
+            f"{pack_name(plan.rewrite[0])} is damaged, and only an identity can say which of its "
+            "records are intact: use --identity FILE or CASTORE_IDENTITY"
+        )
+    kept = lost = 0
+    for pack in plan.rewrite:
+        kept_here, lost_here = _rewrite(store, pack, progress)
+        kept, lost = kept + kept_here, lost + lost_here
+    # The records that are kept are now durable in new packs.
+    _drop(store, plan)
+    store.sync()
+    return RepairResult(verify(store, progress), kept, lost)
+
+
+def _drop(store: Store, plan: RepairPlan) -> None:
     """Delete the objects that are not kept, and the packs that were rewritten."""
     with store.storage.lock(exclusive=True):
         _refuse_other_keys(store)
         # A configuration that was only partly read before may be accepted by now.
         stray = store.keys.stray_configurations()
-        dropped = [one for one in planned.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
-        store.generations.delete_unreadable([*dropped, *(pack_name(pack) for pack in planned.rewrite)])
+        dropped = [one for one in plan.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
+        generations = [one for one in dropped if is_in(GENERATIONS, one)]
+        others = [one for one in dropped if not is_in(GENERATIONS, one)]
+        store.generations.forget_unreadable(generations)
+        store.storage.delete_all([*others, *(pack_name(pack) for pack in plan.rewrite)])
 
 
 def _refuse_other_keys(store: Store) -> None:
@@ -121,8 +139,8 @@ def _can_read(store: Store) -> bool:
     return True
 
 
-def _plan(store: Store, found: Verification) -> Repair:
-    planned = Repair(repaired=sorted(damaged_of_two(store)))
+def _plan(store: Store, found: Verification) -> RepairPlan:
+    planned = RepairPlan(found, repaired=sorted(damaged_of_two(store)))
     packs = {*found.damaged_packs}
     for name in [*store.damaged, *_generations(store), *_sessions(store), *_removals(store)]:
         if not _is_damaged(store, name):
@@ -174,8 +192,9 @@ def _is_damaged(store: Store, name: str) -> bool:
             open_deletion(name, store.storage.get(name), store.keys.writer_key)
         elif is_in(REMOVALS, name):
             open_removal(name, store.storage.get(name), store.keys.writer_key)
-        elif (named := split_session(name)) is not None:
-            decode_session(*named, store.storage.get(name), store.keys.writer_key)
+        elif (session := split_session(name)) is not None:
+            session_id, number = session
+            decode_session(session_id, number, store.storage.get(name), store.keys.writer_key)
     except DamageError:
         return True
     except (FormatError, StorageError):
@@ -193,21 +212,23 @@ def _entries(store: Store, pack: PackId) -> list[PackEntry]:
         return store.index.packs.entries(pack)
 
 
-def _rewrite(store: Store, pack: PackId, progress: Progress, planned: Repair) -> None:
-    """Move the records of a pack that open to a new pack."""
+def _rewrite(store: Store, pack: PackId, progress: Progress) -> tuple[int, int]:
+    """Move the records of a pack that open to a new pack; return how many were kept, and how many lost."""
     mover = RecordMover(store)
+    kept = lost = 0
     data = store.storage.get(pack_name(pack))
     try:
         for entries in records_of(_entries(store, pack)):
             sealed = record_in(data, entries)
             if _is_intact(store, pack, entries, sealed):
                 mover.add(pack, entries, sealed, progress)
-                planned.kept_records += 1
+                kept += 1
             else:
-                planned.lost_records += 1
+                lost += 1
         mover.finish()
     finally:
         mover.abort()
+    return kept, lost
 
 
 def _is_intact(store: Store, pack: PackId, entries: list[PackEntry], sealed: memoryview) -> bool:

@@ -354,8 +354,8 @@ class GenerationLog:
         self._storage.delete_all(names)
         self._index.generations.remove(short_name(GENERATIONS, name) for name in names)
 
-    def delete_unreadable(self, names: Collection[str]) -> None:
-        """Delete objects that no key can read, durably. Raises StorageError."""
+    def forget_unreadable(self, names: Collection[str]) -> None:
+        """Delete generations that no key can read, by the names of their objects. Raises StorageError."""
         for name in names:
             tag, number = split_generation(name)
             for service in self._keys.freshness.services() if number else ():

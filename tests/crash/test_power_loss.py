@@ -34,9 +34,7 @@ from pathlib import Path
 
 import pytest
 
-import castore
 from castore.errors import CastoreError, UsageError
-from castore.maintenance.repair import repair
 from castore.storage import LocalStorage
 from castore.storage.base import Writer
 from castore.store import MachinePaths, Store
@@ -44,6 +42,7 @@ from castore.store.format.names import pack_name
 from tests.support import store_histories
 from tests.support.power_loss_checks import CHANCES, check_all_losses, shown
 from tests.support.power_loss_disk import CHANGES, ON, Disk, DiskFiles, Fault, Killed, cuts
+from tests.support.repairs import repair_store
 from tests.support.store_histories import DurabilityMonitor, SimulatedHost, history, restored, run
 
 pytestmark = pytest.mark.usefixtures("small_packs")
@@ -184,7 +183,7 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
         _damage(host, f"{store_histories.ROOT}/{name}")
     begin = len(host.disk.log)
     with host.open("first") as store:
-        _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
+        after = repair_store(store)[1].after
         lost = {(hit.service, hit.number) for hit in after.affected}
     assert after.damage == []
     chance = random.Random(f"repair cuts {seed}")
@@ -202,7 +201,7 @@ def test_a_repair_that_loses_its_power_is_done_by_the_next(folder: Path, seed: i
             places = MachinePaths(str(host.folder / "state"), str(scratch / "cache"))
             storage = LocalStorage(store_histories.ROOT, files=DiskFiles(Disk(state)))
             with Store.open(storage, places, lambda: host.identities["first"]) as store:
-                _, after = repair(store, castore.Progress(), agree=lambda _found, _planned: True)
+                after = repair_store(store)[1].after
                 assert after.damage == [], label
                 # Without the index of before, a pack with a broken footer is lost as a whole: here none is.
                 assert {(hit.service, hit.number) for hit in after.affected} <= lost, label

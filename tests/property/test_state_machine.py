@@ -19,7 +19,6 @@ from castore.content.streams import StreamReader
 from castore.crypto import Identity
 from castore.errors import IdentityError, NotFoundError, UsageError
 from castore.maintenance.compact import compact
-from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify as verify_store
 from castore.progress import Progress
 from castore.services.config import Keep, Service
@@ -31,6 +30,7 @@ from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, StoreOptions
+from tests.support.repairs import repair_store
 from tests.support.stores import Sandbox, admins, take_snapshot
 
 SERVICES = ["web", "mail"]
@@ -413,7 +413,7 @@ class Machine(RuleBasedStateMachine):
             pack.chmod(0o600)
             pack.write_bytes(data)
         with self.sandbox.open() as store:
-            _, after = repair(store, Progress(), agree=lambda _found, _planned: True)
+            after = repair_store(store)[1].after
             assert after.damage == []
             lost = {(hit.service, hit.number) for hit in after.affected}
             for service, number in self.taken.keys() - lost:

@@ -13,7 +13,7 @@ from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
-    from castore.maintenance.repair import Repair
+    from castore.maintenance.repair import RepairPlan, RepairResult
     from castore.maintenance.verify import Verification
 
 
@@ -30,23 +30,25 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
     """
     from castore.cli.progress import watching
     from castore.errors import DamageError
+    from castore.maintenance.repair import plan_repair
     from castore.maintenance.repair import repair as run_repair
     from castore.progress import Progress
 
-    def agree(found: Verification, planned: Repair) -> bool:
-        return _is_wanted(found, planned, dry_run=dry_run, yes=yes, as_json=as_json)
-
+    done = None
     with context.open_internal() as store:
-        tally = Progress()
+        counters = Progress()
         with watching() as progress:
-            progress("checking", tally)
-            done, after = run_repair(store, tally, agree=agree)
+            progress("checking", counters)
+            with plan_repair(store, counters) as plan:
+                if _is_wanted(plan, dry_run=dry_run, yes=yes, as_json=as_json):
+                    done = run_repair(store, plan, counters)
+    after = done.after if done is not None else plan.found
     if as_json:
-        print_json(_plain(done, after))
-    elif done.done:
+        print_json(_plain(plan, done, after))
+    elif done is not None:
         summarize(
-            f"{formatting.count(len(done.repaired), 'object')} repaired, {len(done.drop)} dropped, "
-            f"{formatting.count(len(done.rewrite), 'pack')} rewritten: "
+            f"{formatting.count(len(plan.repaired), 'object')} repaired, {len(plan.drop)} dropped, "
+            f"{formatting.count(len(plan.rewrite), 'pack')} rewritten: "
             f"{formatting.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
         )
         print_findings(after)
@@ -56,24 +58,22 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
         raise DamageError(damage_summary(after))
 
 
-def _is_wanted(
-    found: Verification, planned: Repair, *, dry_run: bool, yes: bool, as_json: bool
-) -> bool:
+def _is_wanted(plan: RepairPlan, *, dry_run: bool, yes: bool, as_json: bool) -> bool:
     """Show what a repair would do, and return whether the user wants it."""
     from castore.cli.progress import hushed
 
     with hushed():
         if not as_json:
-            print_findings(found)
-            _print_planned(planned)
-        if dry_run or not (planned.repaired or planned.drop or planned.rewrite):
+            print_findings(plan.found)
+            _print_planned(plan)
+        if dry_run or plan.is_empty:
             return False
-        if not (planned.drop or planned.rewrite):
+        if not (plan.drop or plan.rewrite):
             return True
         return yes or agreed("Drop what cannot be read, permanently?")
 
 
-def _print_planned(planned: Repair) -> None:
+def _print_planned(planned: RepairPlan) -> None:
     for name in planned.repaired:
         print(f"to be rewritten from its copy: {name}")
     for name in planned.drop:
@@ -83,13 +83,13 @@ def _print_planned(planned: Repair) -> None:
         print(f"to be rewritten: packs/{pack.hex()}")
 
 
-def _plain(done: Repair, after: Verification) -> dict[str, Any]:
+def _plain(plan: RepairPlan, done: RepairResult | None, after: Verification) -> dict[str, Any]:
     return {
-        "done": done.done,
-        "repaired": done.repaired,
-        "dropped": done.drop,
-        "rewritten": [pack.hex() for pack in done.rewrite],
-        "kept_records": done.kept_records,
-        "lost_records": done.lost_records,
+        "done": done is not None,
+        "repaired": plan.repaired,
+        "dropped": plan.drop,
+        "rewritten": [pack.hex() for pack in plan.rewrite],
+        "kept_records": done.kept_records if done is not None else 0,
+        "lost_records": done.lost_records if done is not None else 0,
         "left": plain_findings(after),
     }

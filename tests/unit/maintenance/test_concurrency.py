@@ -22,7 +22,6 @@ from castore.errors import (
     StorageError,
 )
 from castore.maintenance.compact import compact, plan
-from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify
 from castore.model.refs import RecordId, Ref, RefKind
 from castore.progress import Progress
@@ -35,6 +34,7 @@ from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.rotation import encode_rotation
 from castore.store.keys.key_manager import KeyManager
+from tests.support.repairs import repair_store
 from tests.support.stores import take_snapshot
 from tests.unit.maintenance.test_compact import Lockless, SandboxWithDumps, noise
 
@@ -55,10 +55,6 @@ def another(sandbox, **options):
 def content(store, what):
     with StreamReader(store) as reader:
         return b"".join(read(reader, select(store, what)))
-
-
-def yes(_found, _planned):
-    return True
 
 
 def later(monkeypatch, nanoseconds=OLD):
@@ -153,7 +149,7 @@ def test_a_repair_with_a_former_writer_key_drops_nothing(sandbox):
         with sandbox.opened() as store:
             store.admin.rotate()
         number = sandbox.take("web", noise(2, 50_000))
-        for act in (lambda: repair(other, Progress(), agree=yes), lambda: verify(other, Progress())):
+        for act in (lambda: repair_store(other), lambda: verify(other, Progress())):
             with pytest.raises(KeyRotatedError):
                 act()
     assert number == 2
@@ -184,7 +180,7 @@ def test_objects_of_previous_keys_are_neither_dropped_nor_orphaned_while_their_l
     lists.rename(sandbox.folder / "aside")
     with sandbox.opened() as store:
         with pytest.raises(MissingError, match="restore it from"):
-            repair(store, Progress(), agree=yes)
+            repair_store(store)
         with pytest.raises(MissingError, match="restore it from"):
             store.admin.rotate()
     (sandbox.folder / "aside").rename(lists)

@@ -14,7 +14,6 @@ from castore.errors import DamageError, IdentityError
 from castore.kernel.id_set import IdSet
 from castore.maintenance import verify_packs
 from castore.maintenance.compact import compact
-from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify
 from castore.model.generation import encode
 from castore.progress import Progress
@@ -26,6 +25,7 @@ from castore.store.format.envelope import seal_object
 from castore.store.format.header import DELETION, GENERATION, PACK, REMOVAL, SESSION
 from castore.store.format.names import generation_name
 from castore.store.format.pack import CHUNK
+from tests.support.repairs import repair_store
 from tests.support.stores import Sandbox
 
 
@@ -62,7 +62,7 @@ def look(sandbox, *, identity=True, **options):
 
 def run_repair(sandbox, *, identity=True):
     with sandbox.open(identity=identity) as store:
-        return repair(store, Progress(), agree=lambda _found, _planned: True)
+        return repair_store(store)
 
 
 def place_of(sandbox, service, path):
@@ -186,12 +186,12 @@ def test_repair_keeps_all_but_damaged_records_and_the_next_snapshot_stores_them_
     take(sandbox, tree)
     pack, place, content = place_of(sandbox, "web", "b/large")
     flip(pack, place.offset + 5)
-    done, after = run_repair(sandbox)
+    done, result = run_repair(sandbox)
     assert done.rewrite == [place.pack]
-    assert done.lost_records == 1
-    assert done.kept_records > 100
-    assert not after.damage
-    assert [(hit.part, hit.paths) for hit in after.affected] == [("t", ("b/large",))]
+    assert result.lost_records == 1
+    assert result.kept_records > 100
+    assert not result.after.damage
+    assert [(hit.part, hit.paths) for hit in result.after.affected] == [("t", ("b/large",))]
     assert not pack.exists()
     out = sandbox.folder / "out"
     damaged = sandbox.restore("web@1", out).report.damaged
@@ -208,10 +208,10 @@ def test_repair_saves_by_the_index_what_a_broken_footer_no_longer_lists(sandbox,
     take(sandbox, tree)
     pack, place, _ = place_of(sandbox, "web", "b/large")
     flip(pack, pack.stat().st_size - 3)
-    done, after = run_repair(sandbox)
+    done, result = run_repair(sandbox)
     assert done.rewrite == [place.pack]
-    assert done.lost_records == 0
-    assert after.sound
+    assert result.lost_records == 0
+    assert result.after.sound
 
 
 def test_what_nobody_can_read_is_dropped_and_stored_again(sandbox, tree):
@@ -219,10 +219,10 @@ def test_what_nobody_can_read_is_dropped_and_stored_again(sandbox, tree):
     pack, _, _ = place_of(sandbox, "web", "b/large")
     flip(pack, pack.stat().st_size - 3)
     shutil.rmtree(sandbox.places.cache)
-    done, after = run_repair(sandbox)
+    done, result = run_repair(sandbox)
     assert done.drop == [f"packs/{pack.name}"]
-    assert not after.damage
-    assert after.affected
+    assert not result.after.damage
+    assert result.after.affected
     take(sandbox, tree)
     assert look(sandbox, read_data=True).sound
 
@@ -243,9 +243,9 @@ def test_records_that_do_not_open_are_dropped(sandbox, tree, kind):
     take(sandbox, tree)
     newest = max((sandbox.store / kind).iterdir(), key=lambda path: path.stat().st_mtime_ns)
     flip(newest, newest.stat().st_size - 3)
-    done, after = run_repair(sandbox)
+    done, result = run_repair(sandbox)
     assert f"{kind}/{newest.name}" in done.drop
-    assert not after.damage
+    assert not result.after.damage
     with sandbox.open() as store:
         store.sync()
         assert [one.number for one in store.generations.all("web")] == ([1] if kind == "generations" else [2, 1])
@@ -276,9 +276,9 @@ def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(s
         (sandbox.store / name).write_bytes(kind + b"\2" + bytes(7) + os.urandom(600))
     with sandbox.open() as store, pytest.raises(DamageError, match="castore repair"):
         compact(store, Progress())
-    done, after = run_repair(sandbox)
+    done, result = run_repair(sandbox)
     assert done.drop == sorted(names)
-    assert after.sound
+    assert result.after.sound
     with sandbox.open() as store:
         compact(store, Progress())
     assert look(sandbox, read_data=True).sound
@@ -286,9 +286,9 @@ def test_what_a_header_says_to_be_of_a_newer_format_stops_compact_until_repair(s
 
 def test_a_sound_store_needs_no_repair(sandbox, tree):
     take(sandbox, tree)
-    done, after = run_repair(sandbox)
+    done, result = run_repair(sandbox)
     assert (done.drop, done.rewrite) == ([], [])
-    assert after.sound
+    assert result.after.sound
 
 
 def test_marks_hold_what_was_added_and_little_else():
@@ -319,9 +319,9 @@ def test_what_nobody_has_the_key_to_is_stored_again(sandbox, tree, mode):
     (sandbox.folder / "aside").rename(session)
     assert look(sandbox, read_data=True).sound
     session.unlink()
-    done, after = run_repair(sandbox)
+    done, result = run_repair(sandbox)
     assert done.rewrite
-    assert after.sound
+    assert result.after.sound
 
 
 @pytest.mark.parametrize("depth", ["packs", "read_data"])
@@ -341,9 +341,9 @@ def test_what_verify_found_damaged_is_stored_again_by_the_next_snapshot(sandbox,
         assert (out / "t" / "b" / "large").read_bytes() == content
     # Nothing is stored again and again, and what was damaged is in nobody's way.
     assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
-    done, after = run_repair(sandbox)
+    done, result = run_repair(sandbox)
     assert done.rewrite == [place.pack]
-    assert after.sound
+    assert result.after.sound
     assert sum(part.new_bytes for part in take(sandbox, tree).parts) == 0
 
 
@@ -387,9 +387,9 @@ def test_a_damaged_record_of_removals_is_reported_and_dropped(sandbox, tree):
     flip(record, record.stat().st_size - 1)
     found = look(sandbox, identity=False)
     assert any(f"removals/{record.name}" in line for line in found.damage)
-    planned, after = run_repair(sandbox)
+    planned, result = run_repair(sandbox)
     assert planned.drop == [f"removals/{record.name}"]
-    assert after.sound
+    assert result.after.sound
     assert not record.exists()
     with sandbox.open() as store:
         store.generations.sync()

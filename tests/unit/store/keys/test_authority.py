@@ -26,7 +26,6 @@ from castore.errors import (
 )
 from castore.maintenance.audit import audit
 from castore.maintenance.compact import compact
-from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify as verify_store
 from castore.services.prune import forget
 from castore.services.restore import read
@@ -56,6 +55,7 @@ from castore.store.format.signed import open_signed, sign
 from castore.store.keys import replicas
 from castore.store.write import session as session_module
 from tests.support.checkout import ROOT
+from tests.support.repairs import repair_store
 from tests.support.stores import Sandbox, admins, signed, take_snapshot
 
 RESCUE = ROOT / "tools" / "rescue.py"
@@ -186,18 +186,14 @@ def test_an_admin_removes_configurations_that_are_not_accepted(sandbox, tmp_path
     sandbox.storage.put(f"config/99.{'0' * 32}", os.urandom(300))
     planned = []
 
-    def agree(_found, plan) -> bool:
-        planned.append(plan.drop)
-        return True
-
     for other in (None, identity):
         with sandbox.at(identity=other) as store:
             assert list(store.keys.passed_over) == ["config/7", "config/8", "config/9", "config/99"]
-            repair(store, castore.Progress(), agree=agree)
+            planned.append(repair_store(store)[0].drop)
             assert store.keys.passed_over, "only an admin decides"
     with sandbox.open() as store:
         sandbox.storage.put("config/3", encode_config(3, config, writer, sandbox.identity.admin))
-        repair(store, castore.Progress(), agree=agree)
+        planned.append(repair_store(store)[0].drop)
         assert not store.keys.passed_over
     assert len(planned[-1]) == 5
     assert [one for one in numbers(sandbox.storage) if one > 1] == [3]

@@ -11,7 +11,6 @@ import pytest
 from castore.content.streams import StreamReader
 from castore.crypto import Identity
 from castore.errors import DamageError, KeyRotatedError, StorageError, UsageError
-from castore.maintenance.repair import repair
 from castore.maintenance.verify import verify
 from castore.progress import Progress
 from castore.services.restore import read
@@ -21,6 +20,7 @@ from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.keys import replicas
 from tests.support.checkout import ROOT
+from tests.support.repairs import repair_store
 from tests.support.stores import Sandbox, remove_copies
 
 RESCUE = ROOT / "tools" / "rescue.py"
@@ -96,9 +96,9 @@ def test_one_of_the_two_is_enough_and_the_other_is_named_and_repaired(sandbox, f
         name = f"{folder}/{broken.name}"
         assert [line.partition(":")[0] for line in found.damage] == [name]
         assert not found.affected
-        done, after = repair(store, Progress(), agree=lambda *_: True)
+        done, result = repair_store(store)
         assert (done.repaired, done.drop, done.rewrite) == ([name], [], [])
-        assert after.sound
+        assert result.after.sound
     assert broken.read_bytes() == before
     assert intact.read_bytes() == before
 
@@ -213,7 +213,7 @@ def test_what_another_machine_replaces_meanwhile_is_not_written_back(sandbox, mo
     monkeypatch.setattr(module, "verify", meanwhile)
     damage(both(sandbox, "config")[0], "gone")
     with sandbox.open() as store:
-        done, _ = repair(store, Progress(), agree=lambda *_: True)
+        done, _ = repair_store(store)
     assert done.repaired == []
     assert {name.split(".")[0] for name in LocalStorage(str(sandbox.store)).list("config")} == {"3"}
 
