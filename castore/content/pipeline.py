@@ -119,7 +119,7 @@ class Pipeline:
     def reserve(self, wanted: int = 1) -> memoryview:
         """Return the free part of the buffer, at least `wanted` bytes, to be filled from its start.
 
-        wanted: at most half of the smallest batch, 1 MiB.
+        wanted: at most half of the smallest batch, which has 4 MiB.
         """
         if self._size - self._batch.filled < wanted:
             self._end_stretch(final=False)
@@ -127,7 +127,7 @@ class Pipeline:
         return memoryview(self._batch.buffer)[self._batch.filled :]
 
     def commit(self, count: int) -> None:
-        """Declare that the first `count` bytes of the room are now the stream's next bytes."""
+        """Declare that the first `count` bytes that `reserve` returned are now the stream's next bytes."""
         self._batch.filled += count
         self.progress.read += count
 
@@ -382,7 +382,7 @@ class Pipeline:
         if not self._session.append(sealed):
             return
         progress = self.progress
-        for chunk in sealed.deltas:
+        for chunk in sealed.members:
             progress.new_chunks += 1
             progress.new_bytes += chunk.length
             progress.after_delta += chunk.delta_size

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES: Final = 1 << 17
 """Bytes of deltas that make a group: a larger group saves little, and is always opened as a whole."""
-_GOOD: Final = 6
-"""A delta of less than 1/64 of its chunk ends the search for a better base."""
-_SURE: Final = 4
-"""A delta of less than 1/16 is used without compressing the full chunk for comparison."""
+_GOOD_SHARE: Final = 64
+"""A delta of at most 1/64 of its chunk ends the search for a better base."""
+_SURE_SHARE: Final = 16
+"""A delta of at most 1/16 is used without compressing the full chunk for comparison."""
 _WORTH: Final = 2
 """Any other delta must be this many times smaller than the compressed chunk, when compressed alone."""
 _PATIENCE: Final = (2.5, 5.5, 11.0, float("inf"))
 """The longest delta, in units, whose base is 1, 2, 3, 4 levels below the end of a full chain."""
-_LITTLE: Final = 7
+_LEAST_SHARE: Final = 128
 """The unit is at least 1/128 of the chunk: a difference of almost nothing is a bad measure."""
 
 
@@ -64,6 +64,36 @@ class Encoded(NamedTuple):
     members: list[DeltaMember]
 
 
+class _RecordBuilder:
+    """Forms records: one for each full chunk, and one for each group of consecutive deltas."""
+
+    def __init__(self, codecs: Codecs) -> None:
+        self._codecs = codecs
+        self._records: list[Encoded] = []
+        self._deltas: list[bytes] = []
+        """The deltas of the group that is being formed."""
+        self._members: list[DeltaMember] = []
+
+    def add_full(self, data: bytes | memoryview, member: DeltaMember) -> None:
+        self._records.append(Encoded(data, [member]))
+
+    def add_delta(self, delta: bytes, member: DeltaMember) -> None:
+        self._deltas.append(delta)
+        self._members.append(member)
+        if len(self._deltas) == MAX_GROUP or sum(map(len, self._deltas)) >= _GROUP_BYTES:
+            self._end_group()
+
+    def finish(self) -> list[Encoded]:
+        """Return all records."""
+        if self._deltas:
+            self._end_group()
+        return self._records
+
+    def _end_group(self) -> None:
+        self._records.append(Encoded(self._codecs.compress_group(self._deltas), self._members))
+        self._deltas, self._members = [], []
+
+
 class Deltas:
     """Encodes new chunks; safe to share between threads."""
 
@@ -77,34 +107,22 @@ class Deltas:
         A delta comes after its bases.
         """
         self._bases.prepare(similar for chunk in chunks for similar in chunk.similar_ids)
-        encoded = []
-        deltas: list[bytes] = []
-        members: list[DeltaMember] = []
+        records = _RecordBuilder(self._codecs)
         full: dict[bytes, NewChunk] = {}
         for new in chunks:
             chunk = new
             if not new.similar_ids and (other := _first(full, new.sketch)) is not None:
                 self._bases.offer(other.id, bytes(buffer[other.start : other.end]))
                 chunk = new._replace(similar_ids=(other.id,))
-            delta = self._delta(buffer, chunk)
-            data: bytes | memoryview
-            bases: tuple[RecordId, ...]
-            codec, data, bases = delta or (*self._compressed(buffer, chunk), ())
             length = new.end - new.start
-            remainder = len(data) if bases else length
-            member = DeltaMember(new.id, length, codec, bases, new.sketch, remainder)
-            if not delta:
+            if (delta := self._delta(buffer, chunk)) is not None:
+                codec, data, bases = delta
+                records.add_delta(data, DeltaMember(new.id, length, codec, bases, new.sketch, len(data)))
+            else:
                 full |= dict.fromkeys(new.sketch, new)
-                encoded.append(Encoded(data, [member]))
-                continue
-            deltas.append(bytes(data))
-            members.append(member)
-            if len(deltas) == MAX_GROUP or sum(map(len, deltas)) >= _GROUP_BYTES:
-                encoded.append(Encoded(self._codecs.compress_group(deltas), members))
-                deltas, members = [], []
-        if deltas:
-            encoded.append(Encoded(self._codecs.compress_group(deltas), members))
-        return encoded
+                codec, content = self._compressed(buffer, chunk)
+                records.add_full(content, DeltaMember(new.id, length, codec, (), new.sketch, length))
+        return records.finish()
 
     def _compressed(
         self, buffer: bytearray | mmap, chunk: NewChunk
@@ -122,12 +140,12 @@ class Deltas:
             found = self._rebased(choice, buffer, start, end)
             if found is not None and (best is None or len(found[0]) < len(best[0])):
                 best = found
-                if len(best[0]) <= length >> _GOOD:
+                if len(best[0]) <= length // _GOOD_SHARE:
                     break
         if best is None:
             return None
         raw, bases = best
-        if len(raw) > length >> _SURE:
+        if len(raw) > length // _SURE_SHARE:
             full = self._compressed(buffer, chunk)[1]
             if len(self._codecs.compress_group([raw])) * _WORTH > len(full):
                 return None
@@ -163,7 +181,7 @@ class Deltas:
             return None
         if max(base.depth for base in bases) < MAX_DEPTH:
             return raw, bases
-        unit = max(len(raw), (end - start) >> _LITTLE)
+        unit = max(len(raw), (end - start) // _LEAST_SHARE)
         for patience in _PATIENCE:
             deepest = max(base.depth for base in bases)
             below = [

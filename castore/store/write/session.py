@@ -60,7 +60,7 @@ class SealedRecord(NamedTuple):
 
     record: bytes
     counter: int
-    deltas: list[DeltaMember]
+    members: list[DeltaMember]
     payload: bytes
     """The data that was sealed, for the base cache."""
 

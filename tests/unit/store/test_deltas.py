@@ -449,7 +449,7 @@ def test_a_chunk_that_another_process_stored_meanwhile_is_not_its_own_base(sandb
             chunk = NewChunk(session.chunk_id(data), 0, len(data), (), similar, similar)
             (sealed,) = session.seal(bytearray(data), [chunk])
             session.append(sealed)
-            return list(sealed.deltas[0].bases)
+            return list(sealed.members[0].bases)
 
         ids = [session.chunk_id(first), session.chunk_id(other)]
         assert add(first) == []

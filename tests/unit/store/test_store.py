@@ -154,7 +154,7 @@ def test_records_are_sealed_on_two_threads_without_sharing_a_counter(local):
         sealed = list(pool.map(functools.partial(seal, session), contents))
         assert len({one.counter for one in sealed}) == len(contents)
         assert all(session.append(one) for one in sealed)
-    assert [local.store.read_chunk(one.deltas[0].id) for one in sealed] == contents
+    assert [local.store.read_chunk(one.members[0].id) for one in sealed] == contents
 
 
 def test_packs_are_cut_when_full_and_padded(local, monkeypatch):
