@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from castore.progress import Progress
 
 
-def amounts_text(tally: Progress, seconds: float) -> str:
+def amounts_text(progress: Progress, seconds: float) -> str:
     """Return how much was restored, and how long it took."""
-    return f"{formatting.count(tally.files, 'file')}, {formatting.size(tally.read)}, in {seconds:.1f} s"
+    return f"{formatting.count(progress.files, 'file')}, {formatting.size(progress.read)}, in {seconds:.1f} s"
 
 
-def plain_amounts(tally: Progress, seconds: float) -> dict[str, Any]:
+def plain_amounts(progress: Progress, seconds: float) -> dict[str, Any]:
     """Return how much was restored, and how long it took, for JSON."""
-    return {"files": tally.files, "bytes": tally.read, "seconds": round(seconds, 3)}
+    return {"files": progress.files, "bytes": progress.read, "seconds": round(seconds, 3)}
 
 
 _SHOWN_STEPS = 40

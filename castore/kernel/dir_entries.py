@@ -156,8 +156,9 @@ class Split:
         content: the bytes of the small-file stream from offset `start` on. Return `end`, or the index of the
         first file that could not be created.
         """
-        where = new.in_kernel, view_of(content), len(content), start
-        done: int = lib.entries_write(fd, self._data, self._array, first, end, *where)
+        done: int = lib.entries_write(
+            fd, self._data, self._array, first, end, new.in_kernel, view_of(content), len(content), start
+        )
         return done
 
 

@@ -51,12 +51,12 @@ class IndexUpdater:
         return self.generations.damaged | self._damaged
 
     def sync(
-        self, *, reread: bool = False, report_older: bool = False, tally: Progress | None = None
+        self, *, reread: bool = False, report_older: bool = False, progress: Progress | None = None
     ) -> None:
         """Bring the index up to date with the store, and list damaged objects in `damaged`.
 
         reread: also read indexed generations again: the store may have another one under the same name.
-        report_older: as for `GenerationLog.sync`. tally: counts the packs that are read.
+        report_older: as for `GenerationLog.sync`. progress: counts the packs that are read.
         """
         self.index.reset_error()
         self.generations.sync(reread=reread, report_older=report_older)
@@ -64,7 +64,7 @@ class IndexUpdater:
             # Packs are listed after the pending deletions: a pack is off that list only once it is deleted.
             pending, found = pending_deletions(self._storage, self._keys.writer_key)
             self._damaged = replace_damaged(self._damaged, DELETIONS, found)
-            found = sync_packs(self.index, self._keys, tally or Progress())
+            found = sync_packs(self.index, self._keys, progress or Progress())
             self._damaged = replace_damaged(self._damaged, PACKS, found)
             if not self.index.verification.is_loaded():
                 self.index.verification.load(self._state.verified_packs())
@@ -76,14 +76,14 @@ class IndexUpdater:
             self.distrusted = frozenset(self._find_distrusted())
             self.index.liveness.set_not_referenced({*keyless, *doubted, *removing, *self.distrusted})
 
-    def rebuild(self, tally: Progress | None = None) -> None:
+    def rebuild(self, progress: Progress | None = None) -> None:
         """Rebuild the index from the store. Raises BusyError while another castore removes from it.
 
-        tally: counts the packs that are read.
+        progress: counts the packs that are read.
         """
         with self._state.upkeep_lock():
             self.index.clear()
-            self.sync(tally=tally)
+            self.sync(progress=progress)
 
     def record_verified(self) -> None:
         """Record verified packs in the state, where they outlive the cache. Raises StorageError."""

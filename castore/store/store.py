@@ -219,10 +219,10 @@ class Store:
         return self.updater.damaged
 
     def sync(
-        self, *, reread: bool = False, report_older: bool = False, tally: Progress | None = None
+        self, *, reread: bool = False, report_older: bool = False, progress: Progress | None = None
     ) -> None:
         """Bring the index up to date with the store: see `IndexUpdater.sync`."""
-        self.updater.sync(reread=reread, report_older=report_older, tally=tally)
+        self.updater.sync(reread=reread, report_older=report_older, progress=progress)
 
     def read_chunk(self, chunk: RecordId) -> bytes:
         """Return a chunk. Raises MissingError, DamageError, IdentityError."""

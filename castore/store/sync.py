@@ -38,10 +38,10 @@ _MANY: Final = 32
 """From this many packs on, rebuilding the index is faster than adding to it."""
 
 
-def sync_packs(index: Index, keys: KeyManager, tally: Progress) -> dict[str, str]:
+def sync_packs(index: Index, keys: KeyManager, progress: Progress) -> dict[str, str]:
     """Index new packs, and drop missing ones; return the damaged ones by name, with the reasons.
 
-    tally: counts the packs.
+    progress: counts the packs.
     """
     storage = keys.storage
     # Read the index before the listing: a pack that another process adds meanwhile is then new
@@ -50,11 +50,11 @@ def sync_packs(index: Index, keys: KeyManager, tally: Progress) -> dict[str, str
     listed = {pack for name in storage.list(PACKS) if (pack := pack_of(name)) is not None}
     damaged: dict[str, str] = {}
     if not indexed and len(listed) >= _MANY:
-        _index_all(index, keys, listed, damaged, tally)
+        _index_all(index, keys, listed, damaged, progress)
         return damaged
     batch: list[PackContent] = []
     records = 0
-    for pack in _counted(sorted(listed - indexed), tally):
+    for pack in _counted(sorted(listed - indexed), progress):
         name = pack_name(pack)
         try:
             footer = open_footer(storage, name, keys.writer_key)
@@ -83,7 +83,7 @@ def _index_all(
     keys: KeyManager,
     listed: set[PackId],
     damaged: dict[str, str],
-    tally: Progress,
+    progress: Progress,
 ) -> None:
     """Add all packs to an empty index; record in `damaged` those that cannot be read."""
     from castore.store.index.bulk_load import read_footers  # noqa: PLC0415 - most commands do not need it
@@ -93,7 +93,7 @@ def _index_all(
             damaged[pack_name(pack)] = _reason(pack_name(pack), error)
 
     def checked() -> Iterator[tuple[PackId, Footer | Exception]]:
-        packs = _counted(sorted(listed), tally)
+        packs = _counted(sorted(listed), progress)
         for pack, found in read_footers(keys.storage, keys.writer_key, packs):
             try:
                 if not isinstance(found, Exception):
@@ -118,12 +118,12 @@ def _check_sessions(name: str, footer: Footer, keys: KeyManager) -> None:
             raise SignerError(f"{name} is damaged: it holds records of another machine's session")
 
 
-def _counted(packs: list[PackId], tally: Progress) -> Iterator[PackId]:
+def _counted(packs: list[PackId], progress: Progress) -> Iterator[PackId]:
     """Yield packs, and count each after it is processed."""
-    tally.unit, tally.read, tally.total = "pack", 0, len(packs)
+    progress.unit, progress.read, progress.total = "pack", 0, len(packs)
     for pack in packs:
         yield pack
-        tally.read += 1
+        progress.read += 1
 
 
 def sync_generations(

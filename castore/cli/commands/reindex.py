@@ -23,10 +23,10 @@ def reindex(context: CliContext, as_json: bool) -> None:
     from castore.progress import Progress
 
     with context.open_internal() as store:
-        tally = Progress()
+        counters = Progress()
         with watching() as progress:
-            progress("reading packs", tally)
-            store.updater.rebuild(tally)
+            progress("reading packs", counters)
+            store.updater.rebuild(counters)
         count = store.index.count("chunks")
         context.warn_damaged(store)
     if as_json:

@@ -119,7 +119,7 @@ def _programs(given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 def _print_done(done: RollbackResult, seconds: float, *, as_json: bool) -> None:
     """Print what a rollback did."""
-    target, tally = done.generation, done.progress
+    target, counters = done.generation, done.progress
     safety = done.pre_rollback.number if done.pre_rollback is not None else None
     if as_json:
         print_json({
@@ -127,7 +127,7 @@ def _print_done(done: RollbackResult, seconds: float, *, as_json: bool) -> None:
             "number": target.number,
             "safety": safety,
             "parts": list(done.parts),
-            **plain_amounts(tally, seconds),
+            **plain_amounts(counters, seconds),
         })
     elif not done.parts:
         summarize(
@@ -135,7 +135,7 @@ def _print_done(done: RollbackResult, seconds: float, *, as_json: bool) -> None:
         )
     else:
         kept = f"; what it replaced is generation {safety}" if safety else ""
-        much = f"{formatting.count(len(done.parts), 'part')}, {amounts_text(tally, seconds)}"
+        much = f"{formatting.count(len(done.parts), 'part')}, {amounts_text(counters, seconds)}"
         summarize(f"{target.service} is back at generation {target.number}{_of(target)}: {much}{kept}")
 
 

@@ -109,7 +109,10 @@ def read_accounts(query: Query, database: str) -> Accounts:
             continue
         given = {role for name, at, role in members if (name, at) == (user, host) and (role, "") in named}
         kept = default if default in given else ""
-        found.append(Account(user, host, plugin, secret, require, False, tuple(sorted(given)), kept))
+        roles = tuple(sorted(given))
+        found.append(
+            Account(user, host, plugin, secret, require=require, roles=roles, default_role=kept)
+        )
     people = [one for one in found if not one.is_role]
     shown = query(";".join(f"SHOW CREATE USER {one.sql}" for one in people)) if people else []
     locked = {one for one, row in zip(people, shown, strict=True) if row[0].rstrip().endswith("ACCOUNT LOCK")}
