@@ -9,7 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from castore.errors import CastoreError, ProgramError, RevertInterruptedError, UsageError
+from castore.errors import (
+    CastoreError,
+    IdentityError,
+    ProgramError,
+    RevertInterruptedError,
+    UsageError,
+)
 from castore.model.names import short_revision
 from castore.process.runners import run
 from castore.process.signal_shield import DeferInterrupts
@@ -17,11 +23,12 @@ from castore.services.events import event
 from castore.services.hooks import check_health
 from castore.services.revision import current
 from castore.services.rollback.journal import refuse_interrupted
+from castore.services.rollback.plan import read_details
 from castore.services.sources import EngineSource, present_parts, sources_of
 from castore.services.state_revision import state_revision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from castore.model.generation import Generation
     from castore.services.operations import ServiceOperations
@@ -41,6 +48,8 @@ class Guarded:
     """The revision that the state belonged to before it was restored, of each such service."""
     outcome: dict[str, str] = field(default_factory=dict)
     """What was restored, which revision is live, and what is left to do, by service."""
+    unreverted: set[str] = field(default_factory=set)
+    """The services whose state a failed deployment left, and which could not be reverted."""
 
 
 Wanted = Callable[[str, "Generation"], bool]
@@ -78,9 +87,13 @@ def _guard(
     done = Guarded()
     for service in services:
         _refuse_unready(work, service)
+    with _named_identity():
+        work.store.keys.check_identity()
     for service in services:
         done.taken[service] = work.take(service)
         work.note(f"kept {service}@{done.taken[service].number}")
+        with _named_identity():
+            read_details(work.store, done.taken[service])
     try:
         with work.hushed():
             run(command, grace=None)
@@ -110,6 +123,18 @@ def _refuse_unready(work: ServiceOperations, service: str) -> None:
                 source.engine.preflight()
             except CastoreError as error:
                 raise type(error)(f"nothing was deployed: {service}:{name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _named_identity() -> Iterator[None]:
+    """Add to an IdentityError that nothing was deployed, and how to give guard an identity."""
+    try:
+        yield
+    except IdentityError as error:
+        raise IdentityError(
+            f"nothing was deployed, because to revert a failed deployment guard needs an identity: {error} "
+            "(CASTORE_IDENTITY=FILE castore guard ..., or castore guard --identity FILE ...)"
+        ) from error
 
 
 def _configured_now(work: ServiceOperations, service: str) -> str | CastoreError | None:
@@ -207,10 +232,11 @@ def _revert(work: ServiceOperations, services: Sequence[str], done: Guarded) -> 
                 except RevertInterruptedError:
                     raise
                 except CastoreError as error:
+                    _note_unreverted(work, service, done)
                     failed.append(f"{service}: {error}; {_way_back(work, done.taken[service])}")
                 left.pop(0)
             # Services may depend on each other: health is checked after the state of all is restored.
-            found = (_unhealthy(work, service, done.taken[service]) for service in services)
+            found = (_unhealthy(work, service, done) for service in services)
             failed += filter(None, found)
     except (KeyboardInterrupt, RevertInterruptedError):
         raise RevertInterruptedError(_stopped(work, done, undos, left)) from None
@@ -245,6 +271,8 @@ def _stopped(
         taken = done.taken[service]
         begun = work.store.state.has_rollback_journal(service)
         state = "may be inconsistent" if begun else "is that of the deployment"
+        with contextlib.suppress(CastoreError):
+            _note_unreverted(work, service, done)
         remaining.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
         with contextlib.suppress(RevertInterruptedError), event(work.store, "guard", service) as note:
             note.of(taken)
@@ -261,14 +289,31 @@ def _way_back(work: ServiceOperations, taken: Generation) -> str:
     return f"to go back: {first}castore rollback {taken.service} --to {taken.number}"
 
 
-def _unhealthy(work: ServiceOperations, service: str, taken: Generation) -> str:
+def _note_unreverted(work: ServiceOperations, service: str, done: Guarded) -> None:
+    """Record that the state of a service is that of the failed deployment, not of a configured revision.
+
+    Otherwise later generations of it would be filed under the revision from before the deployment, and a
+    rollback to that revision would select them.
+    """
+    done.unreverted.add(service)
+    taken = done.taken[service]
+    noted = work.store.state.live_revision(service)
+    # Another one was noted by a restore: of the revision that the deployment returned to.
+    if taken.revision and noted == taken.revision:
+        work.store.state.set_live_revision(service, f"failed-deployment-after-{taken.number}")
+
+
+def _unhealthy(work: ServiceOperations, service: str, done: Guarded) -> str:
     """Check the health of a service after a revert; return what is wrong, or an empty text."""
     if work.store.state.has_rollback_journal(service):
         return ""
     try:
         check_health(work.of(service))
     except CastoreError as error:
-        return f"{service}: the state of generation {taken.number} is restored, but {error}"
+        number = done.taken[service].number
+        if service in done.unreverted:
+            return f"{service}: the state of generation {number} is not restored, and {error}"
+        return f"{service}: the state of generation {number} is restored, but {error}"
     return ""
 
 

@@ -680,3 +680,66 @@ def test_what_a_killed_drill_left_is_removed_by_the_next(app: App):
     assert set(os.listdir(scratch)) == {*(f"castore-drill-{kind}" for kind in kinds), "other"}
     app.run("drill", "app", "--scratch", str(scratch))
     assert set(os.listdir(scratch)) == {"castore-drill-others__", "other"}
+
+
+def hide_identity(app: App) -> Path:
+    """Move the identity off the machine, and return its path there."""
+    found = json.loads(app.castore("config", "check", "--config", str(app.top / "castore.toml"), "--json").stdout)
+    assert found["checks"]
+    identity = next(Path.home().joinpath(".config/castore").glob("*.identity"))
+    return identity.rename(app.top / "usb.identity")
+
+
+def test_guard_without_an_identity_refuses_before_anything_is_done(app: App):
+    hide_identity(app)
+    refused = app.run("guard", "app", "--", "touch", str(app.top / "deployed"), expect=7)
+    assert "nothing was deployed" in refused.stderr
+    assert "CASTORE_IDENTITY=FILE castore guard" in refused.stderr
+    assert not (app.top / "deployed").exists()
+    assert json.loads(app.run("log", "--json").stdout) == []
+
+
+def test_guard_refuses_an_identity_to_which_the_store_is_not_encrypted(app: App, monkeypatch: pytest.MonkeyPatch):
+    app.castore("key", "new", str(app.top / "other.identity"))
+    monkeypatch.setenv("CASTORE_IDENTITY", str(app.top / "other.identity"))
+    refused = app.run("guard", "app", "--", "touch", str(app.top / "deployed"), expect=7)
+    assert "nothing was deployed" in refused.stderr
+    assert "opens nothing in the store" in refused.stderr
+    assert not (app.top / "deployed").exists()
+
+
+def test_guard_reverts_with_an_identity_from_elsewhere(app: App, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CASTORE_IDENTITY", str(hide_identity(app)))
+    app.run("guard", "app", "--", "sh", "-c", app.deploy.format(app.top) + "; exit 5", expect=9)
+    assert app.state == FIRST
+
+
+def test_a_revert_that_fails_is_not_called_restored_and_its_state_is_of_no_revision(app: App):
+    """`stop` fails after the deployment, so the state cannot be reverted, although `undo` can."""
+    text = (app.top / "castore.toml").read_text()
+    stop = f"test ! -e {app.top}/stuck &&"
+    text = text.replace(f'"echo stop >> {app.top}/hooks"', f'"{stop} echo stop >> {app.top}/hooks"')
+    text = text.replace('health = ["test"', f'health = ["test", "!", "-e", "{app.top}/stuck", "-a"').replace("rm -f {app.top}/broken; ", "")
+    (app.top / "castore.toml").write_text(text)
+    deploy = app.deploy.format(app.top) + f"; touch {app.top}/stuck; exit 5"
+    failed = app.run("guard", "app", "--", "sh", "-c", deploy, expect=1)
+    assert app.state == SECOND
+    assert "the state of generation 1 is not restored" in failed.stderr
+    assert "generation 1 is restored" not in failed.stderr
+    assert os.readlink(app.top / "current") == "one"
+    (app.top / "stuck").unlink()
+    assert json.loads(app.run("revision", "app", "--json").stdout)["state"] != "one"
+    app.run("snapshot", "app")
+    assert json.loads(app.run("show", "app@latest", "--json").stdout)["revision"] == "failed-deployment-after-1"
+    app.run("rollback", "app", "--to", "=one")
+    assert app.state == FIRST
+    assert "as before" in app.run("follow", "app").stdout
+
+
+def test_a_missing_identity_is_a_failed_check_only_if_follow_restores(app: App):
+    hide_identity(app)
+    checked = app.run("config", "check", expect=2)
+    assert "identity: not available; restore, rollback and guard need it, and castore follow, for which app" in checked.stdout
+    app.configure(follow="tell")
+    checked = app.run("config", "check")
+    assert "identity: not available; restore, rollback and guard need it (" in checked.stdout

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.cli.context import CliContext
-    from castore.services.config import Service, TreePart
+    from castore.services.config import Service, Settings, TreePart
 
 
 @click.group(epilog="Example: castore config check")
@@ -137,13 +137,22 @@ def _check_store(context: CliContext, checks: _Checks) -> None:
     with context.open_internal() as store:
         try:
             with identity_files.unasked():
-                store.keys.identity()
+                store.keys.check_identity()
         except CastoreError as error:
-            reason = f"not available; restore and rollback need it ({error})"
-            checks.report("identity", reason, needed=False)
+            following = _following(context.required_settings())
+            users = "restore, rollback and guard need it"
+            if following:
+                users += f", and castore follow, for which {' and '.join(following)} set follow = \"restore\""
+            checks.report("identity", f"not available; {users} ({error})", needed=bool(following))
         else:
             checks.report("identity", None)
         store.check_settings()
+
+
+def _following(settings: Settings) -> list[str]:
+    """Return the services whose state `follow` restores without being asked."""
+    described = {**settings.service, **settings.partial}
+    return [name for name, service in described.items() if service.follow == "restore"]
 
 
 def _check_service(checks: _Checks, name: str, service: Service) -> None:

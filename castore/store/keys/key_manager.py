@@ -12,6 +12,7 @@ from castore.errors import (
     ConfigError,
     DamageError,
     FormatError,
+    IdentityError,
     KeyRotatedError,
     ObjectMissingError,
     UsageError,
@@ -24,7 +25,7 @@ from castore.store.format.names import CONFIGS, ROTATIONS, session_name
 from castore.store.format.rotation import decode_rotation, read_rotation, with_config
 from castore.store.format.session_key import session_numbers
 from castore.store.keys import replicas
-from castore.store.keys.keyring import Keyring
+from castore.store.keys.keyring import Keyring, wrong_identity
 from castore.store.keys.trust import choose
 
 if TYPE_CHECKING:
@@ -144,6 +145,12 @@ class KeyManager:
     def identity(self) -> Identity:
         """Return the identity that opens content. Raises IdentityError."""
         return self._opener.identity.get()
+
+    def check_identity(self) -> None:
+        """Get the identity, and raise IdentityError unless the store is encrypted to it."""
+        identity = self.identity()
+        if all(entry.key != identity.recipient.key for entry in self.config.recipients):
+            raise IdentityError(wrong_identity(self.storage, identity, self.config))
 
     def known_identity(self) -> Identity | None:
         """Return the identity if it was asked for before, else None; never asks."""
