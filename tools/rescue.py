@@ -4,7 +4,7 @@
     rescue.py STORE --identity FILE                        lists the generations
     rescue.py STORE --identity FILE SERVICE NUMBER DEST    restores one: DEST, new or empty, gets its parts
 
-Written from castore/docs/format.md alone, in its terms. Needs zstandard, blake3, and PyNaCl 1.6 or newer.
+Written from castore/docs/format.md alone, in its terms. Needs msgspec, zstandard, blake3, and PyNaCl >= 1.6.
 Exit codes: 2 usage, 5 damage (named on standard error), 6 no such generation, 7 wrong identity.
 """
 
@@ -18,22 +18,22 @@ import sys
 import time
 from collections import namedtuple
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 
 import nacl.bindings as sodium
 import zstandard
 from blake3 import blake3
-from nacl.exceptions import CryptoError
+from msgspec.msgpack import decode as unpack
 
 MIB = 1 << 20
-CHUNK, LIST, INNER, LOST = range(4)  # kinds of references; LOST: to a node that is damaged
-FIFO, DIRECTORY, FILE, SYMLINK, SOCKET = 1, 4, 8, 10, 12
+CHUNK, LIST, INNER = range(3)  # kinds of references
+DIRECTORY, FILE, SYMLINK, DEVICES = 4, 8, 10, {2, 6}
 BASES = (0, 0, 1, 1, 2, 1, 2, 3, 4)  # how many an entry of each codec has
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-TYPES = ((0xDE, dict, 2), (0xDC, list, 2), (0xD9, str, 1), (0xC4, bytes, 1), (0xA0, str, 0), (0x90, list, 0),
-         (0x80, dict, 0))  # first byte, type, bytes of the shortest length # fmt: skip
-Secret = namedtuple("Secret", "id_keys index_key object_key tag_key")
-Record = namedtuple("Record", "pack offset sealed member id plain counter session kind codec bases")
+OBJECT_OR_COPY = r"([1-9]\d*)(\.[0-9a-f]{32})?"
+XCHACHA, AEGIS = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt, sodium.crypto_aead_aegis256_decrypt
+Record = namedtuple("Record", "pack offset sealed member session entry bases")
 Entry = namedtuple("Entry", "name type mode uid gid mtime size content target device link xattrs extents")
 damaged = []
 
@@ -43,526 +43,356 @@ def require(condition, why):
         raise ValueError(why)
 
 
-def say(text, file=sys.stderr):
-    """Print a line; escape what a terminal could interpret."""
+def say(text, file=sys.stderr):  # escapes what a terminal could interpret
     print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=file)
 
 
 @contextmanager
-def reporting(what):
-    """Name the damage that shows in the block, and go on after it."""
+def reporting(what, label="DAMAGE"):
     try:
         yield
-    except Exception as error:  # damaged and hostile bytes raise anything
-        damaged.append(what)
-        say(f"DAMAGE: {os.fsdecode(what)}: {error}")
+    except Exception as error:  # noqa: BLE001 - damaged and hostile bytes raise anything
+        damaged.extend([what] if label == "DAMAGE" else [])
+        say(f"{label}: {os.fsdecode(what)}: {error}")
 
 
-def unpack(stream):
-    """Return the next MessagePack value."""
-    first = stream.read(1)[0]
-    if first < 0x80 or first >= 0xE0:
-        return first if first < 0x80 else first - 256
-    if first in {0xC0, 0xC2, 0xC3}:
-        return {0xC0: None, 0xC2: False, 0xC3: True}[first]
-    if 0xCC <= first <= 0xD3:
-        return int.from_bytes(stream.read(1 << (first & 3)), "big", signed=first >= 0xD0)
-    start, kind, width = next(row for row in TYPES if first >= row[0])
-    count = int.from_bytes(stream.read(width << (first - start)), "big") if width else first - start
-    if kind in {bytes, str}:
-        value = stream.read(count)
-        require(len(value) == count, "MessagePack is cut short")
-        return value if kind is bytes else value.decode()
-    items = [unpack(stream) for _ in range(count * (2 if kind is dict else 1))]
-    return items if kind is list else dict(zip(items[::2], items[1::2], strict=True))
+def derive(material, *contexts):
+    for context in contexts:
+        material = blake3(material, derive_key_context="castore 1 " + context).digest()
+    return material
 
 
-def derive(context, material):
-    return blake3(material, derive_key_context="castore 1 " + context).digest()
-
-
-def derive_secret(secret):
-    """Return the keys that come from a writer secret."""
-    id_keys, index_key = (derive("chunk id", secret), derive("node id", secret)), derive("index", secret)
-    return Secret(id_keys, index_key, derive("objects", index_key), derive("tag", index_key))
-
-
-def decrypt(key, ciphertext, associated_data):
-    nonce, sealed = ciphertext[:24], ciphertext[24:]
-    return sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, associated_data, nonce, key)
-
-
-def open_signed_record(plaintext, associated_data):
-    """Return the record, as a stream, and its signer."""
+def verify(plaintext, associated_data):
     signed = struct.pack("<I", len(associated_data)) + associated_data + plaintext[96:]
-    sodium.crypto_sign_open(plaintext[32:96] + derive("signed", signed), plaintext[:32])
-    return io.BytesIO(plaintext[96:]), plaintext[:32]
+    sodium.crypto_sign_open(plaintext[32:96] + derive(signed, "signed"), plaintext[:32])
+    return plaintext[96:], plaintext[:32]
 
 
 def read_identity(path):
-    """Return the identity in a file; ask for the passphrase if it is locked."""
     with open(path, encoding="utf-8-sig") as file:
         text = "".join(re.sub(r"[\s-]", "", line) for line in file if not line.startswith("#"))
     match = re.fullmatch("castore(identity|locked)([a-z2-7]+)", text.lower())
     require(match, "it holds no castore-identity-... or castore-locked-...")
     data = base64.b32decode(match[2].upper() + "=" * (-len(match[2]) % 8))
-    check = blake3(f"castore-{match[1]}-".encode() + data[:-4]).digest()[:4]
-    require(check == data[-4:], "a character is wrong")
+    require(blake3(f"castore-{match[1]}-".encode() + data[:-4]).digest()[:4] == data[-4:], "it is mistyped")
     if match[1] == "identity":
         return data[:-4]
-    salt, operations, kib, sealed = struct.unpack("<16sII72s", data[:-4])
+    salt, operations, kib, nonce, sealed = struct.unpack("<16sII24s48s", data[:-4])
     phrase, argon2 = getpass.getpass("Passphrase: ").encode(), sodium.crypto_pwhash_ALG_ARGON2ID13
     key = sodium.crypto_pwhash_alg(32, phrase, salt, operations, kib * 1024, argon2)
-    with suppress(CryptoError):
-        return decrypt(key, sealed, b"")
-    raise ValueError("the passphrase is wrong")
+    return XCHACHA(sealed, b"", nonce, key)
 
 
-def decompress(frame, limit, **options):
+@lru_cache(maxsize=8)  # consecutive chunks are in one delta group
+def decompress(frame, limit, base=b""):
     require(zstandard.frame_content_size(frame) <= limit, "a zstd frame is too long")
-    return zstandard.ZstdDecompressor(**options).decompress(frame, max_output_size=limit)
+    raw = zstandard.ZstdCompressionDict(base, zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdDecompressor(dict_data=raw).decompress(frame, max_output_size=limit)
 
 
-def read_number(stream, shift=0):
-    """Read a number of 7 bits a byte, of at most 5 bytes."""
-    require(shift < 35, "a number in a delta is too long")
+def read_number(stream):
     byte = stream.read(1)[0]
-    return (byte & 127) << shift | (read_number(stream, shift + 7) if byte > 127 else 0)
+    return byte & 127 | (read_number(stream) << 7 if byte > 127 else 0)
 
 
-def apply_delta(streams, member, base, plain):
-    """Make a plaintext from a base. member: in a delta group; None: the streams of this delta are one."""
+def apply_delta(streams, member, base, plain):  # member: in a delta group; None: all streams are one
     lengths, counts, moves, literals = streams
     for _ in range(member or 0):
         literals.seek(read_number(lengths), os.SEEK_CUR)
         while read_number(counts):
             read_number(moves)
             literals.seek(read_number(lengths), os.SEEK_CUR)
-    made, position = bytearray(), 0
-    while True:
-        length = read_number(lengths)
-        made += literals.read(length)
-        if len(made) >= plain:
-            return bytes(made)
+    length, position = read_number(lengths), 0
+    made = bytearray(literals.read(length))
+    while len(made) < plain:
         count, move = read_number(counts), read_number(moves)
         position += (move >> 1 ^ -(move & 1)) + (0 if member is None else length)
         require(0 <= position <= len(base) - count, "a delta copies what its base does not have")
-        made += base[position : position + count]
+        length = read_number(lengths)
+        made += base[position : position + count] + literals.read(length)
         position += count
+    return bytes(made)
 
 
-class Store:
-    """Opens and checks the objects of a store: sections 1 to 4 and 6."""
+class Stream:
+    def __init__(self, chunks):
+        self.chunks, self.data, self.is_lost = chunks, b"", False
 
+    def read(self, count):  # yields the next bytes in pieces, and whether zeros replace them
+        while count > 0:
+            if not self.data:
+                self.data, self.is_lost = next(self.chunks, (bytes(MIB), True))
+            piece, self.data = self.data[:count], self.data[count:]
+            count -= len(piece)
+            yield piece, self.is_lost
+
+    def save(self, path, size, extents):
+        lost = 0
+        with open(os.path.basename(path), "xb") as file:
+            file.truncate(size)
+            for offset, count in extents:
+                file.seek(offset)
+                for piece, is_lost in self.read(count):
+                    file.write(piece)
+                    lost += len(piece) if is_lost else 0
+        with reporting(path):
+            require(not lost, f"{lost} bytes are lost, zeros replace them")
+
+
+class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts: section 5
     def __init__(self, path, identity):
-        self.path, self.index, self.recent, self.sessions = path, {}, {}, {}
-        self.keys = sodium.crypto_scalarmult_base(identity), identity
-        _, self.admins, self.store_id, self.config, secret = self.accept_config()
+        self.path, self.keys = os.path.abspath(path), (sodium.crypto_scalarmult_base(identity), identity)
+        self.sessions, self.generations, self.index, self.accepted, self.newest = {}, {}, {}, None, None
+        self.pins = self.own = {sodium.crypto_sign_seed_keypair(derive(identity, "admin"))[0]}
+        self.read_folder("config", OBJECT_OR_COPY, self.add_config, "passed over")
+        require(self.newest, f"{path} has no config/ that opens with this identity")
+        signer, self.admins, self.store_id, self.config, secret = self.accepted or self.newest
+        if not self.accepted:
+            key = base64.b32encode(signer + blake3(b"castore-admin-" + signer).digest()[:4]).decode().lower()
+            say(f"NOT VERIFIED: the configuration is signed by castore-admin-{key.rstrip('=')}")
         self.writers = {writer[0]: writer for writer in self.config["writers"]}
-        self.secrets = [secret, *map(derive_secret, reversed(self.config["previous_secrets"]))]
-        self.listed = None
+        self.secrets = [secret, *reversed(self.config["previous_secrets"])]
+        self.id_keys = [[derive(one, kind) for one in self.secrets] for kind in ("chunk id", "node id")]
+        self.listed = None if self.config["rotation"] else {}
+        self.read_folder("rotations", OBJECT_OR_COPY, self.add_rotation, "passed over")
         with reporting(f"rotations/{self.config['rotation']}"):
-            self.listed = self.read_rotation(self.config["rotation"]) if self.config["rotation"] else {}
+            require(self.listed is not None, "lost: objects under a previous secret are not compared with it")
+        self.read_folder("generations", r"[0-9a-f]{16}-\d{10}", self.add_generation)
 
-    def names(self, folder, pattern):
-        """Return the matches of the names in a folder, the highest number last."""
-        folder = os.path.join(self.path, folder)
-        names = os.listdir(folder) if os.path.isdir(folder) else ()
-        matches = [match for match in (re.fullmatch(pattern, name) for name in names) if match]
-        return sorted(matches, key=lambda match: (len(match[0]), match[0]))
+    def read_folder(self, folder, pattern, add, label="DAMAGE"):  # in order of numbers
+        path = os.path.join(self.path, folder)
+        matches = [re.fullmatch(pattern, name) for name in (os.listdir(path) if os.path.isdir(path) else ())]
+        for match in sorted(filter(None, matches), key=lambda match: [(len(x), x) for x in match.groups("")]):
+            with reporting(f"{folder}/{match[0]}", label):
+                add(f"{folder}/{match[0]}", *match.groups())
 
-    def read(self, name, offset=0, length=-1):
-        """Return bytes of an object whose size and header are right."""
-        folder, path = name.split("/")[0], os.path.join(self.path, name)
-        limit = (64 if folder == "packs" else 256) * MIB
-        require(os.path.isfile(path) and os.path.getsize(path) <= limit, "it is too large, or missing")
-        header = b"castore" + folder[:1].encode() + b"\1\0" + bytes(6)
-        with open(path, "rb") as file:
+    def read(self, name, offset=0, length=256 * MIB):
+        with open(os.path.join(self.path, name), "rb") as file:
+            header = b"castore" + name[:1].encode() + b"\1\0" + bytes(6)
             require(file.read(16) == header, "its header is damaged")
             file.seek(offset)
             return file.read(length)
 
-    def accept_config(self):
-        """Open the newest configuration whose signer is pinned or, without such a one, the newest."""
-        own = {sodium.crypto_sign_seed_keypair(derive("admin", self.keys[1]))[0]}
-        pins, accepted, newest = own, None, None
-        names = self.names("config", r"([1-9]\d*)(\.[0-9a-f]{32})?")
-        for match in sorted(names, key=lambda match: int(match[1])):
-            try:
-                newest = self.open_config(b"config/" + match[1].encode(), self.read("config/" + match[0]))
-                if newest[0] in pins & newest[1]:
-                    accepted, pins = newest, own | newest[1]
-            except Exception as error:
-                say(f"config/{match[0]} is passed over: {error}")
-        require(newest, f"{self.path} has no config/ that opens with this identity")
-        if not accepted:
-            check = blake3(b"castore-admin-" + newest[0]).digest()[:4]
-            key = "castore-admin-" + base64.b32encode(newest[0] + check).decode().lower().rstrip("=")
-            signer = key if newest[0] in newest[1] else "the machine that made the store, and by no admin"
-            say(f"NOT VERIFIED: the configuration is signed by {signer}")
-        require((accepted or newest)[3]["version"] == 1, "the store is of another version")
-        return accepted or newest
-
-    def open_config(self, name, data):
-        """Return signer, admins, store id, record, and secret."""
+    def add_config(self, name, number, _):
+        data = self.read(name)
         opened, end = b"", 34 + 96 * int.from_bytes(data[32:34], "little")
         for start in range(34, end, 96):
-            with suppress(CryptoError):
+            with suppress(Exception):
                 opened = opened or sodium.crypto_box_seal_open(data[start : start + 96], *self.keys)
         require(opened[:16] == data[16:32], "it is not sealed to this identity")
-        secret, associated_data = derive_secret(opened[16:]), name + data[:end]
-        plaintext = decrypt(secret.object_key, data[end:], associated_data)
-        record, signer = open_signed_record(plaintext, associated_data)
+        self.secrets, associated_data = [opened[16:]], f"config/{number}".encode() + data[:end]
+        record, signer = verify(self.decrypt(data[end:], associated_data)[0], associated_data)
         config = unpack(record)
         admins = {admin[0] for admin in config["admins"]}
-        require(signer in (admins or {writer[0] for writer in config["writers"]}), "its signer is unknown")
-        return signer, admins, data[16:32], config, secret
+        self.newest = signer, admins, data[16:32], config, opened[16:]
+        if signer in self.pins & admins:
+            self.accepted, self.pins = self.newest, self.own | admins
 
-    def read_rotation(self, number):
-        """Return the hashes, by name, of the objects that are accepted under previous secrets."""
-        for match in self.names("rotations", rf"{number}(\.[0-9a-f]{{32}})?"):
-            with suppress(Exception):
-                data = self.read("rotations/" + match[0])
-                require(blake3(data).digest() == self.config["rotation_hash"], "its hash is another")
-                associated_data = b"rotations/%d" % number + self.store_id + data[:16]
-                plaintext = decrypt(self.secrets[0].object_key, data[16:], associated_data)
-                rotation = unpack(io.BytesIO(plaintext))
-                packs = struct.iter_unpack("32s", rotation["packs"])
-                return {f"packs/{pack.hex()}": pack for (pack,) in packs} | rotation["objects"]
-        raise ValueError("it is lost: what is under a previous writer secret is used without this check")
+    def add_rotation(self, name, number, _):
+        data = self.read(name)
+        require(blake3(data).digest() == self.config["rotation_hash"], "the configuration names another")
+        associated_data = f"rotations/{number}".encode() + self.store_id + data[:16]
+        rotation = unpack(self.decrypt(data[16:], associated_data)[0])
+        packs = struct.iter_unpack("32s", rotation["packs"])
+        self.listed = {f"packs/{pack.hex()}": pack for (pack,) in packs} | rotation["objects"]
 
     def decrypt(self, ciphertext, associated_data):
-        """Return the plaintext, and the secret whose object key opens it."""
         for secret in self.secrets:
-            with suppress(CryptoError):
-                return decrypt(secret.object_key, ciphertext, associated_data), secret
+            with suppress(Exception):
+                key = derive(secret, "index", "objects")
+                return XCHACHA(ciphertext[24:], associated_data, ciphertext[:24], key), secret
         raise ValueError("it does not decrypt")
 
-    def open_signed(self, name, ciphertext, associated_data):
-        """Return the record of an accepted signer, the signer, and the secret."""
-        plaintext, secret = self.decrypt(ciphertext, associated_data)
-        previous = secret is not self.secrets[0]
+    def open(self, name, data, clear=16, label=None):  # returns record, signer, and writer secret
+        associated_data = (label or name).encode() + self.store_id + data[:clear]
+        plaintext, secret = self.decrypt(data[clear:], associated_data)
+        record, signer = verify(plaintext, associated_data)
+        previous = secret != self.secrets[0]
         if previous and self.listed is not None:
-            listed = self.listed.get(name) == blake3(self.read(name)).digest()
-            require(listed, "it is under a previous writer secret, and not listed")
-        record, signer = open_signed_record(plaintext, associated_data)
-        writer = self.writers.get(signer)
-        valid = signer in self.admins or (writer and (previous or not writer[5]))
-        valid = valid or (previous and signer in self.config["previous_admins"])
-        require(valid, "its signer is not accepted")
+            require(self.listed.get(name) == blake3(self.read(name)).digest(), "it is not listed")
+        accepted = self.admins | {key for key, writer in self.writers.items() if previous or not writer[5]}
+        former = previous and signer in self.config["previous_admins"]
+        require(former or signer in accepted, "its signer is not accepted")
         return record, signer, secret
 
-    def open_object(self, name, clear=16):
-        """Return the map that an object holds after the bytes in clear, its signer, and its secret."""
-        data = self.read(name)
-        associated_data = name.encode() + self.store_id + data[:clear]
-        record, signer, secret = self.open_signed(name, data[clear:], associated_data)
-        fields = unpack(record)
-        require(fields["version"] == 1, "it is of another version")
-        return fields, signer, secret
+    def add_session(self, name, session, number):
+        record, signer, secret = self.open(name, self.read(name), 32)
+        fields, session = unpack(record), bytes.fromhex(session)
+        require((fields["writer"], number) == (signer, "0") or signer not in self.writers, "another writer")
+        opened = sodium.crypto_box_seal_open(dict(fields["sealed_keys"])[self.keys[0]], *self.keys)
+        node_key = fields.get("node_key") or derive(derive(secret, "index") + session, "nodes")
+        self.sessions[session] = fields["cipher"], (opened[16:], node_key)
 
-    def open_sessions(self):
-        for match in self.names("sessions", r"([0-9a-f]{32})\.(0|[1-9]\d*)"):
-            with reporting("sessions/" + match[0]):
-                session = bytes.fromhex(match[1])
-                fields, signer, secret = self.open_object("sessions/" + match[0], 32)
-                first = fields["writer"] == signer and match[2] == "0"
-                require(first or signer not in self.writers, "its signer is not its writer")
-                opened = sodium.crypto_box_seal_open(dict(fields["sealed_keys"])[self.keys[0]], *self.keys)
-                require(opened[:16] == session, "its key is another's")
-                node_key = fields.get("node_key") or derive("nodes", secret.index_key + session)
-                self.sessions[session] = fields["writer"], fields["cipher"], (opened[16:], node_key)
+    def add_generation(self, name):
+        record, signer, secret = self.open(name, self.read(name))
+        generation, writer = unpack(record), self.writers.get(signer)
+        tag = blake3(generation["service"].encode(), key=derive(secret, "index", "tag")).hexdigest()[:16]
+        require(name == f"generations/{tag}-{generation['number']:010}", "its name is another's")
+        require(not writer or generation["host"] in (writer[2], *writer[7]), "its host is another's")
+        self.generations[generation["service"], str(generation["number"])] = generation
 
-    def generations(self):
-        """Return the accepted generations by service and number."""
-        found = {}
-        for match in self.names("generations", r"([0-9a-f]{16})-(\d{10})"):
-            with reporting("generations/" + match[0]):
-                generation, signer, secret = self.open_object("generations/" + match[0])
-                tag = blake3(generation["service"].encode(), key=secret.tag_key).hexdigest()[:16]
-                require((tag, generation["number"]) == (match[1], int(match[2])), "its name is another's")
-                writer = self.writers.get(signer)
-                own = not writer or generation["host"] in (writer[2], *writer[7])
-                require(own and generation["host_id"] == signer.hex(), "its host is another's")
-                names = [part["name"] for part in generation["parts"]]
-                valid = len({*names}) == len(names) and all(map(NAME.fullmatch, names))
-                require(valid, "the names of its parts are not valid")
-                found[generation["service"], generation["number"]] = generation
-        return found
-
-    def index_pack(self, pack):
-        """Add the records of a pack to the index."""
-        end = os.path.getsize(os.path.join(self.path, pack)) - 48
-        head = self.store_id + self.read(pack, 0, 32)
-        length, count = struct.unpack("<II", self.decrypt(self.read(pack, end), b"trailer" + head)[0])
-        end -= length
-        footer, signer, _ = self.open_signed(pack, self.read(pack, end, length), b"footer" + head)
+    def add_pack(self, name):
+        end, head = os.path.getsize(os.path.join(self.path, name)) - 48, self.read(name, 0, 32)
+        trailer, _ = self.decrypt(self.read(name, end), b"trailer" + self.store_id + head)
+        length, count = struct.unpack("<II", trailer)
+        record, _, _ = self.open(name, head + self.read(name, end - length, length), 32, "footer")
+        footer, offset, sealed, member = io.BytesIO(record), 32, 0, 0
         sessions = [footer.read(16) for _ in range(int.from_bytes(footer.read(2), "little"))]
-        writers = {self.sessions[session][0] for session in sessions if session in self.sessions}
-        maintains = signer not in self.writers or "maintain" in self.writers[signer][4]
-        require(maintains or writers <= {signer}, "a machine may only add to its own sessions")
-        entries, offset, sealed, member = footer.read(48 * count), 32, 0, 0
-        for id_, new, plain, counter, session, kind, codec in struct.iter_unpack("<32sIIIHBB", entries):
+        for entry in struct.iter_unpack("<32sIIIHBB", footer.read(48 * count)):
+            identifier, new, _, _, session, kind, codec = entry
             offset, sealed, member = (offset + sealed, new, 0) if new else (offset, sealed, member + 1)
-            bases = tuple(footer.read(32) for _ in range(BASES[codec]))
-            require(plain <= 32 * MIB and 16 < sealed <= end - offset, "an entry's length is wrong")
-            place = pack, offset, sealed, member
-            record = Record(*place, id_, plain, counter, sessions[session], kind, codec, bases)
-            self.index.setdefault((kind, id_), []).append(record)
+            bases = [footer.read(32) for _ in range(BASES[codec])]
+            record = Record(name, offset, sealed, member, sessions[session], entry, bases)
+            self.index.setdefault((kind, identifier), []).append(record)
 
     def open_record(self, record, base):
-        """Return the plaintext of a record, made from its bases, joined."""
-        ids = b"".join(record.bases)
-        ids = ids if len(ids) < 64 else blake3(ids).digest()
-        fields = (record.id, ids, record.plain) if record.codec < 5 else (b"", b"", 0)
-        fields += record.kind, min(record.codec, 5)
+        identifier, _, plain, counter, _, kind, codec = record.entry
+        require(plain <= 32 * MIB and record.session in self.sessions, "its session does not open")
+        cipher, keys = self.sessions[record.session]
+        bases = blake3(b"".join(record.bases)).digest() if codec == 4 else b"".join(record.bases)
+        fields = (identifier, bases, plain, kind, codec) if codec < 5 else (b"", b"", 0, 0, 5)
         associated_data = self.store_id + struct.pack("<32s32sIBBxx", *fields)
-        require(record.session in self.sessions, "its session does not open")
-        _, cipher, keys = self.sessions[record.session]
         data = self.read(record.pack, record.offset, record.sealed)
-        nonce, key = struct.pack("<Q", record.counter) + data[:16], keys[record.kind]
-        if cipher == 1:
-            payload = sodium.crypto_aead_aegis256_decrypt(data[16:], associated_data, nonce + bytes(8), key)
-        else:
-            payload = decrypt(key, nonce + data[16:], associated_data)
-        if record.codec < 3:
-            raw = zstandard.ZstdCompressionDict(base, zstandard.DICT_TYPE_RAWCONTENT) if base else None
-            return decompress(payload, record.plain, dict_data=raw) if record.codec else payload
-        if record.codec < 5:
-            delta = io.BytesIO(decompress(payload, 2 * record.plain + 64))
-            return apply_delta([delta] * 4, None, base, record.plain)
+        opener, layout = (AEGIS, "<Q16s8x") if cipher == 1 else (XCHACHA, "<Q16s")
+        payload = opener(data[16:], associated_data, struct.pack(layout, counter, data), keys[kind])
+        if codec < 3:
+            return decompress(payload, plain, base) if codec else payload
+        if codec < 5:
+            return apply_delta([io.BytesIO(decompress(payload, 2 * plain + 64))] * 4, None, base, plain)
         starts = [*accumulate((12, *struct.unpack_from("<III", payload))), len(payload)]
-        frames = [payload[start:end] for start, end in pairwise(starts)]
-        require(sum(map(zstandard.frame_content_size, frames)) <= 32 * MIB, "a delta group is too long")
-        streams = [io.BytesIO(decompress(frame, 32 * MIB)) for frame in frames]
-        return apply_delta(streams, record.member, base, record.plain)
+        streams = [io.BytesIO(decompress(payload[start:end], 32 * MIB)) for start, end in pairwise(starts)]
+        return apply_delta(streams, record.member, base, plain)
 
-    def get(self, kind, identifier, above=()):
-        """Return the plaintext of a chunk (kind 0) or node (1), from its first copy that is intact."""
-        if identifier in self.recent:
-            return self.recent[identifier]
-        self.opened, reason = self.opened + 1 if above else 1, "no pack has it"
-        require(len(above) <= 8 and self.opened <= 1024, "it depends on too many records")
+    def get(self, kind, identifier, depth=0):  # returns the first copy that is intact, or None
+        self.opened = self.opened + 1 if depth else 1
+        require(depth <= 8 and self.opened <= 1024, "it depends on too many records")
         for record in self.index.get((kind, identifier), ()):
-            try:
-                require(record not in above, "it depends on itself")
-                base = b"".join(self.get(kind, base, (*above, record)) for base in record.bases)
-                plaintext = self.open_record(record, base)
-                ids = [blake3(plaintext, key=secret.id_keys[kind]).digest() for secret in self.secrets]
-                require(len(plaintext) == record.plain and identifier in ids, "its id or length is another")
-                self.recent = dict([*self.recent.items(), (identifier, plaintext)][-8:])
+            with reporting(f"a record in {record.pack}", "PASSED OVER"):
+                bases = [self.get(kind, base, depth + 1) for base in record.bases]
+                require(None not in bases, "its base is lost")
+                plaintext = self.open_record(record, b"".join(bases))
+                ids = [blake3(plaintext, key=key).digest() for key in self.id_keys[kind]]
+                require(identifier in ids, "its id is another")
                 return plaintext
-            except Exception as error:
-                reason = error
-        raise ValueError(reason)
+        return None
 
-    def references(self, kind, identifier, size):
-        """Yield the references of a list, or the one to a chunk; for a damaged node (LOST, reason, size)."""
+    def references(self, kind, identifier, size):  # of a list, or the one to a chunk; INNER is to a lost node
         todo = [(INNER if kind == LIST else kind, identifier, size)]
         while todo:
             kind, identifier, size = todo.pop()
-            if kind != INNER:
-                yield kind, identifier, size
-                continue
-            try:
-                pairs = struct.iter_unpack("<32sQ", self.get(1, identifier))
-                below = [(top >> 56, inner, top & (1 << 56) - 1) for inner, top in pairs]
-                sizes = [length for _, _, length in below]
-                require(all(sizes) and sum(sizes) == size, "a node has another size")
+            node = self.get(1, identifier) if kind == INNER and size else None
+            if node:
+                below = [(top >> 56, id_, top % (1 << 56)) for id_, top in struct.iter_unpack("<32sQ", node)]
+                require(sum(length for _, _, length in below) == size, "a node has another size")
                 todo += reversed(below)
-            except Exception as error:
-                yield LOST, error, size
-
-
-class Stream:
-    """The bytes of a stream, in order."""
-
-    def __init__(self, store, reference):
-        self.store, self.at, self.left, self.reason = store, 0, 0, None
-        self.average = store.config["average_chunk_size"]
-        self.references = islice(store.references(*reference), 16 + reference[2] * 16 // self.average)
-
-    def copy(self, count, file):
-        """Write the next bytes to a file, with zeros for lost ones; return how many are lost."""
-        lost, end = 0, self.at + count
-        while self.at < end:
-            if not self.left:
-                none = LOST, "it has too many chunks, or not enough", end - self.at
-                kind, identifier, self.left = next(self.references, none)
-                try:
-                    require(kind == CHUNK and self.left <= 8 * self.average, identifier)
-                    self.data = memoryview(self.store.get(0, identifier))
-                    require(len(self.data) == self.left, "a chunk has another length")
-                except Exception as error:
-                    self.data, self.reason = None, error
-            length = min(self.left, end - self.at)
-            if self.data is None:
-                lost += length
-                file.seek(length, os.SEEK_CUR)
             else:
-                file.write(self.data[-self.left :][:length])
-            self.at, self.left = self.at + length, self.left - length
-        return lost
+                yield kind, identifier, size
 
+    def chunks(self, reference):  # yields the data of a stream, and whether zeros replace it
+        average = self.config["average_chunk_size"]
+        for kind, identifier, size in islice(self.references(*reference), 16 + reference[2] * 16 // average):
+            data = self.get(CHUNK, identifier) if kind == CHUNK and size <= 8 * average else None
+            if data and len(data) == size:
+                yield memoryview(data), False
+            else:
+                yield from ((bytes(min(MIB, size - done)), True) for done in range(0, size, MIB))
 
-class Restore:
-    """Restores the parts of a generation: section 5."""
+    def list(self):
+        for one in sorted(self.generations.values(), key=lambda one: (one["service"], one["number"])):
+            moment = time.strftime("%F %T", time.gmtime(one["time"] // 10**9))
+            parts = [f"{part['name']} ({part['kind']}, {part['size']} bytes)" for part in one["parts"]]
+            about = f"{one['service']} {one['number']}  {moment}  {one['revision'] or '-'}  {one['host']}"
+            say(f"{about}  {', '.join(parts)}", sys.stdout)
 
-    def __init__(self, store, dest, part):
-        self.store, self.dest, self.part, self.links = store, dest, part, {}
-        self.root, self.directories = os.geteuid() == 0, 0
+    def restore(self, service, number, dest):
+        if (service, number) not in self.generations:
+            say(f"there is no generation {number} of {service}")
+            return 5 if damaged else 6
+        with reporting(dest, "cannot restore into"):
+            os.makedirs(dest, exist_ok=True)
+            os.chdir(dest)
+            require(not os.listdir(), "it is not empty")
+            self.read_folder("sessions", r"([0-9a-f]{32})\.(0|[1-9]\d*)", self.add_session)
+            self.read_folder("packs", "[0-9a-f]{64}", self.add_pack)
+            for part in self.generations[service, number]["parts"]:
+                with reporting(part["name"]):
+                    self.part, self.links, self.directories, root = part, {}, 0, part["root"] or (0, b"", 0)
+                    require(NAME.fullmatch(part["name"]), "its name is hostile")
+                    if part["kind"] == "tree":
+                        self.restore_directory(b"", root)
+                    else:
+                        Stream(self.chunks(root)).save(part["name"], root[2], [(0, root[2])])
+            if os.geteuid():
+                say("owners are left out: only root can set them")
+            return 0
+        return 2
 
-    def read_entries(self, path, reference):
-        """Return the entries of a directory; the top directory is named as its part."""
-        stream, frames, entries, last = Stream(self.store, reference), io.BytesIO(), [], b""
-        require(reference[2] <= 256 * MIB, "it has too many entries")
-        require(not stream.copy(reference[2], frames), f"its entries are lost: {stream.reason}")
-        frames.seek(0)
-        owners = unpack(io.BytesIO(frames.read(int.from_bytes(frames.read(4), "little"))))
-        require(owners[0] == 1, "it is of another version")
-        while head := frames.read(4):
-            *fields, extra = unpack(io.BytesIO(frames.read(int.from_bytes(head, "little"))))[:9]
-            entry = Entry(*fields, *extra[:5])
-            if not path:
-                require(entry.name == b"" and entry.type == DIRECTORY, "the root of the tree is wrong")
-                entry = entry._replace(name=self.part["name"].encode())
-            require(not {*b"/\0"} & {*entry.name} and entry.name not in {b".", b".."}, "a name is hostile")
-            require(entry.name > last, "its entries are not in order")
-            require(entry.content != 1 or 0 < entry.size <= MIB, "a small file is too large")
-            last = entry.name
-            entries.append(entry)
-        return entries
-
-    def restore_directory(self, folder, path, reference):
-        """Restore what a directory holds into an open one."""
+    def restore_directory(self, path, reference):
         self.directories += 1
         require(self.directories <= self.part["files"] + 2, "the tree has too many directories")
-        references = list(islice(self.store.references(*reference), self.part["files"] + 3))
-        lost = [reason for kind, reason, _ in references if kind == LOST]
-        require(not lost, f"its node is damaged: {lost and lost[0]}")
-        entries = self.read_entries(path, references[0])
-        small_size, end = sum(entry.size for entry in entries if entry.content == 1), 0
-        expected = 1 + bool(small_size) + sum(entry.content == 2 for entry in entries)
-        require(len(references) == expected, "it has too many references, or not enough")
-        below = iter(references[1:])
-        small = next(below) if small_size else (CHUNK, b"", 0)
-        if small[2] != small_size:
-            small = LOST, "the small-file stream has another length", small_size
-        small = Stream(self.store, small)
+        references = list(islice(self.references(*reference), self.part["files"] + 3))
+        require(all(kind != INNER for kind, _, _ in references), "a node of it is lost")
+        require(references[0][2] <= 256 * MIB, "it has too many entries")
+        pieces = [*Stream(self.chunks(references[0])).read(references[0][2])]
+        require(not any(is_lost for _, is_lost in pieces), "its entries are lost")
+        frames, entries = io.BytesIO(b"".join(piece for piece, _ in pieces)), []
+        while head := frames.read(4):
+            entries.append(unpack(frames.read(int.from_bytes(head, "little"))))
+        entries = [Entry(*entry[:8], *entry[8][:5]) for entry in entries[1:]]
+        below, small_size = iter(references[1:]), sum(entry.size for entry in entries if entry.content == 1)
+        small = Stream(self.chunks(next(below)) if small_size else iter(()))
         for entry in sorted(entries, key=lambda entry: entry.type == DIRECTORY):
             reference = next(below) if entry.content == 2 else None
-            with reporting(os.path.join(path, entry.name)):
-                small.copy(end - small.at, io.BytesIO())  # what a hard link, or a failure, has left
-                end += entry.size if entry.content == 1 else 0
-                self.restore_entry(folder, os.path.join(path, entry.name), entry, reference, small)
+            data = iter([*small.read(min(entry.size, MIB) if entry.content == 1 else 0)])
+            name = entry.name if path else self.part["name"].encode()
+            label = "LEFT OUT" if entry.type in DEVICES and os.geteuid() else "DAMAGE"
+            with reporting(os.path.join(path, name), label):
+                require(not {*b"/\0"} & {*name} and name not in {b"", b".", b".."}, "its name is hostile")
+                self.restore_entry(os.path.join(path, name), entry._replace(name=name), reference, data)
 
-    def restore_entry(self, folder, path, entry, reference, small):
-        """Create what an entry describes; its content is what `reference` names, or the next small file."""
+    def restore_entry(self, path, entry, reference, data):  # the content: what `reference` names, or data
         first = self.links.setdefault(tuple(entry.link), path) if entry.link else path
         with suppress(OSError):
             if first != path:
-                os.link(first, entry.name, src_dir_fd=self.dest, dst_dir_fd=folder, follow_symlinks=False)
+                os.link(b"../" * path.count(b"/") + first, entry.name, follow_symlinks=False)
                 return
         if entry.type == DIRECTORY:
-            os.mkdir(entry.name, 0o700, dir_fd=folder)
-            inner = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.mkdir(entry.name)
+            os.chdir(entry.name)
             with reporting(path):
                 if reference:
-                    self.restore_directory(inner, path, reference)
-            os.close(inner)
+                    self.restore_directory(path, reference)
+            os.chdir("..")
         elif entry.type == FILE:
-            extents = entry.extents or ([(0, entry.size)] if entry.content else [])
-            length = sum(count for _, count in extents)
-            require(not reference or reference[2] == length, "its stream has another length")
-            stream = Stream(self.store, reference) if reference else small
-            write_file(folder, path, entry.name, entry.size, extents, stream)
+            stream = Stream(self.chunks(reference) if reference else data)
+            stream.save(path, entry.size, entry.extents or [(0, entry.size if entry.content else 0)])
         elif entry.type == SYMLINK:
-            os.symlink(entry.target, entry.name, dir_fd=folder)
-        elif entry.type in {FIFO, SOCKET} or self.root:
-            os.mknod(entry.name, entry.type << 12 | 0o600, entry.device, dir_fd=folder)
+            os.symlink(entry.target, entry.name)
         else:
-            say(f"{os.fsdecode(path)}: left out: only root can make a device")
-            return
-        self.set_metadata(folder, path, entry)
-
-    def set_metadata(self, folder, path, entry):
-        if self.root:
-            os.chown(entry.name, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=False)
+            os.mknod(entry.name, entry.type << 12 | 0o600, entry.device)
+        if not os.geteuid():
+            os.chown(entry.name, entry.uid, entry.gid, follow_symlinks=False)
         for name, value in entry.xattrs:
-            try:
-                os.setxattr(b"/proc/self/fd/%d/%s" % (folder, entry.name), name, value, follow_symlinks=False)
-            except OSError as error:
-                say(f"{os.fsdecode(path)}: the attribute {name} is left out: {error}")
+            with reporting(path, f"the attribute {name} is left out"):
+                os.setxattr(entry.name, name, value, follow_symlinks=False)
         if entry.type != SYMLINK:
-            set_id = self.root or entry.uid == os.geteuid()
-            os.chmod(entry.name, entry.mode & (0o7777 if set_id else 0o1777), dir_fd=folder)
-        os.utime(entry.name, ns=(entry.mtime, entry.mtime), dir_fd=folder, follow_symlinks=False)
-
-
-def write_file(folder, path, name, size, extents, stream):
-    """Create a file; its data is the next of the stream, zeros where that is lost."""
-    flags, lost = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0
-    with open(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
-        file.truncate(size)
-        for offset, count in extents:
-            file.seek(offset)
-            lost += stream.copy(count, file)
-    with reporting(path):
-        require(not lost, f"{lost} bytes are lost, zeros replace them: {lost and stream.reason}")
-
-
-def list_generations(store):
-    for (service, number), generation in sorted(store.generations().items()):
-        moment = time.strftime("%F %T", time.gmtime(generation["time"] // 10**9))
-        revision, host = generation["revision"] or "-", generation["host"]
-        parts = [f"{part['name']} ({part['kind']}, {part['size']} bytes)" for part in generation["parts"]]
-        say(f"{service} {number}  {moment}  {revision}  {host}  {', '.join(parts)}", sys.stdout)
-    return 5 if damaged else 0
-
-
-def restore(store, service, number, dest):
-    generation = store.generations().get((service, int(number)))
-    if not generation:
-        say(f"rescue.py: there is no generation {number} of {service}")
-        return 5 if damaged else 6
-    try:
-        os.makedirs(dest, 0o700, exist_ok=True)
-        require(not os.listdir(dest), "it is not empty")
-    except (OSError, ValueError) as error:
-        say(f"rescue.py: cannot restore into {dest}: {error}")
-        return 2
-    store.open_sessions()
-    for match in store.names("packs", "[0-9a-f]{64}"):
-        with reporting("packs/" + match[0]):
-            store.index_pack("packs/" + match[0])
-    folder = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
-    for part in generation["parts"]:
-        name, root = part["name"], part["root"] or (CHUNK, b"", 0)
-        with reporting(name):
-            if part["kind"] == "tree":
-                Restore(store, folder, part).restore_directory(folder, b"", root)
-            else:
-                write_file(folder, name, name, root[2], [(0, root[2])], Stream(store, root))
-    if os.geteuid():
-        say("owners are left out: only root can set them")
-    return 5 if damaged else 0
+            os.chmod(entry.name, entry.mode & (0o7777 if os.geteuid() in {0, entry.uid} else 0o1777))
+        os.utime(entry.name, ns=(entry.mtime, entry.mtime), follow_symlinks=False)
 
 
 def main():
-    if {"-h", "--help"} & {*sys.argv}:
-        print(__doc__)
-        return 0
-    _, path, option, identity, *wanted = [*sys.argv, "", "", ""][: max(4, len(sys.argv))]
-    if option != "--identity" or len(wanted) not in {0, 3} or not all(map(str.isdecimal, wanted[1:2])):
-        print(__doc__, file=sys.stderr)
-        return 2
+    arguments = sys.argv[1:]
+    if len(arguments) not in {3, 6} or arguments[1] != "--identity":
+        is_help = {"-h", "--help"} & {*arguments}
+        print(__doc__, file=sys.stdout if is_help else sys.stderr)
+        return 0 if is_help else 2
     sys.setrecursionlimit(10**5)  # a directory may be deep
-    try:
+    os.umask(0o077)
+    path, _, identity, *wanted = arguments
+    with reporting(f"{path} with {identity}", "cannot open"):
         store = Store(path, read_identity(identity))
-    except Exception as error:
-        say(f"rescue.py: {error} (identity file: {identity})")
-        return 7
-    return restore(store, *wanted) if wanted else list_generations(store)
+        return (store.restore(*wanted) if wanted else store.list()) or (5 if damaged else 0)
+    return 7
 
 
 if __name__ == "__main__":

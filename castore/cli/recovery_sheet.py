@@ -24,7 +24,7 @@ _LETTERS: Final = (
 )
 _WITHOUT: Final = (
     "Without castore: tools/rescue.py STORE --identity ./identity, which needs Python, pynacl, "
-    "zstandard and blake3; castore/docs/format.md gives every byte of the store."
+    "msgspec, zstandard and blake3; castore/docs/format.md gives every byte of the store."
 )
 _AS_INK: Final = str.maketrans(
     "\N{FULL BLOCK}\N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK} ",

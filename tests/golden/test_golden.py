@@ -140,6 +140,12 @@ def test_it_is_restored_without_castore(golden: Copy, tmp_path: Path, revision: 
     the_same(revision, tmp_path / "out")
 
 
+def test_the_independent_reader_has_less_than_400_lines_of_at_most_110_characters() -> None:
+    lines = RESCUE.read_text().splitlines()
+    assert len(lines) < 400
+    assert max(map(len, lines)) <= 110
+
+
 def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
     with Copy(tmp_path, DELTAS).open() as store:
         assert verify_store(_synced(store), castore.Progress(), read_data=True).sound
