@@ -7,7 +7,7 @@ The tree, with the exit code of the command line::
     |   +-- UntrustedPathError         2   another user could decide where a path leads
     |   +-- ConfigError                2   castore.toml is not valid
     |       +-- ConfigProblemsError    2   all mistakes of a castore.toml
-    +-- IncompleteError                3   done, but some files are missing or doubtful
+    +-- IncompleteError                3   done, but some files are missing or possibly inconsistent
     +-- ProgramError                   4   a dump, restore or hook program failed
     +-- DamageError                    5   stored bytes differ from what was written
     |   +-- MissingError               5   an object or chunk that a generation needs is missing

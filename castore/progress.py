@@ -33,15 +33,15 @@ class Progress:
     stored: int = 0
     """Bytes that the new chunks and nodes took in the store, compressed and sealed."""
     warnings: list[tuple[bytes, str]] = field(default_factory=list)
-    """(path, reason) of each file that is missing or doubtful."""
+    """(path, reason) of each file that is missing or possibly inconsistent."""
 
     def warn(self, path: bytes, reason: str) -> None:
-        """Record that the file at `path` is missing or doubtful."""
+        """Record that the file at `path` is missing or possibly inconsistent."""
         self.warnings.append((path, reason))
 
 
 Watch = Callable[[str, Progress], None]
-"""Called with the name of a part and its counters when work on the part begins."""
+"""Called with the name of a task and its counters when the task begins."""
 
 
 def unwatched(_name: str, _progress: Progress) -> None:

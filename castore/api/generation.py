@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Unpack
 
-    from castore.api.progress import Watch
     from castore.api.selection import Entry, RestoreOptions, RestoreReport, Selection
     from castore.api.store import Store
     from castore.model.generation import Generation as Record
     from castore.model.generation import Part as PartRecord
+    from castore.progress import Watch
     from castore.services.drill import Drilled
     from castore.services.operations import Snapshot
 
@@ -33,7 +33,7 @@ class Generation:
         self.warnings = tuple(taken.failures) if taken is not None else ()
         """Of the snapshot that just took it: what failed after it was committed, such as a hook."""
         self.skipped_files = tuple(taken.skipped_files) if taken is not None else ()
-        """Of the snapshot that just took it: (part, path, reason) of files that are missing or doubtful."""
+        """Of the snapshot that just took it: (part, path, reason) of files, missing or possibly inconsistent."""
         self.notes = tuple(notes)
         """Of the snapshot that just took it: what else the caller should know."""
 

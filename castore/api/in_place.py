@@ -21,10 +21,10 @@ from castore.services.sources import configured_origins
 from castore.state.directories import absolute
 
 if TYPE_CHECKING:
-    from castore.api.progress import Watch
     from castore.api.store import Store
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
+    from castore.progress import Watch
     from castore.services.selectors import Selection
 
 

@@ -1,4 +1,4 @@
-"""Progress callbacks."""
+"""Progress counters for the callbacks of callers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 from castore.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Watch = Callable[[str, Progress], None]
-    """Is called with the name of each work that begins, and the counters that the work updates."""
+    from castore.progress import Watch
 
 
 def counters(name: str, watch: Watch | None) -> Progress:
-    """Return the counters of a work that begins, after passing them to `watch`."""
+    """Return the counters of a task that begins, after passing them to `watch`."""
     made = Progress()
     if watch is not None:
         watch(name, made)

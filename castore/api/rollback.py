@@ -12,9 +12,9 @@ from castore.services.follow import after_rollback_note
 from castore.services.rollback.execute import creations, missing_folders
 
 if TYPE_CHECKING:
-    from castore.api.progress import Watch
     from castore.api.store import Store
     from castore.content.restore.plan import TreePlan
+    from castore.progress import Watch
     from castore.services.operations import ServiceOperations
     from castore.services.rollback.plan import DumpPlan, RemovalPlan
     from castore.services.rollback.request import RollbackRequest

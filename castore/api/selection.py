@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from castore.api.in_place import InPlaceOptions, InPlacePlan
-    from castore.api.progress import Watch
     from castore.api.store import Store
     from castore.content.stored_dirs import Child
     from castore.model.generation import Part as PartRecord
+    from castore.progress import Watch
     from castore.services.selectors import Selection as Selected
 
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Unpack
 
-    from castore.api.progress import Watch
     from castore.api.rollback import RollbackPlan, RollbackResult
     from castore.api.sources import AnyParts, AnySource
     from castore.api.store import Store
     from castore.model.generation import Generation as Record
+    from castore.progress import Watch
     from castore.services.preview import PartPreview
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
-    from castore.api.progress import Watch
     from castore.api.selection import Selection
     from castore.errors import CastoreError
     from castore.maintenance.compact import Compacted
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from castore.maintenance.stats import Stats
     from castore.maintenance.verify import Verification
     from castore.model.generation import Generation as Record
+    from castore.progress import Watch
     from castore.services.config import Keep, Settings
     from castore.services.operations import ServiceOperations
     from castore.services.retention import RetentionDecision

@@ -8,8 +8,8 @@ import click
 
 from castore.cli import formatting
 from castore.cli.document import times
+from castore.cli.messages import is_quiet, summarize
 from castore.cli.options import Percent, Seconds, print_json
-from castore.cli.quiet import is_quiet, summarize
 from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from castore.cli import environment, formatting, identity_files, missing_store
+from castore.cli.messages import note, report, report_first
 from castore.state import directories
 
 if TYPE_CHECKING:
@@ -21,23 +21,6 @@ if TYPE_CHECKING:
     from castore.services.config import Service, Settings
     from castore.store import Store as OpenStore
     from castore.store.keys.trust import Agree
-
-_SHOWN = 20
-
-
-def report(line: str) -> None:
-    """Print a message for the user, not on the line that shows progress."""
-    import click
-
-    from castore.cli.progress import hushed
-
-    with hushed():
-        click.echo(f"castore: {formatting.one_line(line)}", err=True)
-
-
-def _note(line: str) -> None:
-    report(f"note: {line}")
-
 
 @dataclass(frozen=True)
 class CliContext:
@@ -105,7 +88,7 @@ class CliContext:
             local_key=local_key,
             agree=agree,
             report=report,
-            note=_note,
+            note=note,
         )
         try:
             return open_store(request)
@@ -182,19 +165,18 @@ class CliContext:
     def warn_damaged(store: OpenStore) -> None:
         """Print the objects that could not be read while the index was updated."""
         for name, reason in sorted(store.damaged.items()):
-            print(f"castore: damaged: {name}: {formatting.one_line(reason)}", file=sys.stderr)
+            report(f"damaged: {name}: {reason}")
 
     @staticmethod
     def report_missed(warnings: list[tuple[str, bytes, str]], taken: Generation) -> None:
         """Print which files a snapshot missed. Raises IncompleteError."""
         from castore.errors import IncompleteError
 
-        for part, path, reason in warnings[:_SHOWN]:
-            print(f"castore: {part}:{formatting.printable(path)}: {reason}", file=sys.stderr)
+        report_first([f"{part}:{formatting.printable(path)}: {reason}" for part, path, reason in warnings])
+        files = formatting.count(taken.skipped_files, "file is", "files are")
         raise IncompleteError(
-            f"{taken.service}@{taken.number} is committed, but "
-            f"{formatting.count(taken.skipped_files, 'file is', 'files are')} missing or doubtful in it; "
-            f"'castore show {taken.service}@{taken.number}' lists them"
+            f"{taken.service}@{taken.number} is committed, but {files} missing or possibly inconsistent "
+            f"in it; 'castore show {taken.service}@{taken.number}' lists them"
         )
 
     @staticmethod
@@ -204,12 +186,13 @@ class CliContext:
         """Print what a restore could not restore. Raises DamageError or IncompleteError for it."""
         from castore.errors import DamageError, IncompleteError
 
-        for path, reason in [*damaged, *warnings[:_SHOWN]]:
-            print(f"castore: {formatting.printable(path)}: {reason}", file=sys.stderr)
+        for path, reason in damaged:
+            report(f"{formatting.printable(path)}: {reason}")
+        report_first([f"{formatting.printable(path)}: {reason}" for path, reason in warnings])
         if damaged:
             raise DamageError(
                 f"not restored, because damaged in the store: {formatting.count(len(damaged), 'file')}"
             )
         if warnings:
             problems = formatting.count(len(warnings), "problem")
-            raise IncompleteError(f"restored, but not completely: {problems}, as listed above")
+            raise IncompleteError(f"restored, but not completely: {problems}")

@@ -130,7 +130,7 @@ def _printed(variable: str) -> str | None:
     command = value_of(variable)
     if command is None:
         return None
-    from castore.cli.progress import hushed
+    from castore.cli.progress import progress_paused
     from castore.process.runners import output_of
 
     try:
@@ -138,7 +138,7 @@ def _printed(variable: str) -> str | None:
     except ValueError as error:
         raise UsageError(f"{variable} cannot be split into arguments: {error}") from error
     try:
-        with hushed():  # the program may ask for a passphrase
+        with progress_paused():  # the program may ask for a passphrase
             return output_of(argv, interactive=_on_terminal()).decode()
     except ProgramError as error:
         raise IdentityError(f"{variable}: {error}") from error
@@ -149,9 +149,9 @@ def _printed(variable: str) -> str | None:
 def _ask(what: str) -> str:
     import click
 
-    from castore.cli.progress import hushed
+    from castore.cli.progress import progress_paused
 
-    with hushed():
+    with progress_paused():
         answer: str = click.prompt(what, hide_input=True, err=True)
     return answer
 

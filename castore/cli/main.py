@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from castore.cli.quiet import add_quiet, quiet_option
+from castore.cli.messages import add_quiet, quiet_option
 from castore.version import __version__
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import identity_files, missing_store
+from castore.cli.messages import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,10 +101,10 @@ def make_first(context: CliContext, path: str) -> None:
     """Create the default store for the first snapshot. Raises UsageError if this machine has used one."""
     missing_store.refuse_lost(path)
     made = make_store(context, NewStore())
-    print(f"castore: created a store in {path}", file=sys.stderr)
+    report(f"created a store in {path}")
     if made["identity"]:
-        print(f"castore: created an identity in {made['identity']}", file=sys.stderr)
-        print(f"castore: {keep_safe(made['identity'])}", file=sys.stderr)
+        report(f"created an identity in {made['identity']}")
+        report(keep_safe(made["identity"]))
 
 
 def keep_safe(path: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import stat
-import sys
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import formatting
 from castore.cli.document import times
+from castore.cli.messages import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def report_damaged(damaged: list[str]) -> None:
     from castore.errors import DamageError
 
     for line in damaged:
-        print(f"castore: {line}", file=sys.stderr)
+        report(line)
     if damaged:
         raise DamageError(
             f"{formatting.count(len(damaged), 'directory', 'directories')} could not be read and not searched"

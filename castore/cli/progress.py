@@ -1,7 +1,7 @@
-"""Progress of long work: one line on a terminal, drawn ten times per second.
+"""Progress of long tasks: one line on a terminal, drawn ten times per second.
 
 If standard error is not a terminal, or with --quiet, nothing is shown and rich, which draws, is not imported.
-Work that ends within half a second does not import it either.
+A task that ends within half a second does not import it either.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from castore.cli import formatting
-from castore.cli.quiet import is_quiet
+from castore.cli.messages import is_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ _RATE_STEPS: Final = 30
 """The rate shown is that of the last three seconds."""
 
 
-class Watch:
+class ProgressDisplay:
     """Shows the newest of the Progress counters that it was given; keeps the warnings of all."""
 
     def __init__(self) -> None:
@@ -42,23 +42,23 @@ class Watch:
         self._drawn: Drawn | None = None
         self._began = time.monotonic()
         self._before = 0
-        """Bytes read when the work on the present counters began, or was resumed."""
+        """Bytes that the current task had read when it began, or was resumed."""
         self._past: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
 
     def __call__(self, name: str, tally: Progress) -> None:
-        """Show the work on `name`, which counts in `tally`."""
-        # The same counters come again after their work was suspended for other work.
+        """Show the task `name`, which counts in `tally`."""
+        # The same counters come again after their task was suspended for another.
         self._tallies = [one for one in self._tallies if one[1] is not tally] + [(name, tally)]
         self._past.clear()
         self._began, self._before = time.monotonic(), tally.read
 
     @property
     def warnings(self) -> list[tuple[str, bytes, str]]:
-        """(name of the work, path, reason) of each file that is missing or doubtful."""
+        """(name of the task, path, reason) of each file that is missing or possibly inconsistent."""
         return [(name, *warning) for name, tally in self._tallies for warning in tally.warnings]
 
     @contextlib.contextmanager
-    def shown(self) -> Iterator[Watch]:
+    def shown(self) -> Iterator[ProgressDisplay]:
         """Draw on a thread while the block runs."""
         from castore.process.signal_shield import start_without_signals
 
@@ -71,7 +71,7 @@ class Watch:
             thread.join()
 
     @contextlib.contextmanager
-    def hushed(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Draw nothing while the block runs. Blocks can be nested."""
         with self._drawing:
             drawn = self._drawn if self._drawn is not None and self._drawn.live.is_started else None
@@ -119,7 +119,7 @@ class Watch:
             drawn.columns = (text,)
             return
         name, tally = self._tallies[-1]
-        # The total may be an estimate: unfinished work must not show 100 %.
+        # The total may be an estimate: an unfinished task must not show 100 %.
         done = min(tally.read, tally.total - 1) if tally.read != tally.total else tally.total
         room = min(max(drawn.console.width // 5 - 6, 0), _BAR) if tally.total else 0
         line = " ".join(fitted(self._pieces(name, tally, done), drawn.console.width - room - 1))
@@ -138,7 +138,7 @@ class Watch:
         new = f"{formatting.size(tally.new_bytes)} new" if tally.chunks else ""
         rate = self._rate(tally)
         if done == tally.total:
-            rate = 0  # all bytes are read: the work that remains has no rate
+            rate = 0  # all bytes are read: the rest of the task has no rate
         pieces = [
             *((1, share), (2, left), (0, formatting.printable(name)), (3, amount)),
             *((4, f"{formatting.size(rate)}/s" if rate and not tally.unit else ""), (5, files), (6, new)),
@@ -167,7 +167,7 @@ def fitted(pieces: list[tuple[int, str]], width: int) -> list[str]:
 
 
 def remaining(done: int, total: int, seconds: float) -> str:
-    """Return how long the rest of the work takes at its rate so far; "" if not known."""
+    """Return how long the rest of the task takes at its rate so far; "" if not known."""
     if done <= 0 or seconds < _FIRST_SECONDS:
         return ""
     left = round(seconds * (total - done) / done)
@@ -176,30 +176,30 @@ def remaining(done: int, total: int, seconds: float) -> str:
     return f"about {left} s left" if left < 60 else f"about {formatting.duration(left * 1_000_000_000)} left"
 
 
-_shown: list[Watch] = []
-"""The Watch that draws now, if any: there is one terminal."""
+_shown: list[ProgressDisplay] = []
+"""The ProgressDisplay that draws now, if any: there is one terminal."""
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Watch]:
-    """Yield a Watch, which draws while the block runs if standard error is a terminal."""
-    watch = Watch()
+def show_progress() -> Iterator[ProgressDisplay]:
+    """Yield a ProgressDisplay, which draws while the block runs if standard error is a terminal."""
+    display = ProgressDisplay()
     if _shown or is_quiet() or not sys.stderr.isatty():
-        yield watch
+        yield display
         return
-    _shown.append(watch)
+    _shown.append(display)
     try:
-        with watch.shown():
-            yield watch
+        with display.shown():
+            yield display
     finally:
-        _shown.remove(watch)
+        _shown.remove(display)
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def progress_paused() -> Iterator[None]:
     """Draw nothing while the block runs: castore or a program asks on the terminal."""
     if _shown:
-        with _shown[-1].hushed():
+        with _shown[-1].paused():
             yield
     else:
         yield

@@ -6,8 +6,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from castore.cli import formatting
 from castore.cli.document import error_fields
+from castore.cli.messages import report
 from castore.errors import CastoreError, IncompleteError, RevertInterruptedError, SeveralError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ServiceResults:
             entry["error"] = error_fields(error, error.exit_code, str(error))
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
-                print(f"castore: {name}: {formatting.one_line(str(error))}", file=sys.stderr, flush=True)
+                report(f"{name}: {error}")
 
     def finish(self) -> None:
         """Raise SeveralError if a service failed, with the exit code of the worst failure.

@@ -113,7 +113,7 @@ class Generation(msgspec.Struct, frozen=True):
 
     @property
     def skipped_files(self) -> int:
-        """Files of all parts that are missing or doubtful."""
+        """Files of all parts that are missing or possibly inconsistent."""
         return sum(part.skipped_files for part in self.parts)
 
     @property
@@ -180,7 +180,7 @@ class Details(msgspec.Struct, frozen=True):
 
     origins: dict[str, Origin]
     warnings: tuple[tuple[str, bytes, str], ...] = ()
-    """(part, path, reason) of each file that is missing or doubtful."""
+    """(part, path, reason) of each file that is missing or possibly inconsistent."""
     hooks: tuple[tuple[str, ...], ...] = ()
     """Programs that ran before the parts were taken, to make the parts consistent."""
     absent_parts: dict[str, Literal["tree", "dump"]] = {}

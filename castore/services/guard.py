@@ -95,7 +95,7 @@ def _guard(
         with _named_identity():
             read_details(work.store, done.taken[service])
     try:
-        with work.hushed():
+        with work.progress_paused():
             run(command, grace=None)
         revisions = {service: _configured_now(work, service) for service in services}
         _restore_known(work, revisions, done, wanted)

@@ -71,7 +71,7 @@ class ServiceOperations:
     """Report what the user should notice."""
     note: Callable[[str], None] = lambda _text: None
     """Report what went as expected."""
-    hushed: Callable[[], AbstractContextManager[None]] = nullcontext
+    progress_paused: Callable[[], AbstractContextManager[None]] = nullcontext
     """Suspend the progress display while a program writes to the terminal."""
 
     def described(self, service: str) -> Service | None:

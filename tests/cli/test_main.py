@@ -40,7 +40,7 @@ def test_version_and_help_import_no_command():
     for option in ["--version", "--help"]:
         run = subprocess.run([sys.executable, "-c", script, option], capture_output=True, check=True)
         loaded = run.stdout.decode().splitlines()[-1]
-        modules = ["cli", "cli.main", "cli.quiet", "process", "process.own_process", "version"]
+        modules = ["cli", "cli.main", "cli.messages", "process", "process.own_process", "version"]
         assert loaded == str(["castore", *(f"castore.{name}" for name in modules)])
 
 

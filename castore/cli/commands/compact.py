@@ -33,11 +33,11 @@ def compact(
     as_json: bool,
 ) -> None:
     """Reclaim the space that no generation references: of forgotten generations, and of failed snapshots."""
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
 
     limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
-        with watching() as progress:
+        with show_progress() as progress:
             done = store.compact(dry_run=dry_run, progress=progress, **limits)
         if done.compacted is None:
             print_plan(store.internal, done, as_json=as_json)

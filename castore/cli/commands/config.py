@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import formatting
+from castore.cli.messages import summarize
 from castore.cli.options import LocalPath, common, json_option, print_json
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from castore.cli.messages import summarize
 from castore.cli.options import LocalPath, common, host_option, json_option, print_json, trust_option
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -33,11 +33,11 @@ def drill(
     Databases are loaded into servers of their own, on private sockets. Then `drill-check` of castore.toml
     runs. The result is stored, and `castore log` shows it.
     """
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
 
     service, _, selector = what.partition("@")
     context.service_settings(service)  # mistakes in its description are reported first
-    with context.open_store() as store, watching() as progress:
+    with context.open_store() as store, show_progress() as progress:
         generation = store.service(service).generation(selector or "latest")
         done = generation.drill(
             scratch=scratch,

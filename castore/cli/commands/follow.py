@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from castore.cli.messages import is_quiet, report, summarize
 from castore.cli.operations import operations_of
 from castore.cli.options import common, json_option, print_json
-from castore.cli.quiet import is_quiet, summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -27,12 +27,12 @@ def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_jso
     has generations, the newest is restored with follow = "restore" in castore.toml; otherwise castore prints
     the command that restores it.
     """
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
     from castore.cli.service_results import ServiceResults
     from castore.services.follow import follow as run_follow
 
     several = ServiceResults(services, apart=len(services) > 1)
-    with context.open_store() as store, watching() as progress:
+    with context.open_store() as store, show_progress() as progress:
         store.internal.generations.sync()
         for service in services:
             with several.service(service):
@@ -54,12 +54,12 @@ def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_jso
 
 
 def _print_followed(one: Followed, *, dry_run: bool) -> None:
-    from castore.cli.progress import hushed
+    from castore.cli.progress import progress_paused
 
     if dry_run:
-        with hushed():
+        with progress_paused():
             print(one.text, flush=True)
     elif one.generation is not None and not one.restored and is_quiet():
-        click.echo(f"castore: {one.text}", err=True)  # something is left to do
+        report(one.text)  # something is left to do
     else:
         summarize(one.text)

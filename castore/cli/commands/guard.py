@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from castore.cli.messages import summarize
 from castore.cli.operations import operations_of
 from castore.cli.options import common, json_option, print_json
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -33,13 +33,13 @@ def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json:
     """
     import sys
 
-    from castore.cli.progress import hushed, watching
+    from castore.cli.progress import progress_paused, show_progress
     from castore.errors import DeploymentRevertedError
     from castore.model.names import short_revision
     from castore.services.guard import guard as run_guarded
 
     services, command = _split_command(words)
-    with context.open_store() as store, watching() as progress:
+    with context.open_store() as store, show_progress() as progress:
         store.internal.generations.sync()
         context.required_settings()
         work = operations_of(store, progress)
@@ -48,7 +48,7 @@ def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json:
             short = short_revision(generation.revision)
             newest = f"{service}@{generation.number}"
             known = f"revision {short} was configured before: its newest generation is {newest}"
-            with hushed():
+            with progress_paused():
                 if restoring or (
                     sys.stdin.isatty() and click.confirm(f"{known}. Restore its state?", err=True)
                 ):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli import formatting
+from castore.cli.messages import summarize
 from castore.cli.options import Count, common, host_option, json_option, print_json_list
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from castore.cli.messages import summarize
 from castore.cli.options import common, host_option, json_option, print_json
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext

@@ -15,8 +15,8 @@ from castore.cli.compaction import (
     print_plan,
     refuse_damaged,
 )
+from castore.cli.messages import summarize
 from castore.cli.options import Count, common, host_option, json_option, print_json
-from castore.cli.quiet import summarize
 from castore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ def prune(
     The rules are those of castore.toml, or, if --keep-* options are given, theirs for every SERVICE. Services
     without rules keep all generations. Needs no identity. The next run continues an interrupted one.
     """
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
 
     limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
-        with watching() as progress:
+        with show_progress() as progress:
             done = store.prune(keep, services=services, dry_run=dry_run, progress=progress, **limits)
         if done.compacted is None:
             print_plan(store.internal, done, as_json=as_json)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli import formatting
+from castore.cli.messages import summarize
 from castore.cli.options import common, json_option, print_json
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @common
 def reindex(context: CliContext, as_json: bool) -> None:
     """Delete the index and rebuild it from the store; needs no identity."""
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
     from castore.progress import Progress
 
     with context.open_internal() as store:
         counters = Progress()
-        with watching() as progress:
+        with show_progress() as progress:
             progress("reading packs", counters)
             store.updater.rebuild(counters)
         count = store.index.count("chunks")

@@ -8,8 +8,8 @@ import click
 
 from castore.cli import formatting
 from castore.cli.damage import damage_summary, plain_findings, print_findings
+from castore.cli.messages import summarize
 from castore.cli.options import agreed, common, json_option, print_json
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -28,7 +28,7 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
     The next snapshot that still finds lost content stores it again. Configurations that are
     not accepted are dropped with the identity of an admin. Exit code 5 if anything is lost.
     """
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
     from castore.errors import DamageError
     from castore.maintenance.repair import plan_repair
     from castore.maintenance.repair import repair as run_repair
@@ -37,7 +37,7 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
     done = None
     with context.open_internal() as store:
         counters = Progress()
-        with watching() as progress:
+        with show_progress() as progress:
             progress("checking", counters)
             with plan_repair(store, counters) as plan:
                 if _is_wanted(plan, dry_run=dry_run, yes=yes, as_json=as_json):
@@ -60,9 +60,9 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
 
 def _is_wanted(plan: RepairPlan, *, dry_run: bool, yes: bool, as_json: bool) -> bool:
     """Show what a repair would do, and return whether the user wants it."""
-    from castore.cli.progress import hushed
+    from castore.cli.progress import progress_paused
 
-    with hushed():
+    with progress_paused():
         if not as_json:
             print_findings(plan.found)
             _print_planned(plan)

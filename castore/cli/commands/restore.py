@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli import formatting
+from castore.cli.messages import report, summarize
 from castore.cli.options import (
     LocalPath,
     collected,
@@ -21,7 +22,6 @@ from castore.cli.options import (
     print_json,
     trust_option,
 )
-from castore.cli.quiet import summarize
 from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tree_steps
 from castore.errors import UsageError
 
@@ -110,14 +110,14 @@ def restore(context: CliContext, what: str, destination: str, chosen: _Chosen) -
 
 
 def _restore(context: CliContext, what: str, destination: str, chosen: _Chosen) -> None:
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
 
     began = time.monotonic()
     # The destination may be a symbolic link.
     writable = os.path.dirname(os.path.abspath(destination)), destination
     with context.open_store(confined=writable) as store:
         selection = store.select(what)
-        with watching() as progress:
+        with show_progress() as progress:
             done = selection.restore(
                 destination, numeric_ids=chosen.numeric_ids, resume=chosen.resume, progress=progress
             )
@@ -140,12 +140,12 @@ def _restore(context: CliContext, what: str, destination: str, chosen: _Chosen) 
 
 def _restore_in_place(context: CliContext, selection: Selection, directory: str, chosen: _Chosen) -> None:
     """Restore in place. The process is not confined: the undo area may be elsewhere on the file system."""
-    from castore.cli.progress import hushed, watching
+    from castore.cli.progress import progress_paused, show_progress
     from castore.progress import Progress
 
     began = time.monotonic()
     done = None
-    with watching() as progress:
+    with show_progress() as progress:
         progress("comparing", Progress())
         plan = selection.plan_in_place(
             directory,
@@ -156,7 +156,7 @@ def _restore_in_place(context: CliContext, selection: Selection, directory: str,
         )
         wanted = not chosen.dry_run
         if wanted and plan.doubt and not chosen.yes:
-            with hushed():
+            with progress_paused():
                 wanted = _is_wanted(plan.doubt)
         if wanted:
             done = selection.restore_in_place(plan, accept_doubts=True, progress=progress)
@@ -182,6 +182,6 @@ def _is_wanted(doubt: str) -> bool:
         raise UsageError(
             f"{doubt}; nothing was changed: --dry-run lists the steps, --yes carries them out"
         )
-    click.echo(f"castore: {doubt}", err=True)
-    going_on: bool = click.confirm("Go on?", err=True)
-    return going_on
+    report(doubt)
+    confirmed: bool = click.confirm("Continue?", err=True)
+    return confirmed

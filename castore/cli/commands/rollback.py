@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli import formatting
+from castore.cli.messages import report, summarize
 from castore.cli.options import (
     agreed,
     collected,
@@ -23,7 +24,6 @@ from castore.cli.options import (
     split_program,
     trust_option,
 )
-from castore.cli.quiet import summarize
 from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tree_steps
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
     pre-rollback generation, swaps all parts, of trees only what differs, starts the service and checks its
     health, with the programs of castore.toml. If anything fails, it reverts all parts.
     """
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
 
     if (selector is None) == (not chosen.undo):
         raise click.UsageError("give --to SEL, or --undo")
@@ -95,14 +95,14 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
             compare=chosen.dry_run,
         )
         for line in plan.doubts:
-            click.echo(f"castore: {line}", err=True)
+            report(line)
         if chosen.dry_run:
             _print_plan(plan, as_json=chosen.as_json)
             return
         if plan.doubts and not (chosen.yes or agreed(f"Restore {service}@{plan.target.number} anyway?")):
             summarize("nothing was changed")
             return
-        with watching() as progress:
+        with show_progress() as progress:
             began = time.monotonic()
             done = own.rollback(plan, accept_doubts=True, progress=progress)
             seconds = time.monotonic() - began
@@ -149,9 +149,9 @@ def _print_plan(plan: RollbackPlan, *, as_json: bool) -> None:
     """Print what a rollback would do."""
     for folder in plan.new_directories:
         shown = formatting.printable(os.fsencode(folder))
-        click.echo(f"castore: would create the directory {shown}", err=True)
+        report(f"would create the directory {shown}")
     for line in plan.creations:
-        click.echo(f"castore: would create {formatting.one_line(line)}", err=True)
+        report(f"would create {line}")
     trees = {name: tree_steps(tree) for name, tree in plan.trees.items()}
     dumps: list[dict[str, Any]] = [
         {"part": dump.part.name, "size": dump.part.size, "into": dump.into, "warning": dump.warning}

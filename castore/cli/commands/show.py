@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from castore.cli import formatting
+from castore.cli.messages import report
 from castore.cli.options import common, host_option, json_option, print_json
 from castore.cli.tree_entries import entry_line, plain_entry
 
@@ -97,14 +97,14 @@ def _concerns(warning: dict[str, str], selection: Selection) -> bool:
 
 
 def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
-    """Return which files are missing or doubtful; without an identity, print that one is needed."""
+    """Return the warnings of a snapshot; without an identity, print that one is needed."""
     from castore.errors import IdentityError
     from castore.services.rollback.plan import read_details
 
     try:
         details = read_details(store, generation)
     except IdentityError:
-        print("castore: give --identity FILE to show the names of missed files", file=sys.stderr)
+        report("give --identity FILE to show the names of missed files")
         return []
     return [
         {"part": part, "path": formatting.printable(path), "reason": reason}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from castore.cli.messages import note, summarize, warn
 from castore.cli.options import (
     LocalPath,
     collected,
@@ -18,7 +19,6 @@ from castore.cli.options import (
     split_named,
     split_program,
 )
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.api.store import Store
@@ -244,7 +244,7 @@ def _note_useless(sources: dict[str, Source]) -> None:
     for pattern, found in reasons.items():
         if all(found):
             shown = printable(os.fsencode(pattern))
-            print(f"castore: note: the exclude pattern {shown} matches nothing: {found[0]}", file=sys.stderr)
+            note(f"the exclude pattern {shown} matches nothing: {found[0]}")
 
 
 @dataclass(frozen=True)
@@ -266,14 +266,14 @@ class _Run:
                         self._take(store, name, sources)
             finally:
                 if older := store.internal.generations.older:
-                    print(f"castore: warning: {older}", file=sys.stderr)
+                    warn(older)
 
     def _take(self, store: Store, service: str, sources: dict[str, Source]) -> None:
         from castore.cli.generations import describe, plain
-        from castore.cli.progress import watching
+        from castore.cli.progress import show_progress
         from castore.errors import IncompleteError
 
-        with watching() as progress:
+        with show_progress() as progress:
             taken = store.service(service).snapshot(
                 sources, revision=self.revision, run_hooks=self.run_hooks, progress=progress
             )

@@ -8,8 +8,8 @@ import click
 
 from castore.cli import formatting
 from castore.cli.damage import damage_summary, plain_findings, print_findings
+from castore.cli.messages import summarize
 from castore.cli.options import Percent, common, json_option, print_json
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -47,12 +47,12 @@ def verify(
 
     The next run of the same depth continues an interrupted one.
     """
-    from castore.cli.progress import watching
+    from castore.cli.progress import show_progress
     from castore.errors import DamageError, UsageError
 
     if index and (packs or read_data or sample is not None):
         raise UsageError("--index is always done: leave it out, or the other options")
-    with context.open_store(confined=()) as store, watching() as progress:
+    with context.open_store(confined=()) as store, show_progress() as progress:
         if context.identity_file:
             store.internal.keys.identity()  # the sealed keys for it are opened, too
         found = store.verify(

@@ -10,14 +10,14 @@ import sys
 
 import pytest
 
-from castore.cli.progress import Watch, fitted, hushed, remaining, watching
+from castore.cli.progress import ProgressDisplay, fitted, progress_paused, remaining, show_progress
 from castore.progress import Progress
 
 WORK = """
 import sys, time
-from castore.cli.progress import hushed, watching
+from castore.cli.progress import progress_paused, show_progress
 from castore.progress import Progress
-with watching() as progress:
+with show_progress() as progress:
     tally = Progress(total={total})
     progress("sites\\x1b", tally)
     for step in range({steps}):
@@ -26,7 +26,7 @@ with watching() as progress:
         tally.chunks += 10
         tally.new_bytes += 1 << 10
         time.sleep(0.1)
-    with hushed():
+    with progress_paused():
         print("ASKED", file=sys.stderr, flush=True)
         time.sleep(0.3)
         print("ANSWERED", file=sys.stderr, flush=True)
@@ -116,23 +116,23 @@ def test_a_narrow_terminal_shows_what_matters_most(width, expected):
 
 
 def test_work_that_is_resumed_has_an_estimate_by_what_it_did_since():
-    watch = Watch()
+    display = ProgressDisplay()
     tally = Progress(read=90, total=100)
-    watch("restoring", tally)
-    watch("part", Progress())
-    watch("restoring", tally)
-    assert watch._before == 90
-    assert len(watch._tallies) == 2
+    display("restoring", tally)
+    display("part", Progress())
+    display("restoring", tally)
+    assert display._before == 90
+    assert len(display._tallies) == 2
 
 
 def test_short_work_is_not_shown():
-    script = "import sys\nfrom castore.cli.progress import watching\nwith watching(): pass\n"
+    script = "import sys\nfrom castore.cli.progress import show_progress\nwith show_progress(): pass\n"
     out, drawn = on_terminal(script + "print('rich' in sys.modules)")
     assert (out, drawn) == ("False\n", "")
 
 
 def test_the_warnings_of_all_work_are_kept():
-    with watching() as progress:
+    with show_progress() as progress:
         for name in ("db", "sites"):
             tally = Progress()
             progress(name, tally)
@@ -141,15 +141,15 @@ def test_the_warnings_of_all_work_are_kept():
 
 
 def test_an_error_ends_the_drawing():
-    watch = Watch()
-    with pytest.raises(KeyboardInterrupt), watch.shown(), hushed():
+    display = ProgressDisplay()
+    with pytest.raises(KeyboardInterrupt), display.shown(), progress_paused():
         raise KeyboardInterrupt
 
 
 def test_a_summary_that_is_printed_during_work_has_its_own_line():
     lines = WORK.format(steps=15, total=16 << 20).replace('print("ANSWERED"', "say('SUMMARY'); print('ANSWERED'")
     script = (
-        "import contextlib\nfrom castore.cli.quiet import summarize\n"
+        "import contextlib\nfrom castore.cli.messages import summarize\n"
         "def say(line):\n    with contextlib.redirect_stdout(sys.stderr):\n        summarize(line)\n" + lines
     )
     _, drawn = on_terminal(script.replace("    time.sleep(0.3)\nprint(", "    say('SECOND')\nprint("))

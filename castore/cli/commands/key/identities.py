@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli.identity_files import new_passphrase
+from castore.cli.messages import summarize
 from castore.cli.options import LocalPath, common, json_option, print_json
-from castore.cli.quiet import summarize
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext

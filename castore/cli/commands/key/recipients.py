@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from castore.cli.messages import summarize
 from castore.cli.options import common, json_option, print_json
-from castore.cli.quiet import summarize
 from castore.cli.signed_store import described, signed_store, yes_option
 
 if TYPE_CHECKING:

@@ -1,16 +1,24 @@
-"""The option --quiet: commands print only data, warnings and errors, no progress and no summary."""
+"""The messages of commands, and the option --quiet.
+
+Messages go to standard error and begin with `castore: `. Summaries go to standard output. Neither is printed
+on the line that shows progress. With --quiet, commands print only data, warnings and errors.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SHOWN: Final = 20
 _KEY: Final = "castore.quiet"
 
 
-def _note(context: click.Context, _option: click.Parameter, value: bool) -> None:
+def _remember_quiet(context: click.Context, _option: click.Parameter, value: bool) -> None:
     if value:
         context.meta[_KEY] = True  # shared with the contexts of subcommands
 
@@ -22,7 +30,7 @@ def quiet_option() -> click.Option:
         is_flag=True,
         expose_value=False,
         is_eager=True,
-        callback=_note,
+        callback=_remember_quiet,
         help="Print no progress and no summary: only data, warnings and errors.",
     )
 
@@ -46,7 +54,34 @@ def is_quiet() -> bool:
 def summarize(line: Any, *, err: bool = False) -> None:
     """Print a line that reports what was done, unless --quiet is given. err: print to standard error."""
     if not is_quiet():
-        from castore.cli.progress import hushed
+        from castore.cli.progress import progress_paused
 
-        with hushed():  # not on the line that shows progress
+        with progress_paused():  # not on the line that shows progress
             print(line, flush=True, file=sys.stderr if err else sys.stdout)
+
+
+def report(line: str) -> None:
+    """Print a message for the user."""
+    from castore.cli import formatting
+    from castore.cli.progress import progress_paused
+
+    with progress_paused():
+        click.echo(f"castore: {formatting.one_line(line)}", err=True)
+
+
+def note(line: str) -> None:
+    """Print a remark that asks for no action."""
+    report(f"note: {line}")
+
+
+def warn(line: str) -> None:
+    """Print a warning."""
+    report(f"warning: {line}")
+
+
+def report_first(lines: Sequence[str]) -> None:
+    """Print the first 20 messages, and how many more there are."""
+    for line in lines[:_SHOWN]:
+        report(line)
+    if len(lines) > _SHOWN:
+        report(f"and {len(lines) - _SHOWN} more")
