@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from castore.api.generation import Generation, Part
     from castore.api.identity import Identity
     from castore.api.opening import create, open  # noqa: A004
+    from castore.api.prune import PrunePlan, PruneReport
     from castore.api.rollback import RollbackPlan, RollbackResult
     from castore.api.selection import Entry, RestoreReport, Selection
     from castore.api.service import Service
-    from castore.api.store import PruneReport, Store
+    from castore.api.store import Store
     from castore.crypto import Recipient
     from castore.engines.command import Command
     from castore.engines.file import File
@@ -82,6 +83,7 @@ __all__ = [
     "PostgreSQL",
     "ProgramError",
     "Progress",
+    "PrunePlan",
     "PruneReport",
     "Recipient",
     "Redis",
@@ -129,7 +131,8 @@ _WHERE = {
     "PostgreSQL": "castore.engines.postgresql.engine",
     "ProgramError": "castore.errors",
     "Progress": "castore.progress",
-    "PruneReport": "castore.api.store",
+    "PrunePlan": "castore.api.prune",
+    "PruneReport": "castore.api.prune",
     "Recipient": "castore.crypto",
     "Redis": "castore.engines.redis",
     "RestoreReport": "castore.api.selection",

@@ -33,7 +33,7 @@ class Generation:
         self.warnings = tuple(taken.failures) if taken is not None else ()
         """Of the snapshot that just took it: what failed after it was committed, such as a hook."""
         self.skipped_files = tuple(taken.skipped_files) if taken is not None else ()
-        """Of the snapshot that just took it: (part, path, reason) of files, missing or possibly inconsistent."""
+        """Of the snapshot that just took it: (part, path, reason) of missing or inconsistent files."""
         self.notes = tuple(notes)
         """Of the snapshot that just took it: what else the caller should know."""
 

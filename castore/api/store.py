@@ -1,14 +1,14 @@
-"""An open store, and what is done with all of it."""
+"""The public Store class: list, select, prune, compact and verify what a store holds."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 from castore.api.generation import Generation
 from castore.api.progress import counters
+from castore.api.prune import PrunePlan, PruneReport
 from castore.api.service import Service
 from castore.errors import NotFoundError, UsageError
 from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
@@ -20,16 +20,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from castore.api.selection import Selection
-    from castore.errors import CastoreError
-    from castore.maintenance.compact import Compacted
-    from castore.maintenance.compaction_plan import Plan
+    from castore.errors import ConfigError
     from castore.maintenance.stats import Stats
     from castore.maintenance.verify import Verification
     from castore.model.generation import Generation as Record
     from castore.progress import Watch
     from castore.services.config import Keep, Settings
+    from castore.services.config import Service as ServiceSettings
     from castore.services.operations import ServiceOperations
-    from castore.services.retention import RetentionDecision
     from castore.store.store import Store as OpenStore
 
 
@@ -183,6 +181,32 @@ class Store:
 
     # Space and damage
 
+    @overload
+    def prune(
+        self,
+        keep: Keep | None = ...,
+        *,
+        services: Iterable[str] = ...,
+        dry_run: Literal[False] = False,
+        max_unused: float = ...,
+        grace_seconds: float = ...,
+        unfinished_seconds: float = ...,
+        progress: Watch | None = ...,
+    ) -> PruneReport: ...
+
+    @overload
+    def prune(
+        self,
+        keep: Keep | None = ...,
+        *,
+        services: Iterable[str] = ...,
+        dry_run: Literal[True],
+        max_unused: float = ...,
+        grace_seconds: float = ...,
+        unfinished_seconds: float = ...,
+        progress: Watch | None = ...,
+    ) -> PrunePlan: ...
+
     def prune(
         self,
         keep: Keep | None = None,
@@ -193,40 +217,86 @@ class Store:
         grace_seconds: float = GRACE_SECONDS,
         unfinished_seconds: float = UNFINISHED_SECONDS,
         progress: Watch | None = None,
-    ) -> PruneReport:
+    ) -> PruneReport | PrunePlan:
         """Delete the generations that no rule keeps, and reclaim the space that only they needed.
 
-        keep: the rules; None: those of castore.toml, and services without rules keep all. services: names;
-        empty: all of which this host has generations. max_unused: rewrite a pack only if more than this share
-        of it is unused. grace_seconds: where not all users of the store see one lock, time between marking
-        a pack and deleting it, in which another machine can commit a snapshot that uses it.
-        unfinished_seconds: how long space is kept that unfinished snapshots wrote. Raises NotFoundError for
-        a service without generations; ConfigError, StorageError.
+        keep: the rules, or None for those of castore.toml. Services without rules keep all generations.
+        services: names of services, or empty for all of which this host has generations.
+        dry_run: change nothing, and return the plan, as `plan_prune` does.
+        max_unused: rewrite a pack only if more than this share of it is unused.
+        grace_seconds: time between marking a pack and deleting it, if the users of the store do not share a
+            file lock. In that time another machine can commit a snapshot that uses the pack.
+        unfinished_seconds: how long the packs of interrupted snapshots are kept.
+        progress: called with the name and the counters of each task, or None.
+        Raises NotFoundError for a service without generations; ConfigError, StorageError.
         """
         from castore.services import prune as pruning
 
-        store = self.internal
-        store.generations.sync()
-        described = self.settings.of if self.settings is not None else lambda _name: None
-        chosen, mistaken = pruning.services_to_prune(store, list(services), described, keep)
         if dry_run:
-            decisions, planned = pruning.plan_prune(
-                store, chosen, max_unused=max_unused, unfinished_seconds=unfinished_seconds
+            return self.plan_prune(
+                keep, services=services, max_unused=max_unused, unfinished_seconds=unfinished_seconds
             )
-            expired = [decision.generation for decision in decisions if not decision.rules]
-            return PruneReport(self._all(expired), [*mistaken], planned.freed, decisions, planned)
-        removed, left_out, done = pruning.prune(
-            store,
+        chosen, misconfigured = self._services_to_prune(keep, services)
+        removed, busy, done = pruning.prune(
+            self.internal,
             chosen,
             counters("pruning", progress),
             grace_seconds=grace_seconds,
             max_unused=max_unused,
             unfinished_seconds=unfinished_seconds,
         )
-        freed = max(done.removed_bytes - done.written_bytes, 0)
-        return PruneReport(
-            self._all(removed), [*mistaken, *left_out], freed, plan=done.plan, compacted=done
+        return PruneReport(done, self._all(removed), [*misconfigured, *busy])
+
+    def plan_prune(
+        self,
+        keep: Keep | None = None,
+        *,
+        services: Iterable[str] = (),
+        max_unused: float = MAX_UNUSED,
+        unfinished_seconds: float = UNFINISHED_SECONDS,
+    ) -> PrunePlan:
+        """Return what `prune` would do. The arguments and errors are those of `prune`."""
+        from castore.services import prune as pruning
+
+        chosen, misconfigured = self._services_to_prune(keep, services)
+        decisions, space = pruning.plan_prune(
+            self.internal, chosen, max_unused=max_unused, unfinished_seconds=unfinished_seconds
         )
+        expired = [decision.generation for decision in decisions if not decision.rules]
+        return PrunePlan(space, self._all(expired), [*misconfigured], decisions)
+
+    def _services_to_prune(
+        self, keep: Keep | None, services: Iterable[str]
+    ) -> tuple[dict[str, ServiceSettings | None], list[ConfigError]]:
+        """Return the settings of each service, and the errors of those configured incorrectly."""
+        from castore.services.prune import services_to_prune
+
+        store = self.internal
+        store.generations.sync()
+        described = self.settings.of if self.settings is not None else lambda _name: None
+        return services_to_prune(store, list(services), described, keep)
+
+    @overload
+    def compact(
+        self,
+        *,
+        dry_run: Literal[False] = False,
+        max_unused: float = ...,
+        grace_seconds: float = ...,
+        unfinished_seconds: float = ...,
+        progress: Watch | None = ...,
+    ) -> PruneReport: ...
+
+    @overload
+    def compact(
+        self,
+        *,
+        dry_run: Literal[True],
+        max_unused: float = ...,
+        grace_seconds: float = ...,
+        unfinished_seconds: float = ...,
+        progress: Watch | None = ...,
+    ) -> PrunePlan: ...
 
     def compact(
         self,
@@ -236,15 +306,14 @@ class Store:
         grace_seconds: float = GRACE_SECONDS,
         unfinished_seconds: float = UNFINISHED_SECONDS,
         progress: Watch | None = None,
-    ) -> PruneReport:
+    ) -> PruneReport | PrunePlan:
         """Reclaim the space that no generation references. The arguments are those of `prune`."""
         from castore.maintenance.compact import plan
         from castore.services.prune import compact_and_record
 
         store = self.internal
         if dry_run:
-            planned = plan(store, max_unused=max_unused, unfinished_seconds=unfinished_seconds)
-            return PruneReport(reclaimed=planned.freed, plan=planned)
+            return PrunePlan(plan(store, max_unused=max_unused, unfinished_seconds=unfinished_seconds))
         done = compact_and_record(
             store,
             counters("compacting", progress),
@@ -252,8 +321,7 @@ class Store:
             max_unused=max_unused,
             unfinished_seconds=unfinished_seconds,
         )
-        freed = max(done.removed_bytes - done.written_bytes, 0)
-        return PruneReport(reclaimed=freed, plan=done.plan, compacted=done)
+        return PruneReport(done)
 
     def verify(
         self,
@@ -324,26 +392,3 @@ class Store:
 
     def _all(self, records: Iterable[Record]) -> list[Generation]:
         return [Generation(self, record) for record in records]
-
-
-@dataclass
-class PruneReport:
-    """What `prune` or `compact` did, or would do."""
-
-    deleted: list[Generation] = field(default_factory=list)
-    left_out: list[CastoreError] = field(default_factory=list)
-    """Why services were left out: their settings are wrong, another castore works on them, a rollback has
-    not ended."""
-    reclaimed: int = 0
-    """Bytes."""
-    decisions: list[RetentionDecision] = field(default_factory=list)
-    """Of a dry run: which rules keep each generation."""
-    plan: Plan | None = None
-    """What compaction was to do."""
-    compacted: Compacted | None = None
-    """What compaction did; None: a dry run."""
-
-    @property
-    def damaged(self) -> list[str]:
-        """Packs that were to be rewritten but are damaged: they are unchanged until the store is repaired."""
-        return self.compacted.damaged if self.compacted is not None else []

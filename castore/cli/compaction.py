@@ -15,7 +15,7 @@ from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SEC
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from castore.api.store import PruneReport
+    from castore.api.prune import PrunePlan, PruneReport
     from castore.maintenance.compact import Compacted
     from castore.maintenance.compaction_plan import Plan
     from castore.services.retention import RetentionDecision
@@ -68,16 +68,15 @@ def limits_of(max_unused: float, grace_seconds: float, *, delete_unfinished: boo
     return {"max_unused": max_unused, "grace_seconds": grace_seconds, "unfinished_seconds": kept}
 
 
-def print_plan(store: Store, found: PruneReport, *, as_json: bool) -> None:
+def print_plan(store: Store, plan: PrunePlan, *, as_json: bool) -> None:
     """Print what a prune or compaction would do."""
-    assert found.plan is not None
-    planned = found.plan
+    planned = plan.space
     if as_json:
-        generations = [_plain_decision(decision) for decision in found.decisions]
+        generations = [_plain_decision(decision) for decision in plan.decisions]
         print_json({"generations": generations, "space": _plan_json(planned)})
         return
-    if found.decisions:
-        print(_decisions_table(store, found.decisions))
+    if plan.decisions:
+        print(_decisions_table(store, plan.decisions))
     print(
         f"would free {formatting.size(planned.freed)} of {formatting.size(planned.stored)}: "
         f"{_packs(len(planned.dead))} to delete, {len(planned.rewrites)} to rewrite "
@@ -149,14 +148,14 @@ def _packs(count: int) -> str:
 
 def _plan_json(planned: Plan) -> dict[str, Any]:
     return {
-        "stored": planned.stored,
+        "stored_bytes": planned.stored,
         "packs": planned.packs,
-        "dead": len(planned.dead),
+        "dead_packs": len(planned.dead),
         "rewrites": len(planned.rewrites),
-        "written": planned.written,
-        "freed": planned.freed,
+        "written_bytes": planned.written,
+        "freed_bytes": planned.freed,
         "unfinished": sum(planned.unfinished_packs.values()),
-        "lost": planned.lost,
+        "missing_nodes": planned.lost,
     }
 
 

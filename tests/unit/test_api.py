@@ -112,8 +112,10 @@ def test_generations_that_no_rule_keeps_are_deleted(store: castore.Store, wiki: 
     for number in range(4):
         (wiki / "wiki" / "settings.conf").write_text(f"mode = {number}\n")
         service.snapshot(parts(wiki))
-    report = store.prune(castore.Retention(last=1, per_revision=0), dry_run=True)
-    assert [one.number for one in report.deleted] == [3, 2, 1]
+    plan = store.prune(castore.Retention(last=1, per_revision=0), dry_run=True)
+    assert isinstance(plan, castore.PrunePlan)
+    assert [one.number for one in plan.deleted] == [3, 2, 1]
+    assert store.plan_prune(castore.Retention(last=1, per_revision=0)).reclaimed == plan.reclaimed
     assert len(list(service.generations())) == 4
     report = store.prune(castore.Retention(last=1, per_revision=0))
     assert [one.number for one in report.deleted] == [3, 2, 1]

@@ -11,7 +11,6 @@ import castore
 PACKAGE = Path(castore.__file__).parent
 
 KNOWN = {
-    ("cli/compaction.py", "found.plan is not None"): "a dry run has a plan",
     ("cli/commands/diff.py", "named is not None"): "one of two selections names a part, or the function has returned",
     ("cli/commands/help.py", "ctx.parent is not None"): "click gives a subcommand its parent",
     ("cli/commands/show.py", "selection.part is not None"): "the caller has selected a part",

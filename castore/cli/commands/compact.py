@@ -37,11 +37,11 @@ def compact(
 
     limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
-        with show_progress() as progress:
-            done = store.compact(dry_run=dry_run, progress=progress, **limits)
-        if done.compacted is None:
-            print_plan(store.internal, done, as_json=as_json)
+        if dry_run:
+            print_plan(store.internal, store.compact(dry_run=True, **limits), as_json=as_json)
             return
+        with show_progress() as progress:
+            done = store.compact(progress=progress, **limits)
     if as_json:
         print_json(plain_compaction(done.compacted))
     else:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.cli.context import CliContext
+    from castore.errors import CastoreError
     from castore.services.config import Keep
 
 
@@ -95,28 +96,35 @@ def prune(
 
     limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
+        if dry_run:
+            plan = store.prune(keep, services=services, dry_run=True, **limits)
+            print_plan(store.internal, plan, as_json=as_json)
+            _raise_worst(plan.left_out)
+            return
         with show_progress() as progress:
-            done = store.prune(keep, services=services, dry_run=dry_run, progress=progress, **limits)
-        if done.compacted is None:
-            print_plan(store.internal, done, as_json=as_json)
-    if done.compacted is not None:
-        numbers = [(one.service, one.number) for one in done.deleted]
-        if as_json:
-            forgotten = [{"service": service, "number": number} for service, number in numbers]
-            busy = [str(error) for error in done.left_out if not isinstance(error, ConfigError)]
-            print_json({"forgotten": forgotten, "busy": busy, **plain_compaction(done.compacted)})
-        else:
-            _print_forgotten(numbers)
-            print_done(done.compacted)
+            done = store.prune(keep, services=services, progress=progress, **limits)
+    numbers = [(one.service, one.number) for one in done.deleted]
+    if as_json:
+        forgotten = [{"service": service, "number": number} for service, number in numbers]
+        busy = [str(error) for error in done.left_out if not isinstance(error, ConfigError)]
+        print_json({"forgotten": forgotten, "busy": busy, **plain_compaction(done.compacted)})
+    else:
+        _print_forgotten(numbers)
+        print_done(done.compacted)
     refuse_damaged(done)
-    if done.left_out:
-        worst = max(done.left_out, key=lambda error: (isinstance(error, ConfigError), error.exit_code))
-        raise type(worst)("; ".join(map(str, done.left_out)))
+    _raise_worst(done.left_out)
 
 
-def _print_forgotten(gone: list[tuple[str, int]]) -> None:
+def _raise_worst(errors: list[CastoreError]) -> None:
+    """Raise one error for all services that were not pruned, if there are any."""
+    if errors:
+        worst = max(errors, key=lambda error: (isinstance(error, ConfigError), error.exit_code))
+        raise type(worst)("; ".join(map(str, errors)))
+
+
+def _print_forgotten(forgotten: list[tuple[str, int]]) -> None:
     from castore.services.prune import spans
 
-    for service in dict.fromkeys(service for service, _ in gone):
-        numbers = [number for one, number in gone if one == service]
+    for service in dict.fromkeys(service for service, _ in forgotten):
+        numbers = [number for one, number in forgotten if one == service]
         summarize(f"forgotten: {service}@{spans(numbers)}")

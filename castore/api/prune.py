@@ -1,0 +1,54 @@
+"""The public results of `Store.prune` and `Store.compact`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from castore.api.generation import Generation
+    from castore.errors import CastoreError
+    from castore.maintenance.compact import Compacted
+    from castore.maintenance.compaction_plan import Plan
+    from castore.services.retention import RetentionDecision
+
+
+@dataclass
+class PrunePlan:
+    """What `prune` or `compact` would do."""
+
+    space: Plan
+    """The packs that compaction would delete and rewrite."""
+    deleted: list[Generation] = field(default_factory=list)
+    """The generations that would be deleted."""
+    left_out: list[CastoreError] = field(default_factory=list)
+    """An error for each service that would not be pruned, because its settings are wrong."""
+    decisions: list[RetentionDecision] = field(default_factory=list)
+    """The rules that keep each generation."""
+
+    @property
+    def reclaimed(self) -> int:
+        """Bytes that would be reclaimed."""
+        return self.space.freed
+
+
+@dataclass
+class PruneReport:
+    """What `prune` or `compact` did."""
+
+    compacted: Compacted
+    """What compaction did."""
+    deleted: list[Generation] = field(default_factory=list)
+    left_out: list[CastoreError] = field(default_factory=list)
+    """An error for each service that was not pruned: its settings are wrong, another castore uses it, or a
+    rollback was interrupted."""
+
+    @property
+    def reclaimed(self) -> int:
+        """Bytes that were reclaimed."""
+        return max(self.compacted.removed_bytes - self.compacted.written_bytes, 0)
+
+    @property
+    def damaged(self) -> list[str]:
+        """Packs that were to be rewritten but are damaged: they are unchanged until the store is repaired."""
+        return self.compacted.damaged
