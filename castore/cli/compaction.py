@@ -29,7 +29,7 @@ def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--unfinished",
             "delete_unfinished",
             is_flag=True,
-            help="Also delete what unfinished snapshots stored; no snapshot may be running.",
+            help="Also delete packs of interrupted snapshots. Use only if no snapshot is running.",
         ),
         click.option(
             "--grace",
@@ -38,7 +38,8 @@ def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=float(GRACE_SECONDS),
             show_default=True,
             metavar="SECONDS",
-            help="If not all users of the store see one lock: seconds between marking and deleting a pack.",
+            help="Seconds between marking a pack and deleting it, if the store's users do not share a file "
+            "lock.",
         ),
         click.option(
             "--max-unused",
@@ -104,7 +105,7 @@ def _decisions_table(store: Store, decisions: list[RetentionDecision]) -> str:
     rows = []
     for decision in decisions:
         one = decision.generation
-        why = ", ".join(decision.rules) or "no rule: it would be deleted"
+        why = ", ".join(decision.rules) or "(to be deleted)"
         note = notes[one.service].get(one.number, "")
         rows.append([
             *(one.service, str(one.number), formatting.local_time(one.time)),
@@ -124,22 +125,21 @@ def print_done(done: Compacted) -> None:
     )
     if done.pending_deletion:
         marked = _packs(done.pending_deletion)
-        summarize(f"{marked} marked; a later run deletes those that are still unreferenced")
+        summarize(f"{marked} marked for deletion; a later run deletes them if they are still unreferenced")
     if not is_quiet():
         _print_kept(done.plan)
 
 
 def _print_kept(planned: Plan) -> None:
     if planned.unfinished_packs:
-        kept = planned.unfinished_packs
+        size = formatting.size(sum(planned.unfinished_packs.values()))
         print(
-            f"{_packs(len(kept))} ({formatting.size(sum(kept.values()))}) kept "
-            "for a week, because unfinished snapshots wrote them; if no snapshot is running, --unfinished "
-            "deletes them now"
+            f"{_packs(len(planned.unfinished_packs))} ({size}) of interrupted snapshots kept for "
+            f"{UNFINISHED_SECONDS // 86400} days; delete them now with --unfinished if no snapshot is running"
         )
     if planned.lost:
-        lost = formatting.count(planned.lost, "node")
-        print(f"missing in all packs: {lost} that generations reference; see 'castore verify'")
+        missing = formatting.count(planned.lost, "referenced node is", "referenced nodes are")
+        print(f"damage: {missing} missing from every pack; run 'castore verify'")
 
 
 def _packs(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Results of a verification, for people and for programs."""
+"""Results of a verification, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def damage_summary(found: Verification) -> str:
         f"{formatting.count(len(found.affected), 'part')} of generations cannot be restored completely; "
     )
     if found.damage:
-        return counts + "'castore repair' drops what cannot be read"
+        return counts + "'castore repair' deletes damaged objects and salvages intact records"
     return counts + "the next snapshots store again what still exists; 'castore forget' deletes generations"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from castore.cli.document import times
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -92,3 +94,15 @@ def described(certificate: Certificate) -> str:
         what = "replaced" if certificate.replaced else "revoked"
         line += f"  {what} {day(certificate.revoked)}"
     return line
+
+
+def plain_writer(certificate: Certificate) -> dict[str, Any]:
+    """Return a machine that adds to the store for JSON."""
+    return {
+        "host": certificate.host,
+        "key": certificate.key.hex(),
+        "roles": list(certificate.roles),
+        **times("since", certificate.since),
+        **times("revoked", certificate.revoked or None),
+        "replaced": certificate.replaced,
+    }

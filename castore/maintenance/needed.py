@@ -120,5 +120,5 @@ def refuse_damage(store: Store) -> None:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         raise DamageError(
             f"nothing was removed: {damaged[0]}{more} cannot be read, so it is unknown what generations "
-            "need ('castore verify' lists the damage, 'castore repair' drops what cannot be read)"
+            "need ('castore verify' lists the damage, 'castore repair' deletes damaged objects)"
         )

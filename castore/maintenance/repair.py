@@ -1,4 +1,4 @@
-"""Repair of a damaged store: drop what cannot be read, and keep everything else.
+"""Repair of a damaged store: delete damaged objects, and keep everything else.
 
 A damaged pack is rewritten without the records that do not open. Generations stay, and the next snapshot that
 still has the lost chunks stores them again. Objects that no key can read are deleted.

@@ -99,7 +99,8 @@ class CommandLine:
         return path, public
 
     def listed(self):
-        return {one["recipient"]: one["label"] for one in json.loads(self("key", "list", "--json").stdout)}
+        found = json.loads(self("key", "list", "--json").stdout)
+        return {one["recipient"]: one["label"] for one in found["recipients"]}
 
     def objects(self):
         return sorted(path.relative_to(self.store) for path in self.store.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""castore follow."""
+"""The command `follow`: options and output."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @json_option
 @common
 def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Make the state of each SERVICE match its configured revision. For boot and activation scripts.
+    """Make the state of each SERVICE match its configured revision.
 
-    If the state belongs to that revision, nothing is done. A new revision is recorded. If the revision
-    has generations, the newest is restored with follow = "restore" in castore.toml; otherwise castore prints
-    the command that restores it.
+    Run it at boot or from an activation script. If the state already belongs to that revision, do nothing.
+    If the revision has no generation yet, record it. Otherwise, restore its newest generation if castore.toml
+    sets follow = "restore"; else print the command that would.
     """
     from castore.cli.progress import show_progress
     from castore.cli.service_results import ServiceResults

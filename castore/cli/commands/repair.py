@@ -1,4 +1,4 @@
-"""castore repair."""
+"""The command `repair`: options, confirmation and output."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: castore repair --identity /media/usb/identity")
-@click.option("--dry-run", is_flag=True, help="Show what would be dropped, and drop nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 @common
 def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Drop what cannot be read, and report what is lost; everything else stays restorable.
+    """Delete damaged objects, salvage the intact records of damaged packs, and list the data that is lost.
 
-    The next snapshot that still finds lost content stores it again. Configurations that are
-    not accepted are dropped with the identity of an admin. Exit code 5 if anything is lost.
+    If the lost content still exists on disk, the next snapshot stores it again. With an admin's identity,
+    also delete configurations that no admin signed. The exit code is 5 if anything is lost.
     """
     from castore.cli.progress import show_progress
     from castore.errors import DamageError
@@ -47,7 +47,7 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
         print_json(_plain(plan, done, after))
     elif done is not None:
         summarize(
-            f"{formatting.count(len(plan.repaired), 'object')} repaired, {len(plan.drop)} dropped, "
+            f"{formatting.count(len(plan.repaired), 'object')} repaired, {len(plan.drop)} deleted, "
             f"{formatting.count(len(plan.rewrite), 'pack')} rewritten: "
             f"{formatting.count(done.kept_records, 'record')} kept, {done.lost_records} lost"
         )
@@ -70,15 +70,18 @@ def _is_wanted(plan: RepairPlan, *, dry_run: bool, yes: bool, as_json: bool) -> 
             return False
         if not (plan.drop or plan.rewrite):
             return True
-        return yes or agreed("Drop what cannot be read, permanently?")
+        return yes or agreed("Permanently delete the objects listed above?")
 
 
 def _print_planned(planned: RepairPlan) -> None:
     for name in planned.repaired:
         print(f"to be rewritten from its copy: {name}")
     for name in planned.drop:
-        more = " (a machine whose index lists its content keeps more of it)"
-        print(f"to be dropped: {name}{more if name.startswith('packs/') else ''}")
+        more = (
+            " (its list of records is damaged; to salvage intact records, first run 'castore repair' on the "
+            "machine that wrote it: its index may still have the list)"
+        )
+        print(f"to be deleted: {name}{more if name.startswith('packs/') else ''}")
     for pack in planned.rewrite:
         print(f"to be rewritten: packs/{pack.hex()}")
 

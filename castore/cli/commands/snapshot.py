@@ -1,4 +1,4 @@
-"""castore snapshot."""
+"""The command `snapshot`: options, choice of services and parts, and output."""
 
 from __future__ import annotations
 
@@ -61,19 +61,28 @@ class PartOptions:
 @click.argument("services", metavar="[SERVICE]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Snapshot every service that castore.toml describes.")
 @click.option("--revision", metavar="REV", help="The configuration that the state belongs to.")
-@click.option("--tree", "trees", metavar="NAME=DIR", multiple=True, help="Take a directory as the part NAME.")
 @click.option(
-    "--dump", "dumps", metavar="NAME=FILE", multiple=True, help="Take a file; -: standard input."
+    "--tree", "trees", metavar="NAME=DIR", multiple=True, help="Store the directory DIR as the part NAME."
+)
+@click.option(
+    "--dump",
+    "dumps",
+    metavar="NAME=FILE",
+    multiple=True,
+    help="Store FILE as the part NAME ('-' reads standard input).",
 )
 @click.option(
     "--exec",
     "programs",
     metavar="NAME='ARGV'",
     multiple=True,
-    help="Run a program without a shell and take its standard output, if it exits 0.",
+    help="Run a program without a shell, and store its standard output as the part NAME if it exits with 0.",
 )
 @click.option(
-    "--exclude", metavar="PATTERN", multiple=True, help="Leave matching paths out; as in .gitignore."
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    help="Exclude paths that match PATTERN (.gitignore syntax). May be repeated.",
 )
 @click.option(
     "--exclude-file",
@@ -81,17 +90,17 @@ class PartOptions:
     metavar="FILE",
     type=LocalPath(),
     multiple=True,
-    help="Read such patterns from a file, one per line.",
+    help="Read exclude patterns from FILE, one per line.",
 )
-@click.option("--one-file-system", is_flag=True, help="Stay on the file system of each tree's top.")
+@click.option("--one-file-system", is_flag=True, help="Do not cross into other file systems.")
 @click.option(
-    "--exclude-caches", is_flag=True, help="Of directories with a CACHEDIR.TAG, keep only that file."
-)
-@click.option(
-    "--allow-empty", is_flag=True, help="Accept a dump from standard input or a pipe that is empty."
+    "--exclude-caches", is_flag=True, help="Store only the tag file of directories that contain CACHEDIR.TAG."
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Show what would be taken; run no program, store nothing."
+    "--allow-empty", is_flag=True, help="Accept an empty dump from standard input or a pipe."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be stored. Run no program, store nothing."
 )
 @json_option
 @common
@@ -107,11 +116,11 @@ def snapshot(
 ) -> None:
     """Take one generation of each SERVICE, with all its parts.
 
-    With a castore.toml that describes SERVICE, its name alone is enough; options for trees are added to
-    what it says. Without any configuration, the first snapshot creates a store and an identity, and
+    A SERVICE that castore.toml describes needs only its name. --exclude and the other tree options add to
+    its settings. Without any configuration, the first snapshot creates a store and an identity, and
     prints where they are.
 
-    Of several services, the failure of one does not stop the others; the exit code is that of the worst.
+    If one service fails, the others are still taken. The exit code is that of the worst failure.
     """
     from castore.cli.service_results import ServiceResults
 

@@ -1,4 +1,4 @@
-"""castore key list, add, remove, sign."""
+"""The commands `key list`, `add`, `remove` and `sign`: recipients and admins of a store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from castore.cli.messages import summarize
 from castore.cli.options import common, json_option, print_json
-from castore.cli.signed_store import described, signed_store, yes_option
+from castore.cli.signed_store import described, plain_writer, signed_store, yes_option
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -18,29 +18,34 @@ if TYPE_CHECKING:
 @json_option
 @common
 def list_(context: CliContext, as_json: bool) -> None:
-    """List the recipients of the store, the admin keys that sign, and the machines that add."""
+    """List the store's recipients, admin keys and writers."""
     from castore.cli import formatting
 
     with context.open_internal() as store:
         admins = {admin.recipient: admin.text for admin in store.keys.config.admins}
-        found = [
-            {"recipient": recipient.text, "label": label, "admin": admins.get(recipient.key)}
-            for recipient, label in store.keys.recipients
-        ]
-        others = [described(writer) for writer in store.keys.config.writers]
-        keys = [f"{admin.text}  {admin.label}".rstrip() for admin in store.keys.config.admins]
+        recipients = store.keys.recipients
+        config = store.keys.config
     if as_json:
-        print_json(found)
+        print_json({
+            "recipients": [
+                {"recipient": recipient.text, "label": label, "admin": admins.get(recipient.key)}
+                for recipient, label in recipients
+            ],
+            "admins": [{"admin": admin.text, "label": admin.label} for admin in config.admins],
+            "writers": [plain_writer(writer) for writer in config.writers],
+        })
         return
-    for entry in found:
-        print(f"{entry['recipient']}  {formatting.one_line(entry['label'] or '')}".rstrip())
-    for line in [*keys, *others]:
-        print(formatting.one_line(line))
+    for recipient, label in recipients:
+        print(f"{recipient.text}  {formatting.one_line(label or '')}".rstrip())
+    for admin in config.admins:
+        print(formatting.one_line(f"{admin.text}  {admin.label}".rstrip()))
+    for writer in config.writers:
+        print(formatting.one_line(described(writer)))
 
 
 @click.command(epilog="Example: castore key add castore-pub-... --label 'offsite, 2026'")
 @click.argument("recipient", metavar="PUB")
-@click.option("--label", default="", help="A note on whose it is.")
+@click.option("--label", default="", help="Free text, such as the owner's name.")
 @click.option(
     "--admin", metavar="KEY", help="Let the admin key of the same identity change recipients and writers."
 )
@@ -77,9 +82,9 @@ def add(
 @json_option
 @common
 def remove(context: CliContext, recipient: str, as_json: bool) -> None:
-    """Remove a recipient of the store. Needs an admin's identity, and not that one.
+    """Remove a recipient of the store. Needs the identity of an admin other than the removed one.
 
-    The admin key of the same identity is removed, too; PUB may also be an admin key alone. The
+    The admin key of the same identity is also removed; PUB may also be an admin key alone. The
     removed recipient can still decrypt copies of the store that were made before. The writer key does not
     change.
     """
@@ -128,8 +133,8 @@ def _remove_admin(context: CliContext, text: str, *, as_json: bool) -> None:
 def sign(context: CliContext, yes: bool, as_json: bool) -> None:
     """Sign the configuration of a store that was made with --recipient, as its admin.
 
-    Shows for whom the store is encrypted and which machines add to it, and asks. Other machines accept
-    what this identity signs later, once they were given its admin key with --trust-admin.
+    Print the recipients and writers, and ask for confirmation. Other machines accept later signatures of
+    this identity after they were given its admin key with --trust-admin.
     """
     from castore.crypto import Admin
 
@@ -140,4 +145,7 @@ def sign(context: CliContext, yes: bool, as_json: bool) -> None:
         print_json({"store": location})
     else:
         summarize(f"the configuration of {location} is signed by an admin")
-        summarize(f"on machines that do not trust this admin yet, give a command: --trust-admin {admin}")
+        summarize(
+            "on each machine that does not trust this admin yet, run any command once with: "
+            f"--trust-admin {admin}"
+        )
