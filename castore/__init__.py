@@ -11,7 +11,7 @@ The public Python API, which the documentation describes with examples::
         drupal.rollback(to="r1")
 
 Names are imported at their first use. All errors are classes of `castore.errors`;
-the ones that a program may want to handle have names here, too.
+the ones that a program may want to handle also have names here.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Generation:
 
     @property
     def revision(self) -> str:
-        """The name of the configuration that the state belongs to; empty: none was given."""
+        """The name of the configuration that the state belongs to, or empty if none was given."""
         return self.record.revision
 
     @property
@@ -112,10 +112,12 @@ class Generation:
     ) -> RestoreReport:
         """Restore into a directory that is new or empty: each part under its name.
 
-        parts: the names of those that are wanted; None: all. options: `change_owner`: restore owners and
-        groups; None: if this process is root. `numeric_ids`: restore them by number, not by name. `resume`:
-        continue an interrupted restore of the same. `progress`: as of `Service.snapshot`. Raises UsageError,
-        IdentityError, StorageError; what is damaged in the store is left out and reported.
+        parts: the names of the parts to restore, or None for all.
+        change_owner: whether to restore owners and groups, or None to restore them if this process is root.
+        numeric_ids: restore owners and groups by number, not by name.
+        resume: continue an interrupted restore of the same parts.
+        progress: as in `Service.snapshot`.
+        Raises UsageError, IdentityError, StorageError. Damaged files are not restored, and reported.
         """
         return self._selection(parts).restore(destination, **options)
 
@@ -129,9 +131,12 @@ class Generation:
     ) -> Drilled:
         """Restore into a scratch directory, check what was restored, and delete it.
 
-        Databases are loaded into servers of their own. The live state is not touched. scratch: where the
-        directory is created; None: the system's temporary directory. trust_recorded: as of
-        `Service.plan_rollback`. note: called with each finding. Raises CastoreError if anything is not sound.
+        Databases are loaded into servers of their own. The live state is not touched.
+        scratch: where to create the directory, or None for the system's temporary directory.
+        trust_recorded: as in `Service.plan_rollback`.
+        note: called with each finding, or None.
+        progress: as in `Service.snapshot`.
+        Raises CastoreError if anything is not sound.
         """
         operations = self._owner.operations(progress)
         if note is not None:
@@ -197,7 +202,8 @@ class Part:
     def open(self, path: str = "") -> io.BufferedReader:
         """Open the dump, or a file of the tree, for reading from its beginning to its end.
 
-        path: of the file in the tree. Raises NotFoundError, UsageError, IdentityError; reading raises
+        path: the path of the file in the tree, or empty for a dump.
+        Raises NotFoundError, UsageError, IdentityError; reading raises
         DamageError where content is damaged.
         """
         return self._selection(path).open()
@@ -211,8 +217,8 @@ class Part:
     ) -> RestoreReport:
         """Restore into a directory that is new or empty: a tree as its content, a dump as a file.
 
-        path: of a directory or a file in the tree, which alone is restored. options: as of
-        `Generation.restore`.
+        path: restore only this directory or file of the tree, or everything if empty.
+        options: as in `Generation.restore`.
         """
         return self._selection(path).restore(destination, **options)
 

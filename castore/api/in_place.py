@@ -82,7 +82,7 @@ def carry_out(
 ) -> RestoreReport:
     """Do what a plan says, or revert it and raise. Raises UsageError for a doubt that is not accepted."""
     if plan.doubt and not accept_doubts:
-        raise UsageError(f"nothing was changed: {plan.doubt}; to go on nevertheless: accept_doubts=True")
+        raise UsageError(f"nothing was changed: {plan.doubt}; to continue nevertheless: accept_doubts=True")
     tally = counters("restoring", progress)
     part = plan.selection.part
     if part is not None:

@@ -62,16 +62,18 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
     paths: MachinePaths | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Store:
-    """Open the store in the directory `path`; None: the store that castore.toml names.
+    """Open the store in the directory `path`, or the store that castore.toml names if `path` is None.
 
-    identity: the file of an identity, an identity, or a function that returns one and is called when content
-    is first read. Snapshots, pruning and verifying need none on a machine that has a writer key. passphrase:
-    of the file. config: a castore.toml that describes services. host: select generations of this host, "*":
-    of every host; None: of this machine. trust_admins: admin keys as text, which are accepted from now on.
-    accept_older: accept a store that is older than this machine has seen it. paths: where this machine keeps
-    its keys, index and caches; None: as the command line does. report: called with each message for the
-    user when it arises; results and `Store.warnings` have the messages, too. Its
-    exceptions are logged: no operation ends half-way for a message.
+    identity: the file of an identity, an identity, or a function that returns one when content is first
+        read. Snapshots, pruning and verifying need none on a machine that has a writer key.
+    passphrase: the passphrase of the file.
+    config: a castore.toml that describes services.
+    host: select generations of this host, of every host if "*", or of this machine if None.
+    trust_admins: admin keys as text, which are accepted from now on.
+    accept_older: accept a store that is older than this machine has seen it.
+    paths: where this machine keeps its keys, index and caches, or None for the places of the command line.
+    report: called with each message for the user when it arises. Results and `Store.warnings` also have
+        the messages. Exceptions of `report` are logged, and do not end the operation.
     Raises NotFoundError, StaleStoreError, UntrustedError, IdentityError, ConfigError.
     """
     files = files_of(identity)
@@ -141,14 +143,14 @@ class CreateRequest:
     paths: MachinePaths
     recipients: Sequence[Recipient]
     owner: Identity | None = None
-    """The identity whose admin key signs the configuration; None: an admin signs it later."""
+    """The identity whose admin key signs the configuration, or None if an admin signs it later."""
     admins: Collection[str] = ()
-    """Admin keys, as text, that may sign it, too."""
+    """Admin keys, as text, that may also sign it."""
     average_chunk_size: int = DEFAULT_AVERAGE
     host: str = ""
-    """The name of this machine in the store; empty: that in the system."""
+    """The name of this machine in the store, or empty for its host name."""
     keep: Callable[[bytes], None] = lambda _store_id: None
-    """Is called with the id of the store before it exists: keeps what must exist by then, an identity."""
+    """Called with the id of the store before the store exists, to save the identity."""
 
 
 def create(
@@ -164,9 +166,14 @@ def create(
 ) -> Store:
     """Create a store in the directory `path`, which must be new or empty, and open it.
 
-    identity: as of `open`; its holder can read the store and administer it. recipients: who else can read
-    it. admins: admin keys, as text, that may change recipients and machines, too. average_chunk_size: in
-    bytes. host: the name of this machine in the store; empty: that in the system. Raises UsageError if there
+    identity: as in `open`. It can decrypt and administer the store.
+    passphrase: the passphrase of the identity's file.
+    recipients: public keys of other identities that can decrypt the store.
+    admins: admin keys, as text, that may also change recipients and machines.
+    average_chunk_size: the mean length of a chunk, in bytes.
+    host: the name of this machine in the store, or empty for its host name.
+    paths: as in `open`.
+    Raises UsageError if there
     is no recipient at all; StorageError.
     """
     provider = provider_of(identity, passphrase)
@@ -189,7 +196,7 @@ def create(
 
 
 def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str]] = tuple) -> Store:
-    """Create a store as the request says, and open it. Raises as `create` does. leave_out: as of `open`."""
+    """Create a store as the request says, and open it. Raises as `create` does."""
     from castore.services.new_store import refuse_others
 
     if not request.recipients:

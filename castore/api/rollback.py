@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RollbackPlan:
-    """What a rollback would do, with all that `rollback` needs to do exactly that."""
+    """What a rollback would do. `rollback` computes the steps again once the service has stopped."""
 
     target: Generation
     doubts: tuple[str, ...]
@@ -91,7 +91,7 @@ class RollbackResult:
     generation: Generation
     """The one that was restored."""
     pre_rollback: Generation | None
-    """What it replaced; None: nothing was to be done, or none was wanted."""
+    """The state that it replaced, or None if nothing changed or none was requested."""
     parts: tuple[str, ...]
     """The parts that changed."""
     problems: list[tuple[str, bytes, str]]

@@ -115,12 +115,12 @@ class Selection:
 
     @property
     def part(self) -> Part | None:
-        """The part; None: the whole generation is selected."""
+        """The part, or None if the whole generation is selected."""
         return None if self.record.part is None else Part(self.generation, self.record.part)
 
     @property
     def path(self) -> str:
-        """The path in the part; empty: all of it."""
+        """The path in the part, or empty for the whole part."""
         return self.record.path
 
     def open(self) -> io.BufferedReader:
@@ -136,12 +136,13 @@ class Selection:
     def entries(self, *, recursive: bool = False) -> Iterator[Entry]:
         """Yield what is selected: the parts of a generation, the entries of a directory, or a file itself.
 
-        recursive: everything below, too. Raises NotFoundError, UsageError, IdentityError, DamageError.
+        recursive: also yield the entries of subdirectories.
+        Raises NotFoundError, UsageError, IdentityError, DamageError.
         """
         with StreamReader(self._owner.internal) as reader:
             for path, record in list_entries(reader, self.record, recursive=recursive):
                 yield Entry(os.fsdecode(path), record)
-                self._owner.internal  # noqa: B018 - refuses to go on with a closed store
+                self._owner.check_open()
 
     def restore(
         self,
@@ -166,11 +167,12 @@ class Selection:
     ) -> InPlacePlan:
         """Return what would make a directory equal to the selected tree, for `restore_in_place`.
 
-        A selected file is compared with the file `directory`. options: `checksum`: also read files that have
-        not changed since the last snapshot read them. `trust_times`: do not compare the content of files of
-        the same size and time. `trust_recorded`: believe the directory that the generation records.
-        `change_owner`, `numeric_ids`: as of `Generation.restore`. Raises UsageError, IdentityError,
-        DamageError.
+        A selected file is compared with the file `directory`. The options are:
+        checksum: also read files that have not changed since the last snapshot read them.
+        trust_times: do not compare the content of files of the same size and time.
+        trust_recorded: accept the directory that the generation records as the origin of the tree.
+        change_owner, numeric_ids: as in `Generation.restore`.
+        Raises UsageError, IdentityError, DamageError.
         """
         from castore.api.in_place import make_plan
 
@@ -181,8 +183,9 @@ class Selection:
     ) -> RestoreReport:
         """Do what a plan says: everything else in the directory is removed, but not what snapshots leave out.
 
-        accept_doubts: go ahead although the plan has a `doubt`, which is refused otherwise. Raises
-        CastoreError; then the directory is as before, or the message says what completes or reverts it.
+        accept_doubts: continue although the plan has a `doubt`, which is refused otherwise.
+        progress: as in `Service.snapshot`.
+        Raises CastoreError; then the directory is unchanged, or the message says how to recover it.
         """
         from castore.api.in_place import carry_out
 
@@ -202,7 +205,7 @@ class _Raw(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._owner.internal  # noqa: B018 - refuses to read from a closed store
+        self._owner.check_open()
         while not self._rest:
             piece = next(self._pieces, None)
             if piece is None:

@@ -44,7 +44,7 @@ class Service:
 
     @property
     def live_revision(self) -> str | None:
-        """The revision that the live state belongs to, as this machine has recorded it; None: unknown."""
+        """The recorded revision that the live state belongs to, or None if it is unknown."""
         return self._owner.internal.state.live_revision(self.name)
 
     # Generations
@@ -52,8 +52,9 @@ class Service:
     def generations(self, *, revision: str | None = None, revision_prefix: str = "") -> Iterator[Generation]:
         """Yield the generations, newest first.
 
-        revision: only those of exactly this one. revision_prefix: only those of revisions that begin with
-        this. Raises NotFoundError if a host was chosen that has none.
+        revision: only generations of exactly this revision.
+        revision_prefix: only generations of revisions that begin with this.
+        Raises NotFoundError if a host was chosen that has none.
         """
         from castore.services.hosts import listed
 
@@ -67,7 +68,7 @@ class Service:
                 continue
             if shown(one) and (not revision_prefix or revision_begins(one.revision, revision_prefix)):
                 yield Generation(self._owner, one)
-                self._owner.internal  # noqa: B018 - refuses to go on with a closed store
+                self._owner.check_open()
 
     def generation(self, selector: str | int) -> Generation:
         """Return the generation that a selector means: a number, a revision, a date, "latest".
@@ -111,11 +112,12 @@ class Service:
     ) -> Generation:
         """Take a generation, and return it.
 
-        parts: by name: a `castore.Tree`, an engine such as `castore.PostgreSQL`, `castore.File` or
-        `castore.Command`, or a `castore.Stream`; None: those of castore.toml. revision: the name of the
-        configuration that the state belongs to; None: as castore.toml says. run_hooks: run the hooks of
-        castore.toml; None: if the parts are from there. progress: is called with the name of each part and
-        the progress of its work. After an interrupted rollback, the generation is marked: `is_interrupted`.
+        parts: parts by name, or None for those of castore.toml. A part is a `castore.Tree`, an engine such as
+            `castore.PostgreSQL`, a `castore.File`, a `castore.Command` or a `castore.Stream`.
+        revision: the name of the configuration that the state belongs to, or None for that of castore.toml.
+        run_hooks: whether to run the hooks of castore.toml, or None to run them if the parts are from there.
+        progress: called with the name of each part and its counters, or None.
+        After an interrupted rollback, the generation is marked: `is_interrupted`.
         Raises ProgramError, StorageError, BusyError, ConfigError; then nothing was committed.
         """
         from castore.api.sources import sources_of
@@ -181,13 +183,17 @@ class Service:
     ) -> RollbackPlan:
         """Return what a rollback to a generation would do, for `rollback`; nothing is changed.
 
-        to: a generation, or a selector. parts: where parts belong on this machine, instead of what
-        castore.toml says of them; other parts: as castore.toml says, or where this machine took them from.
-        restore_with: programs that read dumps on their standard input, by part. trust_recorded: use the
-        programs, servers and paths that the generation records, even if this machine does not know them.
-        pre_rollback: take a generation of the present state first. trust_times: without a pre-rollback
-        generation, do not compare the content of files of the same size and time. change_owner: restore
-        owners and groups; None: if this process is root. numeric_ids: restore them by number, not by name.
+        to: a generation, or a selector.
+        parts: where parts belong on this machine, instead of where castore.toml says. Other parts belong
+            where castore.toml says, or where this machine took them from.
+        restore_with: programs that read dumps on their standard input, by part.
+        trust_recorded: use the programs, servers and paths that the generation records, even if this machine
+            does not know them.
+        pre_rollback: take a generation of the present state first.
+        trust_times: without a pre-rollback generation, do not compare the content of files of the same size
+            and time.
+        change_owner: whether to restore owners and groups, or None to restore them if this process is root.
+        numeric_ids: restore owners and groups by number, not by name.
         compare: compare the live state; if false, the plan has no steps.
         Raises UsageError for a part that belongs nowhere; NotFoundError, IdentityError.
         """
@@ -220,9 +226,11 @@ class Service:
     ) -> RollbackResult:
         """Restore a generation in one transaction: all parts, or none.
 
-        to: the plan of a rollback, whose steps are determined again when the service has stopped; or a
-        generation, or a selector. accept_doubts: go ahead although the plan has `doubts`, which is refused
-        otherwise. progress: as of `snapshot`. options: those of `plan_rollback`, unless `to` is a plan.
+        to: a generation, a selector, or the plan of a rollback. The steps of a plan are computed again once
+            the service has stopped.
+        accept_doubts: continue although the plan has `doubts`, which is refused otherwise.
+        progress: as in `snapshot`.
+        options: those of `plan_rollback`, unless `to` is a plan.
         Raises CastoreError; then the present state is restored, or the message says what is not.
         """
         from castore.api.rollback import RollbackPlan, carry_out
@@ -244,8 +252,8 @@ class Service:
     def recover(self, *, forget: bool = False) -> str:
         """Complete or undo a rollback that was interrupted; return what was done.
 
-        forget: change nothing, since the caller has repaired the state. Raises NotFoundError if there is
-        none; NotIntactError if the state is still not intact.
+        forget: only delete the journal of the rollback: the caller has repaired the state.
+        Raises NotFoundError if there is none; NotIntactError if the state is still not intact.
         """
         from castore.services.rollback import recover as recovery
 

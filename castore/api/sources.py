@@ -1,4 +1,4 @@
-"""What a caller gives as the parts of a service."""
+"""Convert the parts that a caller passes into sources with absolute paths."""
 
 from __future__ import annotations
 

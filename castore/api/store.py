@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def deliver(report: Callable[[str], None] | None, text: str) -> None:
-    """Pass a message to a callback. Its exception is logged: no rollback ends half-way for a message."""
+    """Pass a message to a callback. Its exception is logged, and does not end a rollback."""
     if report is None:
         return
     try:
@@ -80,7 +80,7 @@ class Store:
         self._report = report
         self._location = opened.location
         self.settings = settings
-        """castore.toml; None: none was given."""
+        """The settings of castore.toml, or None."""
         self._leave_out = leave_out
 
     def __repr__(self) -> str:
@@ -107,8 +107,16 @@ class Store:
         Raises UsageError after `close`.
         """
         if self._opened is None:
-            raise UsageError(f"the store {self._location} is closed: open it again")
+            raise self._closed_error()
         return self._opened
+
+    def check_open(self) -> None:
+        """Raise UsageError if the store is closed."""
+        if self._opened is None:
+            raise self._closed_error()
+
+    def _closed_error(self) -> UsageError:
+        return UsageError(f"the store {self._location} is closed: open it again")
 
     @property
     def location(self) -> str:
@@ -147,8 +155,9 @@ class Store:
     def generations(self, *, revision_prefix: str = "", at_once: bool = False) -> Iterator[Generation]:
         """Yield the generations of all services, newest first.
 
-        revision_prefix: only those of revisions that begin with this. at_once: read all first, which is
-        faster if all are wanted; otherwise each is read when the caller asks for it.
+        revision_prefix: only generations of revisions that begin with this.
+        at_once: read all generations first, which is faster if all are needed. Otherwise each is read when
+            the caller asks for it.
         """
         from castore.services.hosts import listed
 
@@ -165,6 +174,7 @@ class Store:
                 continue
             if not revision_prefix or revision_begins(one.revision, revision_prefix):
                 yield Generation(self, one)
+                self.check_open()
 
     def select(self, what: str) -> Selection:
         """Return what a name of the command line means: `SERVICE@SELECTOR`, with `:PART` or `:PART/PATH`.
@@ -334,10 +344,12 @@ class Store:
     ) -> Verification:
         """Verify that what the generations need exists and is what was stored.
 
-        packs: compare the bytes of every pack with its name. read_data: decrypt and decode all content;
-        needs an identity. sample: read this share of the packs, such as 0.05, those first that were not read
-        for longest. restart: do not continue an interrupted run of the same depth. Raises StorageError,
-        IdentityError, BusyError.
+        packs: compare the bytes of every pack with its name.
+        read_data: decrypt and decode all content, which needs an identity.
+        sample: read this share of the packs, such as 0.05. Packs that were not read for longest come first.
+        restart: do not continue an interrupted run of the same depth.
+        progress: as in `prune`.
+        Raises StorageError, IdentityError, BusyError.
         """
         from castore.maintenance.verify import verify
 
@@ -366,7 +378,7 @@ class Store:
     ) -> ServiceOperations:
         """Return the operations on services with the settings of this store.
 
-        say: called with messages for the user; None: the `report` of `open`.
+        say: called with messages for the user, or None for the `report` of `open`.
         """
         from castore.services.operations import ServiceOperations
 

@@ -1,4 +1,4 @@
-"""Generations, for people and for programs."""
+"""Generations, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _Drills = Mapping[tuple[str, int], "Event"]
 _OPTIONAL: Final = ("new", "stored", "total")
-"""Columns of `castore log` that are left out on a narrow terminal, in this order: `show` has them, too."""
+"""Columns of `castore log` that a narrow terminal does not show, in this order. `show` also has them."""
 
 
 def plain(

@@ -216,7 +216,7 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     import signal
 
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        # By a timer: an exception that is raised in this hook is ignored, too.
+        # By a timer: an exception that is raised in this hook is also ignored.
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, _LATER_SECONDS)
     else:

@@ -1,4 +1,4 @@
-"""Versions of stored paths, for people and for programs."""
+"""Versions of stored paths, as text and as JSON."""
 
 from __future__ import annotations
 

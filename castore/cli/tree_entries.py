@@ -1,4 +1,4 @@
-"""Entries of a stored tree, for people and for programs."""
+"""Entries of a stored tree, as text and as JSON."""
 
 from __future__ import annotations
 

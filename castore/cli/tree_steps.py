@@ -1,4 +1,4 @@
-"""The steps and amounts of a restore or rollback, for people and for programs."""
+"""The steps and amounts of a restore or rollback, as text and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore cat."""
+"""The command `cat`: print a dump or a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore compact."""
+"""The command `compact`: options and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore config."""
+"""The command `config`: `check`, `show` and `init`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore diff."""
+"""The command `diff`: compare two generations, and print the differences."""
 
 from __future__ import annotations
 

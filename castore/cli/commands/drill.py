@@ -1,4 +1,4 @@
-"""castore drill."""
+"""The command `drill`: options and output."""
 
 from __future__ import annotations
 

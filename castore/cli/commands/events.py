@@ -1,4 +1,4 @@
-"""castore events."""
+"""The command `events`: print what happened to services."""
 
 from __future__ import annotations
 

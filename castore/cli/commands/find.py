@@ -1,4 +1,4 @@
-"""castore find."""
+"""The command `find`: search paths in all generations."""
 
 from __future__ import annotations
 

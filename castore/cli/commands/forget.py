@@ -1,4 +1,4 @@
-"""castore forget."""
+"""The command `forget`: choice of generations, confirmation and output."""
 
 from __future__ import annotations
 

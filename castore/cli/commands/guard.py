@@ -1,4 +1,4 @@
-"""castore guard."""
+"""The command `guard`: options and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore help."""
+"""The command `help`: show pages of the documentation."""
 
 from __future__ import annotations
 

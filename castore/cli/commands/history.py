@@ -1,4 +1,4 @@
-"""castore history."""
+"""The command `history`: print the versions of a path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore init."""
+"""The command `init`: options and output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "admins",
     metavar="KEY",
     multiple=True,
-    help="Let this admin key (castore-admin-...) change recipients and writers, too.",
+    help="Also let this admin key (castore-admin-...) change recipients and writers.",
 )
 @click.option(
     "--average",

@@ -1,4 +1,4 @@
-"""castore log."""
+"""The command `log`: list generations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore ls."""
+"""The command `ls`: list the entries of a tree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: castore ls -R drupal@12:sites/default")
 @click.argument("what", metavar="SERVICE@SEL[:PART[/PATH]]")
-@click.option("-R", "--recursive", is_flag=True, help="List everything below, too.")
+@click.option("-R", "--recursive", is_flag=True, help="Also list the entries of subdirectories.")
 @json_option
 @common
 @host_option

@@ -1,4 +1,4 @@
-"""castore pin, unpin."""
+"""The command `pin, unpin`: pin and unpin generations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore prune."""
+"""The command `prune`: retention options and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore recover."""
+"""The command `recover`: choice of services and directories, and output."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.option(
     "--forget",
     is_flag=True,
-    help="Of a SERVICE: change nothing, you have repaired it. Of a DIR: revert it alone, although it "
-    "is part of a rollback of a service.",
+    help="Of a SERVICE: only delete the journal of the rollback: you have repaired the state. Of a DIR: "
+    "revert it alone, although it is part of a rollback of a service.",
 )
 @json_option
 @common

@@ -1,4 +1,4 @@
-"""castore reindex."""
+"""The command `reindex`: rebuild the index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore restore."""
+"""The command `restore`: options, confirmation and output."""
 
 from __future__ import annotations
 

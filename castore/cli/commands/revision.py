@@ -1,4 +1,4 @@
-"""castore revision."""
+"""The command `revision`: print the revisions of a service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore rollback."""
+"""The command `rollback`: options, confirmation, plan and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore show."""
+"""The command `show`: print one generation, part or path."""
 
 from __future__ import annotations
 

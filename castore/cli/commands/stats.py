@@ -1,4 +1,4 @@
-"""castore stats."""
+"""The command `stats`: print sizes and savings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore key."""
+"""The command group `key`: identities, recipients and writers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""castore key new, show, paper, enter, passphrase."""
+"""The commands `key new`, `show`, `paper`, `enter` and `passphrase`: files of identities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--passphrase", is_flag=True, help="Protect it with a passphrase.")
 @json_option
 def new(file: str, passphrase: bool, as_json: bool) -> None:
-    """Create an identity in FILE, and print its public key; 'castore key show' prints its admin key, too."""
+    """Create an identity in FILE, and print its public key. 'castore key show' also prints its admin key."""
     from castore.crypto import Admin, Identity
     from castore.state.identity_file import write_identity
 

@@ -1,4 +1,4 @@
-"""castore key adopt, rotate-writer, revoke-writer, audit."""
+"""The commands `key adopt`, `rotate-writer`, `revoke-writer` and `audit`: machines that add."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "--host", metavar="NAME", default="", help="The machine's name in the store. Default: its own name."
 )
-@click.option("--maintain", is_flag=True, help="Let this machine remove what others added, too.")
+@click.option("--maintain", is_flag=True, help="Also let this machine remove what others added.")
 @click.option(
     "--replace", is_flag=True, help="It replaces the machine that had the name, with its role."
 )
@@ -87,7 +87,7 @@ def revoke_writer(context: CliContext, host: str, as_json: bool) -> None:
         print_json({"store": location, "host": host})
         return
     summarize(f"{host} is no longer a writer of {location}; what it adds from now on is refused")
-    summarize("give the store new credentials, too, if that machine had any")
+    summarize("if that machine had credentials of the storage, also replace those")
 
 
 @click.command(epilog="Example: castore key audit")
