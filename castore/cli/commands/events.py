@@ -1,4 +1,4 @@
-"""The command `events`: print what happened to services."""
+"""The command `events`: print what castore did on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `revision`: print the revisions of a service."""
+"""The command `revision`: print the configured revision of a service."""
 
 from __future__ import annotations
 
