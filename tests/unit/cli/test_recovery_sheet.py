@@ -133,9 +133,11 @@ def test_the_group_with_a_wrong_letter_is_named(at, letter):
 def test_other_slips_are_named_too(locked):
     body = locked.removeprefix("castore-locked-")
     swapped = next(at for at in range(60, 160) if body[at] != body[at + 1])
+    # Where equal letters are neighbours, the slip can be in either group.
+    at = next(at for at in range(60, 150, 5) if len({*body[at - 2 : at + 3], "x"}) == 6)
     slips = {
-        body[:70] + body[71:]: "group 15",
-        body[:70] + "x" + body[70:]: "group 15",
+        body[:at] + body[at + 1 :]: f"group {at // 5 + 1}",
+        body[:at] + "x" + body[at:]: f"group {at // 5 + 1}",
         body[:swapped] + body[swapped + 1] + body[swapped] + body[swapped + 2 :]: f"group {swapped // 5 + 1}",
         body[:51] + "0" + body[52:99] + "!" + body[100:]: "group 11, 20 has a character that is neither",
         body[:-9]: "151 letters after castore-locked- instead of 160",
