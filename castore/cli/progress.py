@@ -7,6 +7,7 @@ A task that ends within half a second does not import it either.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -184,7 +185,8 @@ _shown: list[ProgressDisplay] = []
 def show_progress() -> Iterator[ProgressDisplay]:
     """Yield a ProgressDisplay, which draws while the block runs if standard error is a terminal."""
     display = ProgressDisplay()
-    if _shown or is_quiet() or not sys.stderr.isatty():
+    # On a dumb terminal, rich would draw nothing but an empty line.
+    if _shown or is_quiet() or not sys.stderr.isatty() or os.environ.get("TERM") in {"dumb", "unknown"}:
         yield display
         return
     _shown.append(display)

@@ -27,7 +27,11 @@ def topics() -> dict[str, str]:
 
 
 def read_topic(name: str) -> str | None:
-    """Return the Markdown text of a topic without comments and anchors; None if there is no such topic."""
+    """Return the Markdown text of a topic without comments and anchors; None if there is no such topic.
+
+    name: also as pages link to each other, such as keys.md#machines or engines/postgresql.
+    """
+    name = name.partition("#")[0].removesuffix(".md").rpartition("/")[2]
     for topic, page in _pages():
         if topic == name:
             return _ANCHOR.sub("", _COMMENT.sub("", page.read_text(encoding="utf-8"))).rstrip("\n")

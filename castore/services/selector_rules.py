@@ -56,7 +56,8 @@ def resolve(store: Store, service: str, selector: str) -> Generation:
 def unknown_service(store: Store, service: str) -> NotFoundError:
     """Return the error for a service that has no generation in the store."""
     known = ", ".join(store.generations.services()) or "none"
-    return NotFoundError(f"there is no service {service!r} in {store.location}; it holds: {known}")
+    hint = "a service is named here, without @ and a selector; " if "@" in service else ""
+    return NotFoundError(f"there is no service {service!r} in {store.location}; {hint}it holds: {known}")
 
 
 class _Chosen:

@@ -70,7 +70,7 @@ def verify(
 
 def _summary(found: Verification, depth: str) -> str:
     """Return the line that reports what was verified. depth: what was done with packs; empty: nothing."""
-    looked = f"; {formatting.count(found.read, 'pack')} read, {depth}" if depth else ""
+    looked = f"; {formatting.count(found.read, 'pack')} read, {depth}" if depth else "; no pack was read"
     resumed = f"; continued the run of {formatting.local_time(found.resumed)}" if found.resumed else ""
     return (
         f"{formatting.count(found.generations, 'generation')}, {formatting.count(found.packs, 'pack')}, "
