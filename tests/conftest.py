@@ -22,7 +22,7 @@ hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
-# Whoever started the tests may have had them ignored, as nohup and a shell's & do; what they start shall not
+# The process that started the tests may have had them ignored, as nohup and a shell's & do; what they start shall not
 # inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

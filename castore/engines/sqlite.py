@@ -147,7 +147,7 @@ class SQLite(FileEngine[SQLiteSwap], frozen=True):
         yield f"{summary}; {sound.remarks}" if sound.remarks else summary, {"PATH": path}
 
     def _drilling_user(self) -> User | None:
-        """Return the user that a drill checks a copy as: never root, whoever has written the copy."""
+        """Return the user that a drill checks a copy as: never root, whatever user has written the copy."""
         user = None
         with contextlib.suppress(CastoreError):
             user = self._user()

@@ -123,7 +123,7 @@ def test_a_program_that_fails_after_its_output_leaves_nothing(store: Run) -> Non
 def peak(*args: str, stdin: int | None = None, stdout: int | None = None, cwd: Path) -> tuple[int, int]:
     """Run castore; return its exit code, and the most memory that it had resident.
 
-    A small process starts it: a child's peak begins with that of whoever forked it, and a test run
+    A small process starts it: a child's peak begins with that of the process that forked it, and a test run
     may have grown far beyond castore.
     """
     read_end, write_end = os.pipe()

@@ -277,7 +277,7 @@ def _attributes(features: FeatureTree, chance: random.Random) -> None:
         os.setxattr(_write(os.path.join(folder, b"acl"), b"x"), "system.posix_acl_access", ACL)
         os.setxattr(below, "system.posix_acl_access", ACL)
     with features.feature("default access control lists"):
-        # The children have none: whoever restores must not let the default leak into them.
+        # The children have none: a restore must not let the default leak into them.
         inside = _directory(features, "attributes", "default-acl")
         _write(os.path.join(inside, b"child"), b"x")
         os.mkdir(os.path.join(inside, b"child-directory"))

@@ -1,6 +1,6 @@
 """What one of several processes does that are at work on a store at once: `python -m tests.support.store_worker`.
 
-Each writes a line to its log before and after what it does, so that whoever killed it knows what to expect.
+Each writes a line to its log before and after what it does, so that the process that killed it knows what to expect.
 """
 
 from __future__ import annotations

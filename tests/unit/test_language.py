@@ -41,7 +41,7 @@ WORDS = {
     r"(which|that|where it|it|they) (lies?|lay)\b|lies (in|on|next|below|above|there)": "is, is stored",
     r"stands (in|on|at|for)": "is, is stored; represents",
     r"what is there|was not there|is there already": "what exists; did not exist",
-    r"who reads it|whoever keeps": "name the role: the reader, the storage provider",
+    r"who reads it|whoever": "name the role: the reader, the storage provider",
 }
 
 EXCEPTIONS = {

@@ -371,7 +371,7 @@ def test_no_delta_is_based_on_what_is_about_to_be_removed(sandbox):
         store.sync()
         (mail,) = store.generations.all("mail")
         assert is_whole(store, roots_of(mail))
-    # Removed by whoever looked at the generations before this one came.
+    # Removed by a process that looked at the generations before this one came.
     (pending,) = (sandbox.store / "deletions").iterdir()
     with sandbox.opened(lockless=True) as store:
         (one,) = pending_deletions(store.storage, store.keys.writer_key)[0]
@@ -423,7 +423,7 @@ def test_what_is_interrupted_leaves_nothing_half_written(sandbox, monkeypatch):
 
 @pytest.mark.parametrize("harm", [{"number": 9_999_999_999}, {"service": "", "number": 1}, {"number": 0}])
 def test_a_generation_that_no_castore_writes_is_damage_and_stops_nothing(sandbox, harm):
-    """Whoever has a writer key can seal one."""
+    """Anyone who has a writer key can seal one."""
     sandbox.take("web", noise(1, 50_000))
     with sandbox.opened() as store:
         store.sync()

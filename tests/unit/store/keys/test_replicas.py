@@ -146,7 +146,7 @@ def test_an_object_that_the_disk_refuses_is_read_from_its_copy(sandbox):
 
 
 def test_a_copy_that_was_never_written_by_castore_is_not_believed(sandbox):
-    """Whoever can add objects blocks nothing by a copy of their own."""
+    """Anyone who can add objects blocks nothing by a copy of their own."""
     path, copy = both(sandbox, "config")
     copy.unlink()
     replicas.put_copy(LocalStorage(str(sandbox.store)), "config", 2, b"forged")
