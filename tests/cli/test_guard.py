@@ -410,7 +410,7 @@ def test_rules_are_shown_and_then_done(app: App):
         app.run("snapshot", "app")
     rows = json.loads(app.run("prune", "--dry-run", "--json").stdout)["generations"]
     assert [(row["number"], bool(row["kept_by"])) for row in rows] == [(3, True), (2, False), (1, False)]
-    assert "it would be deleted" in app.run("prune", "--dry-run").stdout
+    assert "(to be deleted)" in app.run("prune", "--dry-run").stdout
     assert len(json.loads(app.run("log", "--json").stdout)) == 3
     app.run("pin", "app@1", "--note", "the first")
     assert "pinned (the first)" in app.run("prune", "--dry-run").stdout

@@ -208,7 +208,7 @@ def test_what_stops_compact_and_prune_names_a_command_that_works(machines):
     for name, start in zip((f"{tag}-0000000007", f"{tag}-4294967295", f"{'0' * 16}-0000000001"), starts, strict=True):
         (one.store / "generations" / name).write_bytes(start + os.urandom(300))
     for command in (["compact"], ["prune", "--keep-last", "3"]):
-        assert "'castore repair' drops" in one.refused(5, *command)
+        assert "'castore repair' deletes" in one.refused(5, *command)
     one.done("repair", "--yes")
     one.done("compact")
     one.done("prune", "--keep-last", "3")
