@@ -96,8 +96,8 @@ class Generation(msgspec.Struct, frozen=True):
     pre_rollback: bool = False
     """Taken by a rollback, of the state that it was about to replace; selected by number only."""
     interrupted: bool = False
-    """Taken after a rollback that failed or was killed: the state may be inconsistent. `safety` is also set,
-    so that only its number selects it."""
+    """Taken after a rollback that failed or was killed: the state may be inconsistent. `pre_rollback` is also
+    set, so that only its number selects it."""
     host_id: str = ""
     """The key that identifies its host; empty in records of older castores."""
     missing_parts: tuple[str, ...] = ()

@@ -42,7 +42,7 @@ def removable(store: Store, service: str) -> Predicate:
     """Return a predicate for the generations that a removal may select: this host's, or the named host's.
 
     Unlike `chosen`, it never selects another host's generations unless that host is named. Raises
-    NotFoundError.
+    NotFoundError. Whether this machine may remove them is checked by `castore.services.prune`.
     """
     if store.options.chosen_host is not None:
         return chosen(store, service)

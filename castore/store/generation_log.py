@@ -343,7 +343,7 @@ class GenerationLog:
     def forget(self, service: str, numbers: Collection[int]) -> None:
         """Delete the records of generations, durably; `compact` reclaims the space of their content.
 
-        Raises StorageError.
+        The caller has checked that this machine may remove them. Raises StorageError.
         """
         names = self.objects(service, numbers)
         self.expect_removal(service, numbers)

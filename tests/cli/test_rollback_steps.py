@@ -398,3 +398,22 @@ def test_recovering_without_the_store_says_so_and_can_be_done_later(machine: Mac
     (machine.top / "elsewhere").rename(machine.top / "store")
     machine.run("recover", "app")
     assert machine.read("t/f") == "two, and longer"
+
+
+def test_a_service_that_cannot_be_recovered_keeps_no_other_from_it(machine: Machine) -> None:
+    machine.toml(TREE + TREE.replace("service.app", "service.zoo").replace("TOP/t", "TOP/z"))
+    journals = []
+    for name, path in (("app", "t/f"), ("zoo", "z/f")):
+        machine.write(path, "one")
+        machine.run("snapshot", name, "--revision", "r1")
+        machine.write(path, "two, and longer")
+        patch = "import castore.services.rollback.steps as s; s.TreeStep.swap = die"
+        machine.killed(patch, "rollback", name, "--to", "r1")
+        journals.append({*machine.top.rglob("rollbacks/*")})
+    (first,) = journals[0]
+    first.write_bytes(b"damaged")
+    done = machine.run("recover", expect=11)
+    assert "app: " in done.stderr
+    assert "failed: app" in done.stderr
+    machine.run("snapshot", "zoo", "--revision", "r1")
+    machine.run("recover", "zoo", expect=6)  # it was recovered

@@ -9,6 +9,7 @@ import click
 
 from castore.cli.messages import summarize
 from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.service_results import ServiceResults
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -39,22 +40,33 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
     run = _Recovery(forget, as_json)
     if as_json:
         print_json({"recovered": run.recovered})  # also printed if a later one fails
-    folders = [one for one in what if "/" in one or one in {".", ".."}]
-    services = [one for one in what if one not in folders]
-    for path in folders:
-        run.directory(path)
-    if what and not services:
-        return
-    with context.open_store() as store:
-        if not services:
-            services = [one for one in store.services() if store.service(one).has_interrupted_rollback]
-        for service in services:
-            run.report("service", service, store.service(service).recover(forget=forget))
+    folders = [name for name in what if "/" in name or name in {".", ".."}]
+    services = [name for name in what if name not in folders]
+    if services or not what:
+        with context.open_store() as store:
+            if not what:
+                services = [name for name in store.services() if store.service(name).has_interrupted_rollback]
+            results = _results_of([*services, *folders])
+            for service in services:
+                with results.service(service):
+                    run.report("service", service, store.service(service).recover(forget=forget))
+    else:
+        results = _results_of(folders)
     if not what:
-        for path in interrupted(machine_paths().journals):
+        # A rollback that was recovered has reverted its trees.
+        folders = interrupted(machine_paths().journals)
+        results.apart = len(services) + len(folders) > 1
+    for path in folders:
+        with results.service(path):
             run.directory(path)
+    results.finish()
     if not run.recovered and not as_json:
         summarize("no rollback or restore in place was interrupted")
+
+
+def _results_of(names: list[str]) -> ServiceResults:
+    """Return what collects the failures of several services and directories: each is recovered anyway."""
+    return ServiceResults(names, apart=len(names) > 1)
 
 
 class _Recovery:

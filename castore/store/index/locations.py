@@ -99,7 +99,10 @@ class RecordLocations:
             return [None if value is None else int.from_bytes(value[PLAIN], "little") for value in values]
 
     def stays(self, chunk: RecordId) -> bool:
-        """Return whether a chunk can be reconstructed from packs that new snapshots may reference."""
+        """Return whether a chunk can be reconstructed from packs that new snapshots may reference.
+
+        True without a look if they may reference all packs.
+        """
         with self._tables.reading() as txn:
             not_referenced = self._meta.not_referenced(txn)
         return self.contains([chunk])[0] if not_referenced else True

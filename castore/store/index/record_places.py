@@ -115,7 +115,7 @@ class CompleteChunks:
     """Finds, within one transaction, the places from which chunks can be reconstructed.
 
     That is a place in a pack that stays, of a chunk whose bases can all be reconstructed, too. Each chunk and
-    base is examined once.
+    base is examined once. A damaged base counts as stored until `castore repair` has deleted it.
     """
 
     def __init__(self, tables: Tables, txn: Any, not_referenced: frozenset[bytes]) -> None:
