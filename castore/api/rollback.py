@@ -100,6 +100,10 @@ class RollbackResult:
     """What the caller should know."""
     progress: Progress
     """The files and bytes that were written."""
+    new_directories: tuple[str, ...] = ()
+    """The directories above parts that were created."""
+    creations: tuple[str, ...] = ()
+    """What engines created, each as "PART: the role NAME"."""
 
     @property
     def written(self) -> int:
@@ -121,4 +125,6 @@ def carry_out(
     if note := after_rollback_note(operations, plan.request.target):
         operations.say(note)
     replaced = Generation(store, done.pre_rollback) if done.pre_rollback is not None else None
-    return RollbackResult(plan.target, replaced, done.parts, done.problems, said, written)
+    return RollbackResult(
+        plan.target, replaced, done.parts, done.problems, said, written, done.new_directories, done.creations
+    )

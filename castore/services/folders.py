@@ -111,7 +111,7 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
             raise CastoreError(
                 f"cannot make the directory {path}, of a part: {error.strerror}; make it and try again"
             ) from error
-        say(f"made the directory {path}, with the recorded owner and mode")
+        say(f"created the directory {path}, with the recorded owner and mode")
 
 
 def give(

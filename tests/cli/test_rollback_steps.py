@@ -348,7 +348,7 @@ def test_directories_above_parts_are_made_with_their_owners_and_modes(machine: M
     assert not (machine.top / "p").exists()
     done = machine.run("rollback", "app", "--to", "r1")
     for name in ("p", "q"):
-        assert f"made the directory {machine.top}/{name}" in done.stderr
+        assert f"created the directory {machine.top}/{name}" in done.stderr
         assert (machine.top / name).stat().st_mode & 0o7777 == 0o751
     assert (machine.top / "q/s").stat().st_mode & 0o7777 == 0o640
     if os.geteuid() == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -57,7 +58,7 @@ def test_a_tree_and_a_sqlite_database_come_back_on_an_empty_machine(home: Path, 
     assert "is sound" in castore("drill", "app").stdout
     assert not top.exists()
     done = castore("rollback", "app", "--to", "latest")
-    assert f"made the directory {top}/data" in done.stderr
+    assert f"created the directory {top}/data" in done.stderr
     assert (top / "app/files/a").read_text() == "first"
     with sqlite3.connect(database) as live:
         assert live.execute("SELECT x FROM t").fetchall() == [(7,)]
@@ -156,7 +157,11 @@ def test_roles_come_back_with_passwords_and_memberships_but_no_power(home: Path,
         for made in ("the database app", "the role app", "the role owner", "the role team"):
             assert f"would create db: {made}\n" in planned
         assert fresh.psql("SELECT count(*) FROM pg_roles WHERE rolname IN ('app', 'owner', 'team')") == "0"
-        done = castore("rollback", "app", "--to", "latest").stderr
+        run = castore("rollback", "app", "--to", "latest", "--json")
+        assert set(planned.replace("castore: would create ", "").splitlines()) >= set(json.loads(run.stdout)["creations"])
+        assert "db: the database app" in json.loads(run.stdout)["creations"]
+        done = run.stderr
+        assert "db: created the database app\n" in done
         assert "created the role app, with the recorded password hash" in done
         assert fresh.psql(hashes) == before
         assert fresh.psql("SELECT pg_has_role('app', 'team', 'MEMBER')") == "t"
@@ -204,7 +209,9 @@ def test_a_cluster_comes_back_on_an_empty_server(home: Path, castore: Run, tmp_p
         planned = castore("rollback", "pg", "--to", "latest", "--dry-run").stderr
         assert "would create db.app: the database app" in planned
         assert "would create db: the role boss" in planned
-        castore("rollback", "pg", "--to", "latest")
+        done = castore("rollback", "pg", "--to", "latest").stderr
+        assert "db.app: created the database app" in done
+        assert "db: created the role boss" in done
         assert fresh.psql("SELECT x FROM t", "app") == "7"
         assert fresh.psql("SELECT tableowner FROM pg_tables WHERE tablename = 't'", "app") == "team"
         assert fresh.psql("SELECT rolsuper FROM pg_roles WHERE rolname = 'boss'") == "t"
@@ -261,6 +268,7 @@ def test_a_mariadb_database_and_its_users_come_back_on_an_empty_server(home: Pat
         assert "v@%" not in planned
         assert "other" not in planned
         done = castore("rollback", "app", "--to", "latest").stderr
+        assert "created the database app_x" in done
         assert "created the user m@localhost, with the recorded password hash" in done
         assert "created the user s@localhost, who logs in by unix_socket" in done
         assert fresh.sql("SELECT * FROM app_x.t") == "7\t8"

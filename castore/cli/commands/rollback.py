@@ -127,6 +127,8 @@ def _print_done(done: RollbackResult, seconds: float, *, as_json: bool) -> None:
             "number": target.number,
             "safety": safety,
             "parts": list(done.parts),
+            "new_directories": [formatting.printable(os.fsencode(path)) for path in done.new_directories],
+            "creations": list(done.creations),
             **plain_amounts(counters, seconds),
         })
     elif not done.parts:
@@ -168,6 +170,8 @@ def _print_plan(plan: RollbackPlan, *, as_json: bool) -> None:
         "dumps": dumps,
         "removed": {removal.name: removal.path for removal in plan.removals},
         "untouched": list(plan.untouched),
+        "new_directories": [formatting.printable(os.fsencode(path)) for path in plan.new_directories],
+        "creations": list(plan.creations),
     })
 
 

@@ -137,7 +137,8 @@ class PostgreSQL(ServerEngine[PostgreSQLSwap], frozen=True):
     def stage(self, state: PostgreSQLSwap, contents: Contents) -> list[str]:
         """Create a database like the dumped one, and load the dump."""
         with self._client.connected() as client:
-            return staging.stage(self._database(client), state, contents)
+            remarks = staging.stage(self._database(client), state, contents)
+        return remarks if state.existed else [f"created the database {self.database}", *remarks]
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
         """Return the database and the roles that a rollback would create."""

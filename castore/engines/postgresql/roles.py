@@ -71,17 +71,18 @@ class PostgreSQLRoles(ServerEngine[NoState], frozen=True):
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
         """Return the roles that a rollback would create."""
-        there = self._client.roles()
+        existing = self._client.roles()
         lines = b"".join(map(bytes, contents())).splitlines()
         named = [role for line in lines if (role := _created_role(line)) is not None]
-        return [f"the role {role}" for role in named if role not in there]
+        return [f"the role {role}" for role in named if role not in existing]
 
     def stage(self, state: NoState, contents: Contents) -> list[str]:
         """Create missing roles: they may own databases that are staged."""
         del state
+        missing = self.creates(contents.restore_dump)
         lines = b"".join(map(bytes, contents.restore_dump())).splitlines(keepends=True)
         self._load([line for line in lines if _created_role(line) is not None])
-        return []
+        return [f"created {role}" for role in missing]
 
     def swap(self, state: NoState, contents: Contents) -> list[str]:
         """Set roles to their recorded state."""

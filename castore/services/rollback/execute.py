@@ -54,6 +54,10 @@ class RolledBack:
     """(part, path, reason) of what could not be restored exactly, and of what could not be removed."""
     parts: tuple[str, ...] = ()
     """The parts that differed from the target."""
+    new_directories: tuple[str, ...] = ()
+    """The directories above parts that were created."""
+    creations: tuple[str, ...] = ()
+    """What engines created, each as "PART: the role NAME"."""
 
 
 def rollback(
@@ -84,6 +88,8 @@ def _roll_back(
     check_plan(plan, request.origins, take_pre_rollback=request.take_pre_rollback)
     if plan.untouched:
         say(f"not in generation {target.number}, and left as they are: {', '.join(plan.untouched)}")
+    new_directories = tuple(missing_folders(plan, request.origins))
+    created = tuple(creations(store, plan))
     folders.make_missing(_wanted(plan, request.origins), request.ownership, say)
     for dump in plan.dumps:
         if dump.warning:
@@ -101,7 +107,9 @@ def _roll_back(
         work.run(target, preparation.created)
     with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it
         take_over(store, target)
-    return RolledBack(target, pre_rollback.generation, work.problems, work.changed)
+    return RolledBack(
+        target, pre_rollback.generation, work.problems, work.changed, new_directories, created
+    )
 
 
 def _journal(store: Store, request: RollbackRequest, context: RollbackContext) -> Journal:
@@ -140,7 +148,7 @@ def _wanted(plan: RollbackPlan, origins: dict[str, Origin]) -> list[Origin]:
 
 
 def missing_folders(plan: RollbackPlan, origins: dict[str, Origin]) -> list[str]:
-    """Return the directories above parts that a rollback makes first."""
+    """Return the directories above parts that a rollback creates first."""
     return [os.fsdecode(one.path) for one in folders.missing(_wanted(plan, origins))]
 
 
