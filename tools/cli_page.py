@@ -47,7 +47,8 @@ def section(context, command, shared):
     if named := ", ".join(f"`{name}`" for name in others if name not in {"--help", "--quiet"}):
         yield f"Also {named}.\n"
     if command.epilog:
-        kind, _, example = " ".join(command.epilog.split()).partition(": ")
+        one_line = command.epilog.replace("\b", "").replace("\\\n", " ")
+        kind, _, example = " ".join(one_line.split()).partition(": ")
         yield f"{kind}: `{example}`\n"
 
 

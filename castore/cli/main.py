@@ -20,38 +20,49 @@ if TYPE_CHECKING:
     from castore.cli.document import Document
 
 _LATER_SECONDS: Final = 0.005
-_COMMANDS: Final = {
-    "init": "Create a store.",
-    "snapshot": "Take a generation of a service.",
-    "log": "List generations, newest first.",
-    "show": "Show one generation: parts, sizes, reuse.",
-    "ls": "List what a stored tree holds.",
-    "cat": "Write a stored dump or file to standard output.",
-    "find": "Search all generations for paths.",
-    "history": "List the versions of a file, a directory or a part.",
-    "diff": "Show how two generations differ.",
-    "restore": "Restore a generation, or a part of it, to a directory.",
-    "recover": "Complete or undo an interrupted rollback or restore.",
-    "rollback": "Roll a service back to a generation or revision.",
-    "guard": "Run a deployment; revert it, with the state, if it fails.",
-    "follow": "Make the state match the configured revision, at boot.",
-    "revision": "Print the configured revision of a service.",
-    "drill": "Restore into a scratch directory, and check it.",
-    "pin": "Keep a generation, whatever retention says.",
-    "unpin": "Remove the pin of a generation.",
-    "forget": "Delete generations by name.",
-    "prune": "Delete generations that no rule keeps; reclaim their space.",
-    "compact": "Reclaim the space that no generation references.",
-    "events": "List what was done, and what failed.",
-    "config": "Check, show or write castore.toml.",
-    "key": "Manage identities, recipients, admins and machines.",
-    "verify": "Check that stored data is complete and intact.",
-    "repair": "Drop damaged data; keep the rest.",
-    "reindex": "Rebuild the index from the store.",
-    "stats": "Show what the store holds, and what each step saved.",
-    "help": "Show the help of a command, or a page of the documentation.",
+_SECTIONS: Final = {
+    "Set up": {
+        "init": "Create a store.",
+        "config": "Check, show or write castore.toml.",
+        "key": "Manage identities, recipients, admins and machines.",
+    },
+    "Take and look": {
+        "snapshot": "Take a generation of a service.",
+        "log": "List generations, newest first.",
+        "show": "Show one generation: parts, sizes, reuse.",
+        "ls": "List what a stored tree holds.",
+        "cat": "Write a stored dump or file to standard output.",
+        "find": "Search all generations for paths.",
+        "history": "List the versions of a file, a directory or a part.",
+        "diff": "Show how two generations differ.",
+    },
+    "Restore and roll back": {
+        "restore": "Restore a generation, or a part of it, to a directory.",
+        "rollback": "Roll a service back to a generation or revision.",
+        "recover": "Complete or undo an interrupted rollback or restore.",
+        "guard": "Run a deployment; revert it, with the state, if it fails.",
+        "follow": "Make the state match the configured revision, at boot.",
+        "revision": "Print the configured revision of a service.",
+        "drill": "Restore into a scratch directory, and check it.",
+    },
+    "Keep and delete": {
+        "pin": "Keep a generation, whatever retention says.",
+        "unpin": "Remove the pin of a generation.",
+        "forget": "Delete generations by name.",
+        "prune": "Delete generations that no rule keeps; reclaim their space.",
+        "compact": "Reclaim the space that no generation references.",
+    },
+    "Check and repair": {
+        "stats": "Show what the store holds, and what each step saved.",
+        "events": "List what was done, and what failed.",
+        "verify": "Check that stored data is complete and intact.",
+        "repair": "Drop damaged data; keep the rest.",
+        "reindex": "Rebuild the index from the store.",
+        "help": "Show the help of a command, or a page of the documentation.",
+    },
 }
-"""Commands in the order in which a newcomer meets them, with the line that `castore --help` shows."""
+"""Sections of `castore --help`, and their commands, each with the line that is shown."""
+_COMMANDS: Final = {name: line for commands in _SECTIONS.values() for name, line in commands.items()}
 _SHARED_MODULES: Final = {"unpin": "pin"}
 """Commands in the module of another."""
 
@@ -84,9 +95,11 @@ class _Group(click.Group):
         ctx: click.Context,  # noqa: ARG002 - click's signature
         formatter: click.HelpFormatter,
     ) -> None:
-        """Write the list of commands, importing none."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        """Write the commands by section, importing none."""
+        width = max(map(len, _COMMANDS))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, line in commands.items()])
 
 
 def _is_sound(arg: str) -> bool:
@@ -100,8 +113,8 @@ def _is_sound(arg: str) -> bool:
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: castore snapshot etc --tree etc=/etc   (see also 'castore help', "
-    "'castore help tutorial')",
+    epilog="Example: castore snapshot etc --tree etc=/etc\n\n"
+    "See also 'castore help' and 'castore help tutorial'.",
     params=[quiet_option()],
 )
 @click.version_option(__version__, message="castore %(version)s", prog_name="castore")

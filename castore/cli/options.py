@@ -32,6 +32,20 @@ class LocalPath(_Texts):
         return expanded(value)
 
 
+class SubcommandGroup(click.Group):
+    """A group whose help lists its commands as they were added, and cuts no line short."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the commands as they were added."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands."""
+        rows = [(name, command.get_short_help_str(limit=1000)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, errors included: see 'castore help json'."
 )

@@ -10,7 +10,7 @@ import click
 
 from castore.cli import formatting
 from castore.cli.messages import summarize
-from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.options import LocalPath, SubcommandGroup, common, json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from castore.services.config import Service, Settings, TreePart
 
 
-@click.group(epilog="Example: castore config check")
+@click.group(cls=SubcommandGroup, epilog="Example: castore config check")
 def config() -> None:
     """Check, show or write castore.toml."""
 

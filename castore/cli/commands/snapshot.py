@@ -55,8 +55,10 @@ class PartOptions:
 
 
 @click.command(
-    epilog="Example: castore snapshot drupal --revision r1 --tree sites=/var/lib/drupal/sites "
-    "--exec db='mariadb-dump --skip-dump-date drupal'"
+    epilog="""\b
+    Example: castore snapshot drupal --revision r1 \\
+               --tree sites=/var/lib/drupal/sites \\
+               --exec db='mariadb-dump --skip-dump-date drupal'"""
 )
 @click.argument("services", metavar="[SERVICE]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Snapshot every service that castore.toml describes.")

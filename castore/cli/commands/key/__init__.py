@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from castore.cli.commands.key import identities, recipients, writers
+from castore.cli.options import SubcommandGroup
 
 
-@click.group()
+@click.group(cls=SubcommandGroup)
 def key() -> None:
     """Manage identities, and the recipients, admins and machines of a store."""
 
