@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -93,6 +94,18 @@ class Signers:
     def may_maintain(self, signer: bytes) -> bool:
         """Return whether a signer may remove what others added."""
         return signer in self.admins or signer in self.maintainers
+
+
+def how_to_adopt(location: str = "") -> str:
+    """Return which commands make this machine a writer of a store, for messages.
+
+    location: the place of the store, or empty if it is not known.
+    """
+    command = "castore key adopt" + (f" --store {shlex.quote(location)}" if location else "")
+    return (
+        f"with the identity of an admin, run '{command} --replace' if this machine was a writer of it, "
+        f"or '{command} --host NAME' if it is new to the store"
+    )
 
 
 class WriterKey:
@@ -236,8 +249,7 @@ class WriterKey:
         """The key that signs what this process adds. Raises IdentityError if it may not add."""
         if self._signer is None:
             raise IdentityError(
-                "this machine is not certified as a writer of the store: run 'castore key adopt' with the "
-                "identity of an admin"
+                f"this machine is not certified as a writer of the store: {how_to_adopt()}"
             )
         return self._signer
 

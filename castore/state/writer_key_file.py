@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from castore.crypto import WriterKey
+from castore.crypto.writer_key import how_to_adopt
 from castore.errors import StorageError, UsageError
 from castore.fs.durable import read_private, remove_private, write_private
 
@@ -73,7 +74,7 @@ def keep_accepted(path: str, kept: WriterKey, accepted: WriterKey, storage: Stor
 
 
 def _parse(path: str, text: str, store_id: bytes, storage: Storage) -> WriterKey:
-    again = f"'castore key adopt --store {storage.location}' with an identity writes it again"
+    again = f"to write it again, {how_to_adopt(storage.location)}"
     try:
         writer = WriterKey.parse(text)
     except UsageError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.crypto import Recipient
+from castore.crypto.writer_key import how_to_adopt
 from castore.errors import (
     ConfigError,
     DamageError,
@@ -173,7 +174,15 @@ class KeyManager:
     # Checks
 
     def check_may_maintain(self, doing: str) -> None:
-        """Refuse to remove what other machines added if this one lacks that role. Raises UsageError."""
+        """Refuse to remove what other machines added if this one lacks that role.
+
+        Raises UsageError, or IdentityError if this machine is not a writer of the store.
+        """
+        if not self.writer_key.may_add:
+            raise IdentityError(
+                f"this machine may not {doing} the store {self.location}, of which it is not a writer: "
+                + how_to_adopt(self.location)
+            )
         if not self.writer_key.may_maintain:
             raise UsageError(
                 f"this machine may not {doing} the store {self.location}, to which others add: run it on "

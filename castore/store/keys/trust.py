@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.crypto import Admin, WriterKey
+from castore.crypto.writer_key import how_to_adopt
 from castore.errors import (
     CastoreError,
     DamageError,
@@ -116,10 +117,11 @@ class Opener:
         try:
             identity = self.identity.get()
         except IdentityError as error:
-            raise IdentityError(
-                f"this machine has no writer key for the store at {self.storage.location}; "
-                f"run 'castore key adopt' with an identity ({error})"
-            ) from None
+            location = self.storage.location
+            missing = f"this machine has no writer key for the store at {location}"
+            if not self.local_key:  # `castore key adopt` must not advise itself
+                raise IdentityError(f"{missing}, and {error}") from None
+            raise IdentityError(f"{missing}: {how_to_adopt(location)} ({error})") from None
         secret = sealed.secret(identity)
         if secret is None:
             raise _NoSealError(f"{sealed.name} is not sealed to the identity")
@@ -281,9 +283,8 @@ def _refusal(
         return damage
     return KeyRotatedError(
         f"the writer key of the store at {storage.location} was replaced, and this machine has a former one: "
-        "it was revoked, or another machine replaced it: run 'castore key adopt' with the identity of an "
-        "admin, and with --host NAME if another machine has its name now (if 'castore key list' fails with "
-        f"that identity, too, {config_name(number)} is damaged)"
+        f"it was revoked, or another machine replaced it; to make it a writer again, "
+        f"{how_to_adopt(storage.location)} (if that also fails, {config_name(number)} is damaged)"
     )
 
 

@@ -335,7 +335,7 @@ def test_a_name_belongs_to_one_machine(sandbox):
         store.admin.adopt("renamed", replace=True)
         assert store.keys.certified_host == "renamed"
         assert [one.replaced for one in store.keys.config.writers] == [False, True, False]
-    with pytest.raises(KeyRotatedError, match=r"another machine replaced it.*castore key adopt.*--host NAME"):
+    with pytest.raises(KeyRotatedError, match=r"another machine replaced it.*castore key adopt.*--replace.*--host NAME"):
         sandbox.at(sandbox.machine("second"))
 
 
