@@ -1,7 +1,8 @@
 """Reconstruct chunks from their deltas and bases.
 
-`StoredForms` decodes one record, `assemble` follows the bases of a chunk, `apply` applies deltas. If a record
-is damaged, `RecordReader.open` follows the bases by itself, to verify each one and to try other copies.
+`StoredForms` decodes one record. `assemble` follows the bases of a chunk and applies a whole chain of deltas
+at once, which is fast. `assemble_verified` applies one delta at a time: each base can be verified, and read
+from another copy if it is damaged.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class StoredForms:
         """Return the stored form of a chunk, or of a node, in a record.
 
         record: identifies the record. read: returns its payload, if that is needed. dictionary: returns the
-        base, for codec DICTIONARY. Raises DamageError, and what these functions raise.
+        base, for codec DICTIONARY; the form then has no bases. Raises DamageError, and what these functions
+        raise.
         """
         if chunk.codec >= GROUPED:
             deltas = self._groups.get(record)
@@ -81,9 +83,12 @@ class StoredForms:
                 deltas = self._groups.open(record, read)
             data = member_of(deltas, chunk.group_index)
         else:
+            is_plain = chunk.codec == DICTIONARY
             payload = read()
-            words = dictionary() if chunk.codec == DICTIONARY else b""
+            words = dictionary() if is_plain else b""
             data = self._codecs.body(chunk.codec, payload, chunk.plain_length, words)
+            if is_plain:
+                return StoredForm(data, chunk.plain_length)
         return StoredForm(data, chunk.plain_length, chunk.bases)
 
 
@@ -110,38 +115,85 @@ class ChunkCache(Protocol):
 
 
 def assemble(
-    chunk: RecordId, form_of: Callable[[RecordId], StoredForm], kept: ChunkCache, depth: int = 0
+    chunk: RecordId, form_of: Callable[[RecordId], StoredForm], chunks: ChunkCache, depth: int = 0
 ) -> BaseChunk:
-    """Return a chunk; keep it, and the end of its chain of single bases, in `kept`.
+    """Return a chunk; keep it, and the end of its chain of single bases, in `chunks`.
 
-    form_of: returns a stored form, or raises KeyError if it is unavailable. Raises that KeyError, KeyError
-    for a chain of more than MAX_CHAIN, and DamageError.
+    form_of: returns a stored form, or raises KeyError if it is unavailable. depth: the number of deltas that
+    are to be applied to the chunk. Raises that KeyError, KeyError for a chain of more than MAX_CHAIN,
+    DamageError, and what `chunks` raises.
     """
+    base = chunks.get(chunk)
+    if base is not None:
+        return base
+    if depth > MAX_CHAIN:
+        raise KeyError(chunk)
+    return _resolve(chunk, form_of(chunk), form_of, chunks, depth)
+
+
+def _resolve(
+    chunk: RecordId,
+    form: StoredForm,
+    form_of: Callable[[RecordId], StoredForm],
+    chunks: ChunkCache,
+    depth: int = 0,
+) -> BaseChunk:
+    """Return the chunk that has this stored form, as `assemble` does."""
     chain: list[tuple[bytes, int]] = []
     passed: list[RecordId] = []
-    below = chunk
-    while (found := kept.get(below)) is None:
-        if depth + len(chain) > MAX_CHAIN:
-            raise KeyError(chunk)
-        data, length, bases = form_of(below)
-        if len(bases) == 1:
-            chain.append((data, length))
-            passed.append(below)
-            below = bases[0]
-            continue
-        parts = [assemble(one, form_of, kept, depth + len(chain) + 1) for one in bases]
-        if parts:
-            data = apply(b"".join(part.data for part in parts), [(data, length)])
-        level = max((1 + part.depth for part in parts), default=0)
-        under = frozenset(bases).union(*(part.ancestors for part in parts))
-        found = kept[below] = BaseChunk(below, data, level, bases, under)
-        break  # `kept` may discard a large chunk at once
+    below, base = chunk, None
+    while base is None and len(form.bases) == 1:
+        chain.append((form.data, form.length))
+        passed.append(below)
+        below = form.bases[0]
+        base = chunks.get(below)
+        if base is None:
+            if depth + len(chain) > MAX_CHAIN:
+                raise KeyError(chunk)
+            form = form_of(below)
+    if base is None:
+        level = depth + len(chain) + 1
+        bases = [assemble(other, form_of, chunks, level) for other in form.bases]
+        base = chunks[below] = _join(below, form, bases)  # `chunks` may discard a large chunk at once
     if chain:
-        data = apply(found.data, chain[::-1])
-        bases = ((*passed, below)[1],)
-        under = found.ancestors.union((*passed[1:], below))
-        found = kept[chunk] = BaseChunk(chunk, data, found.depth + len(chain), bases, under)
-    return found
+        plain = apply(base.data, chain[::-1])
+        ancestors = base.ancestors.union((*passed[1:], below))
+        base = chunks[chunk] = BaseChunk(
+            chunk, plain, base.depth + len(chain), ((*passed, below)[1],), ancestors
+        )
+    return base
+
+
+def _join(chunk: RecordId, form: StoredForm, bases: list[BaseChunk]) -> BaseChunk:
+    """Return a chunk that is stored in full, or as a delta of several bases."""
+    plain = form.data
+    if bases:
+        plain = apply(b"".join(base.data for base in bases), [(form.data, form.length)])
+    depth = max((1 + base.depth for base in bases), default=0)
+    ancestors = frozenset(form.bases).union(*(base.ancestors for base in bases))
+    return BaseChunk(chunk, plain, depth, form.bases, ancestors)
+
+
+def assemble_verified(chunk: RecordId, form: StoredForm, read: Callable[[RecordId], bytes]) -> bytes:
+    """Return the plaintext of the chunk that has this stored form.
+
+    read: returns the plaintext of a base, verified. Raises DamageError, and what `read` raises.
+    """
+    no_forms: dict[RecordId, StoredForm] = {}
+    return _resolve(chunk, form, no_forms.__getitem__, _VerifiedChunks(read)).data
+
+
+class _VerifiedChunks:
+    """A `ChunkCache` that seems to have every chunk: it reads each when it is asked for."""
+
+    def __init__(self, read: Callable[[RecordId], bytes]) -> None:
+        self._read = read
+
+    def get(self, chunk: RecordId, /) -> BaseChunk | None:
+        return BaseChunk(chunk, self._read(chunk), 0, (), frozenset())
+
+    def __setitem__(self, chunk: RecordId, base: BaseChunk, /) -> None:
+        pass
 
 
 def apply(base: bytes, deltas: list[tuple[bytes, int]]) -> bytes:

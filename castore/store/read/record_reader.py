@@ -17,7 +17,6 @@ from castore.store.format.codecs import Codecs
 from castore.store.format.names import pack_name
 from castore.store.format.pack import (
     CHUNK,
-    DELTA,
     DICTIONARY,
     GROUPED,
     MAX_CHAIN,
@@ -26,7 +25,7 @@ from castore.store.format.pack import (
     record_names,
 )
 from castore.store.index import RecordLocation
-from castore.store.read.delta_resolver import StoredForm, StoredForms, apply, assemble
+from castore.store.read.delta_resolver import StoredForm, StoredForms, assemble, assemble_verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -54,9 +53,7 @@ _GAP: Final = 1 << 16
 class RecordReader:
     """Reads chunks and nodes; safe to share between threads."""
 
-    def __init__(
-        self, storage: Storage, index: Index, keyring: Keyring, *, longest: int = MAX_PLAIN
-    ) -> None:
+    def __init__(self, storage: Storage, index: Index, keyring: Keyring, *, longest: int = MAX_PLAIN) -> None:
         """Open a reader. longest: bytes of the longest chunk that the store's cutter makes."""
         self._storage = storage
         self._longest = longest
@@ -140,9 +137,7 @@ class RecordReader:
         except (KeyError, DamageError, FormatError, StorageError):
             return None
 
-    def broken(
-        self, pack: PackId, entries: Sequence[PackEntry]
-    ) -> Iterator[tuple[PackEntry, DamageError]]:
+    def broken(self, pack: PackId, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, DamageError]]:
         """Yield the entries of a pack that do not open at their place, and why. Raises IdentityError."""
         for first in range(0, len(entries), _TOGETHER):
             batch = entries[first : first + _TOGETHER]
@@ -202,9 +197,7 @@ class RecordReader:
                 run.append((offset, length))
             yield from self._fetch_run(pack, run)
 
-    def _fetch_run(
-        self, pack: PackId, run: list[tuple[int, int]]
-    ) -> Iterator[tuple[_Where, memoryview]]:
+    def _fetch_run(self, pack: PackId, run: list[tuple[int, int]]) -> Iterator[tuple[_Where, memoryview]]:
         start = run[0][0]
         data = memoryview(self._storage.get(pack_name(pack), start, sum(run[-1]) - start))
         for offset, length in run:
@@ -242,14 +235,9 @@ class RecordReader:
         self._local.left = getattr(self._local, "left", _MOST_OPENED) - 1
         if self._local.left < 0:
             raise DamageError(f"more than {counted(_MOST_OPENED, 'record')} would have to be opened for it")
-
-        def bases() -> bytes:
-            if place.bases and depth >= MAX_CHAIN:
-                raise DamageError(f"its chain of bases is longer than {MAX_CHAIN}")
-            return b"".join(self._base(base, depth + 1) for base in place.bases)
-
-        form = self._forms.decode(where, place, read, bases)
-        return apply(bases(), [(form.data, form.length)]) if place.codec >= DELTA else form.data
+        read_base = partial(self._base, depth=depth + 1)
+        form = self._forms.decode(where, place, read, lambda: b"".join(map(read_base, place.bases)))
+        return assemble_verified(record_id, form, read_base) if form.bases else form.data
 
     def _check_length(self, kind: int, place: RecordLocation) -> None:
         """Raise DamageError for a chunk or node that is longer than castore writes."""
@@ -264,6 +252,8 @@ class RecordReader:
         return self._unseal(kind, record_id, place, sealed)
 
     def _base(self, base: RecordId, depth: int) -> bytes:
+        if depth > MAX_CHAIN:
+            raise DamageError(f"its chain of bases is longer than {MAX_CHAIN}")
         found = self.read(CHUNK, base, depth)
         if found is None:
             raise MissingError(f"its base, chunk {base.hex()}, is not in the store")
