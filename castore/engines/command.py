@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from castore.engines.base import Contents, Engine
 from castore.engines.clients import guarded_client, refusal_of_tables
 from castore.engines.dump_stream import DumpStream
-from castore.engines.state import NoState
+from castore.engines.unstaged import UnstagedEngine
 from castore.errors import UsageError
 from castore.process.runners import feed, run_dump
 
@@ -22,12 +21,8 @@ if TYPE_CHECKING:
     from castore.engines.dump_stream import Bytes
 
 
-class Command(Engine[NoState], frozen=True):
-    """A dump that a program writes.
-
-    It cannot be staged. A rollback feeds the dump to the live service, and reverts by feeding the dump that
-    was taken before.
-    """
+class Command(UnstagedEngine, frozen=True):
+    """A dump that a program writes, and that another program loads into the live service."""
 
     program: tuple[str, ...] = msgspec.field(name="dump")
     """The program that writes the dump to its standard output."""
@@ -66,29 +61,8 @@ class Command(Engine[NoState], frozen=True):
         if reason := refusal_of_tables(self.program, self.restore, self.timeout, self.account):
             raise UsageError(reason)
 
-    def prepare(self) -> NoState:
-        """Return a state without fields: nothing is created next to the live state."""
-        return NoState()
-
-    def stage(self, state: NoState, contents: Contents) -> list[str]:
-        """Do nothing: the dump cannot be staged."""
-        del state, contents
-        return []
-
-    def swap(self, state: NoState, contents: Contents) -> list[str]:
-        """Feed the dump to its program."""
-        del state
-        self._load(contents.restore_dump())
-        return []
-
-    def revert(self, state: NoState, contents: Contents, *, swapped: bool) -> None:
-        """Feed the dump that was taken before the rollback to the program."""
-        del state
-        if swapped:
-            self._load(contents.previous_dump())
-
-    def _load(self, chunks: Iterable[Bytes]) -> None:
+    def load(self, dump: Iterable[Bytes]) -> None:
         """Feed a dump to its program; a known database client is kept from running commands in the dump."""
         account = self.account
-        argv, safe = guarded_client(self.restore, chunks, self.timeout, account)
+        argv, safe = guarded_client(self.restore, dump, self.timeout, account)
         feed(argv, safe, timeout=self.timeout, account=account)

@@ -13,6 +13,7 @@ from castore.engines.postgresql.database import restrict_key
 from castore.engines.postgresql.server import ServerEngine
 from castore.engines.postgresql.sql import quoted_name
 from castore.engines.state import NoState
+from castore.engines.unstaged import UnstagedEngine
 from castore.errors import CastoreError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _created_role(line: bytes) -> str | None:
     return (found[1].replace('""', '"') if found[1] else found[2]) if found else None
 
 
-class PostgreSQLRoles(ServerEngine[NoState], frozen=True):
+class PostgreSQLRoles(UnstagedEngine, ServerEngine[NoState], frozen=True):
     """The roles of a cluster, with the password hashes that the server stores, and tablespaces.
 
     A rollback creates missing roles, and sets all recorded ones to their recorded state. Roles that are newer
@@ -65,10 +66,6 @@ class PostgreSQLRoles(ServerEngine[NoState], frozen=True):
                 f"only a superuser reads and sets all roles: ALTER ROLE {quoted_name(name)} SUPERUSER;"
             )
 
-    def prepare(self) -> NoState:
-        """Return a state without fields: nothing is created next to the live state."""
-        return NoState()
-
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
         """Return the roles that a rollback would create."""
         existing = self._client.roles()
@@ -81,25 +78,14 @@ class PostgreSQLRoles(ServerEngine[NoState], frozen=True):
         del state
         missing = self.creates(contents.restore_dump)
         lines = b"".join(map(bytes, contents.restore_dump())).splitlines(keepends=True)
-        self._load([line for line in lines if _created_role(line) is not None])
+        self.load([line for line in lines if _created_role(line) is not None])
         return [f"created {role}" for role in missing]
 
-    def swap(self, state: NoState, contents: Contents) -> list[str]:
-        """Set roles to their recorded state."""
-        del state
-        self._load(contents.restore_dump())
-        return []
-
-    def revert(self, state: NoState, contents: Contents, *, swapped: bool) -> None:
-        """Set roles to their state before the rollback."""
-        del state
-        if swapped:
-            self._load(contents.previous_dump())
-
-    def _load(self, chunks: Iterable[Bytes]) -> None:
-        there = self._client.roles()
-        lines = b"".join(map(bytes, chunks)).splitlines(keepends=True)
-        wanted = [line for line in lines if _created_role(line) not in there]
+    def load(self, dump: Iterable[Bytes]) -> None:
+        """Create missing roles, and set all to their recorded state."""
+        existing = self._client.roles()
+        lines = b"".join(map(bytes, dump)).splitlines(keepends=True)
+        wanted = [line for line in lines if _created_role(line) not in existing]
         # An existing tablespace cannot be created: that is no failure.
         self._client.load(self._client.elsewhere, wanted, stops=False)
 
