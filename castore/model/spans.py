@@ -38,11 +38,6 @@ class Spans:
     def __bool__(self) -> bool:
         return bool(self.spans)
 
-    @property
-    def last(self) -> int:
-        """The highest number; 0 for the empty set."""
-        return self.spans[-1][1] if self.spans else 0
-
     def union(self, *others: Spans) -> Spans:
         """Return the numbers of this set and of others."""
         return Spans(span for one in (self, *others) for span in one.spans)

@@ -102,7 +102,7 @@ class Writer(Hostile):
     def put(self, session, data: bytes) -> Ref:
         """Store bytes as one chunk."""
         name = self.store.reader.chunk_id(data)
-        if not self.store.index.locations.has_chunk(name) and name not in self.written:
+        if not self.store.index.locations.contains([name])[0] and name not in self.written:
             self.written.add(name)
             codec, packed = session._codecs.compress(data)
             self.chunk(session, name, codec, bytes(packed), len(data), ())

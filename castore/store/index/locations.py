@@ -51,18 +51,6 @@ class RecordLocations:
         self._meta = meta
         self._places = places
 
-    def has_chunk(self, chunk: bytes) -> bool:
-        """Return whether the store has a chunk."""
-        try:
-            txn = self._begin("chunks")
-            try:
-                return txn.get(chunk) is not None
-            finally:
-                txn.abort()
-                self._end()
-        except WRONG as error:
-            raise self._tables.refusal(error) from error
-
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
         """Return whether the store has a node in a pack that stays; without: packs that do not stay."""
         try:

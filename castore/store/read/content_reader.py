@@ -73,13 +73,6 @@ class ContentReader:
         """Return the entries in a pack's footer. Raises DamageError, FormatError, StorageError."""
         return read_footer(self._keys.storage, pack_name(pack), self._keys.writer_key)[0]
 
-    def read_entry(self, pack: PackId, entry: PackEntry) -> bytes:
-        """Return the record at this place of this pack, verified.
-
-        Raises DamageError, IdentityError for a chunk, ObjectMissingError.
-        """
-        return self._reader.open(entry.kind, entry.id, RecordLocation.of(pack, entry))
-
     def broken_entries(
         self, pack: PackId, entries: Sequence[PackEntry]
     ) -> Iterator[tuple[PackEntry, DamageError]]:

@@ -92,7 +92,7 @@ def test_readers_go_on_while_the_map_grows(index):
         try:
             # Not without a pause: three that never let the interpreter go would keep the writers out of it.
             while not ended.wait(0.002):
-                assert all(index.locations.has_chunk(entry.id) for entry in known)
+                assert all(index.locations.contains([entry.id for entry in known]))
                 assert index.locations.locate(0, known[0].id) is not None
                 assert next(index.locations.records())[0] == 0
         except BaseException as error:
@@ -145,7 +145,7 @@ def test_processes_that_grow_it_at_once_see_what_each_other_wrote(index, tmp_pat
     assert size_of(index) == SMALL
     assert index.count("chunks") == 3 * 18_000
     assert size_of(index) > SMALL
-    assert all(index.locations.has_chunk(entry.id) for entry in put(index, 10))
+    assert all(index.locations.contains([entry.id for entry in put(index, 10)]))
 
 
 LIMITED = """
