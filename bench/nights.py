@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
-"""Nightly dumps of real databases, stored by castore, borg and restic, next to the floor.
+"""Nightly dumps of real databases, stored by castore and its peers, next to the floor.
 
     python bench/nights.py [--data postgres|mariadb|sqlite] [--scale N] [--runs N] [--folder DIR]
+        [--json FILE]
     python bench/nights.py --sixty [--rows N]
 
-The tools take turns on the same dumps, the page cache warm; figures are medians of the runs. The floor
-is zstd: the first night at level 3, each other as a patch of the night before (`zstd -3 --long=30
---patch-from`). A table is printed, and a plot is written to nights-DATA.svg. With --sixty: a made-up
-dump through 60 nights, castore alone. borg and restic are left out where they are not installed.
+Rows: each night as a dump, read from standard input; the newest night again, through a pipe and as a file;
+the first and the newest night written out; the second night as a file in a tree, where it overwrites the
+first, or has a name of its own while the first was removed, or was kept.
+
+The tools take turns on the same dumps, the page cache warm; figures are medians of the runs. The floor is
+zstd: the first night at level 3, each other as a patch of the night before (`zstd -3 --long=30 --patch-
+from`). A table is printed, and a plot is written to nights-DATA.svg. With --sixty: a made-up dump through 60
+nights, castore alone. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -21,12 +26,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from bench.databases import hash_of, mariadb_nights, postgres_nights, sqlite_nights
-from bench.peers import Borg, Castore, Figure, Restic, Tool, warm
+from bench.recording import Recording
+from bench.tools import Castore, Cost, Tool, installed, warm
+from bench.trees import RACY, overwrite
 
-Figures = dict[str, dict[str, Figure]]
+FLOOR = "zstd patch"
+IN_A_TREE = ("overwritten", "new name, old removed", "new name, old kept")
 
 
 def floor(paths: list[str], folder: str) -> list[int]:
@@ -41,88 +50,79 @@ def floor(paths: list[str], folder: str) -> list[int]:
     return sizes
 
 
-def by_name(tool: Tool, path: str) -> list[str]:
-    """Return the command that takes a file by its name, and reads it though it has not changed."""
-    if isinstance(tool, Castore):
-        return tool.command("snapshot", "s", "--dump", f"d={path}")
-    if isinstance(tool, Borg):
-        archive = f"{tool.store}::file-{os.urandom(4).hex()}"
-        return ["borg", "create", "-C", "zstd,3", "--files-cache", "disabled", archive, path]
-    return ["restic", "backup", "--force", path]
-
-
-def run_nights(tool: Tool, paths: list[str], figures: Figures) -> None:
-    """Take one run of all nights with one tool."""
-
-    def step(name: str, argv: list[str], stdin: str | None = None) -> None:
-        before = tool.stored()
-        seconds, memory = tool.run(argv, stdin)
-        figure = figures.setdefault(name, {}).setdefault(tool.name, Figure())
-        figure.seconds.append(seconds)
-        figure.memory.append(memory)
-        figure.stored.append(tool.stored() - before)
-
+def run_nights(recording: Recording, tool: Tool, paths: list[str]) -> None:
+    """Take one run of all nights, as dumps, with one tool."""
     tool.init()
     for night, path in enumerate(paths):
-        step(f"night {night}", tool.dump("-"), path)
+        recording.step(f"night {night}", tool, tool.dump("-"), path)
         if night == 0:
-            step("first night out", tool.cat())
-    step("newest night out", tool.cat())
+            recording.step("first night out", tool, tool.cat())
+    recording.step("newest night out", tool, tool.cat())
     piped = ["sh", "-c", 'cat "$0" | "$@"', paths[-1]]
-    step("the same again, pipe", [*piped, *tool.dump("-")])
-    tool.run(by_name(tool, paths[-1]))  # to peers a file by its name is another thing than the dump
-    step("the same again, file", by_name(tool, paths[-1]))
+    recording.step("the same again, pipe", tool, [*piped, *tool.dump("-")])
+    if isinstance(tool, Castore):  # to peers a file by its name is another thing than the dump
+        tool.run(tool.dump_file(paths[-1]))
+        recording.step("the same again, file", tool, tool.dump_file(paths[-1]))
 
 
-def print_nights(figures: Figures, paths: list[str], floors: list[int]) -> None:
-    """Print the table."""
+def run_in_a_tree(recording: Recording, tool: Tool, paths: list[str], how: str) -> None:
+    """Take one run of the second night as a file in a tree, after the first."""
+    tool.init()
+    tree = os.path.join(tool.home, "dumps")
+    os.mkdir(tree)
+    first = os.path.join(tree, "db-2026-11-01.sql")
+    shutil.copy(paths[0], first)
+    time.sleep(RACY)
+    tool.run(tool.tree(tree))
+    if how == "overwritten":
+        overwrite(paths[1], first)
+    else:
+        shutil.copy(paths[1], os.path.join(tree, "db-2026-11-02.sql"))
+    if how == "new name, old removed":
+        os.unlink(first)
+    time.sleep(RACY)
+    recording.step(f"night 1 in a tree: {how}", tool, tool.tree(tree))
+
+
+def print_totals(recording: Recording, paths: list[str], floors: list[int]) -> None:
+    """Print how the stored bytes compare with the floor."""
     size = os.path.getsize(paths[-1])
-    printed = " ".join(f"{one / 1e6:.2f}" for one in floors)
-    print(f"{len(paths)} nights of {size / 1e6:.0f} MB, floor {printed} MB")
-    print(f"{'':24}{'tool':10}{'seconds':>9}{'MB/s':>8}{'peak MB':>9}{'stored MB':>11}{'x floor':>9}")
-    for name, by_tool in figures.items():
-        for tool, figure in by_tool.items():
-            seconds = statistics.median(figure.seconds)
-            stored = statistics.median(figure.stored)
-            memory = statistics.median(figure.memory) / 1000
-            times = f"{stored / floors[int(name[6:])]:9.2f}" if name.startswith("night") else ""
-            rate = size / 1e6 / seconds
-            print(f"{name:24}{tool:10}{seconds:9.2f}{rate:8.0f}{memory:9.0f}{stored / 1e6:11.2f}{times}")
-    for tool in figures["night 0"]:
-        total = sum(statistics.median(figures[f"night {n}"][tool].stored) for n in range(len(paths)))
-        print(f"all nights: {tool:10}{total / 1e6:10.1f} MB{total / sum(floors):9.2f} x floor")
+    print(f"{len(paths)} nights of {size / 1e6:.0f} MB; stored bytes, and times the floor:")
+    rows = [f"night {night}" for night in range(len(paths))]
+    for tool in recording.rows[rows[0]]:
+        stored = [statistics.median(recording.rows[row][tool].stored_bytes) for row in rows]
+        cells = [f"{size / 1e6:.2f} MB ({size / low:.2f})" for size, low in zip(stored, floors, strict=True)]
+        print(f"{tool:12}" + "  ".join(cells) + f"  all: {sum(stored) / sum(floors):.2f}")
 
 
-def plot_nights(figures: Figures, floors: list[int], path: str) -> None:
+def plot_nights(recording: Recording, nights: int, path: str) -> None:
     """Draw stored bytes and seconds per night."""
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    nights = range(len(floors))
     drawn, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    tools = list(figures["night 0"])
-    width = 0.8 / (len(tools) + 1)
-    for position, tool in enumerate([*tools, "floor (zstd)"]):
-        at = [night + (position - len(tools) / 2) * width for night in nights]
-        stored = [one / 1e6 for one in floors]
-        color = "0.6"
-        if tool in tools:
-            color = f"C{position}"
-            stored = [statistics.median(figures[f"night {n}"][tool].stored) / 1e6 for n in nights]
-            seconds = [statistics.median(figures[f"night {n}"][tool].seconds) for n in nights]
-            right.bar(at, seconds, width, label=tool, color=color)
+    rows = [recording.rows[f"night {night}"] for night in range(nights)]
+    width = 0.8 / len(rows[0])
+    for position, tool in enumerate(rows[0]):
+        at = [night + (position - (len(rows[0]) - 1) / 2) * width for night in range(nights)]
+        stored = [statistics.median(row[tool].stored_bytes) / 1e6 for row in rows]
+        color = "0.6" if tool == FLOOR else f"C{position}"
         bars = left.bar(at, stored, width, label=tool, color=color)
-        left.bar_label(bars, [f"{one:.1f}" if one < 10 else f"{one:.0f}" for one in stored], fontsize=6)
+        left.bar_label(bars, [f"{mb:.1f}" if mb < 10 else f"{mb:.0f}" for mb in stored], fontsize=6)
+        if tool != FLOOR:
+            right.bar(
+                at, [statistics.median(row[tool].seconds) for row in rows], width, label=tool, color=color
+            )
     left.set_yscale("log")
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("")
     left.set_ylabel("MB stored (logarithmic)")
     right.set_ylabel("seconds")
     for axes in (left, right):
-        axes.set_xticks(list(nights), [f"night {n}" for n in nights])
-        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+        axes.set_xticks(list(range(nights)), [f"night {night}" for night in range(nights)])
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
     drawn.savefig(path)
 
 
@@ -175,7 +175,7 @@ def sixty(folder: str, rows: int, nights: int = 60) -> None:
             table.change()
         table.write(path)
         stored = tool.stored()
-        seconds, _ = tool.run(tool.dump("-"), path)
+        seconds = tool.run(tool.dump("-"), path).seconds
         added.append(tool.stored() - stored)
         if night:
             patches.append(floor([before, path], folder)[1])
@@ -184,7 +184,7 @@ def sixty(folder: str, rows: int, nights: int = 60) -> None:
     out = []
     for which in (1, nights + 1):
         cat = tool.command("cat", f"s@{which}:d")
-        out.append(statistics.median(tool.run(cat)[0] for _ in range(5)))
+        out.append(statistics.median(tool.run(cat).seconds for _ in range(5)))
     mean, times = sum(added[1:]) / nights / 1e6, sum(added[1:]) / sum(patches)
     size = os.path.getsize(path) / 1e6
     print(f"{nights} nights of {size:.0f} MB: {mean:.2f} MB per night, {times:.2f} x patch")
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--sixty", action="store_true")
     parser.add_argument("--folder", default=None, help="keeps the dumps for the next run")
+    parser.add_argument("--json", metavar="FILE", help="save the figures, for bench/compare.py")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(dir=options.folder, prefix="castore-bench-")
@@ -212,19 +213,25 @@ def main() -> None:
         kept = options.folder or work
         make = {"mariadb": mariadb_nights, "sqlite": sqlite_nights}.get(options.data)
         paths = make(kept) if make is not None else postgres_nights(kept, scale=options.scale)
-        floors = floor(paths, work)
-        figures: Figures = {}
-        kinds = [kind for kind in (Castore, Borg, Restic) if kind is Castore or shutil.which(kind.name)]
-        for run in range(options.runs):
-            for kind in kinds:
+        recording = Recording(data=options.data, scale=options.scale, runs=options.runs)
+        for number in range(options.runs):
+            for kind in (Castore, *installed()):
                 warm(*paths)
-                tool = kind(os.path.join(work, f"{kind.name}-{run}"))
-                run_nights(tool, paths, figures)
-                shutil.rmtree(tool.home)
-        print_nights(figures, paths, floors)
+                run_nights(recording, kind(os.path.join(work, f"{kind.name}-{number}")), paths)
+                for position, how in enumerate(IN_A_TREE):
+                    run_in_a_tree(
+                        recording, kind(os.path.join(work, f"{kind.name}-{number}-{position}")), paths, how
+                    )
+        floors = floor(paths, work)
+        for night, size in enumerate(floors):
+            recording.of(f"night {night}", FLOOR).add(Cost(0, 0, 0), size)
+        recording.print()
+        print_totals(recording, paths, floors)
         plot = os.path.join(options.folder or os.getcwd(), f"nights-{options.data}.svg")
-        plot_nights(figures, floors, plot)
+        plot_nights(recording, len(paths), plot)
         print(f"plot: {plot}")
+        if options.json:
+            recording.save(options.json, work)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from bench.peers import Castore, warm
-from bench.trees import change, small
+from bench.tools import Castore, warm
+from bench.trees import change_files, small
 from tests.support.postgres import Postgres
 
 TOML = """
@@ -99,10 +99,10 @@ def tree(folder: str, tool: Castore, files: int, runs: int) -> None:
     tool.run(tool.command("snapshot", "t", *config))
     figures = []
     for _ in range(runs):
-        change(live)
+        change_files(live)
         time.sleep(3)
         total, memory = tool.run(tool.command("rollback", "t", "--to", "1", *config))
-        change(live)
+        change_files(live)
         if shutil.which("rsync"):
             floor = seconds(lambda: run(["rsync", "-a", "--delete", copy + "/", live]))
         else:
