@@ -2,7 +2,7 @@
 """Restore generations of a castore store without castore.
 
     rescue.py STORE --identity FILE                        lists the generations
-    rescue.py STORE --identity FILE SERVICE NUMBER DEST    restores one: DEST, new or empty, gets its parts
+    rescue.py STORE --identity FILE SERVICE NUMBER DEST    restores one: DEST, new or empty, becomes yours
 
 Written from castore/docs/format.md alone, in its terms. Needs msgspec, zstandard, blake3, and PyNaCl >= 1.6.
 Exit codes: 2 usage, 5 damage (named on standard error), 6 no such generation, 7 wrong identity.
@@ -30,7 +30,6 @@ MIB = 1 << 20
 CHUNK, LIST, INNER = range(3)  # kinds of references
 DIRECTORY, FILE, SYMLINK, DEVICES = 4, 8, 10, {2, 6}
 BASES = (0, 0, 1, 1, 2, 1, 2, 3, 4)  # how many an entry of each codec has
-NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OBJECT_OR_COPY = r"([1-9]\d*)(\.[0-9a-f]{32})?"
 XCHACHA, AEGIS = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt, sodium.crypto_aead_aegis256_decrypt
 Record = namedtuple("Record", "pack offset sealed member session entry bases")
@@ -77,10 +76,9 @@ def read_identity(path):
     require(blake3(f"castore-{match[1]}-".encode() + data[:-4]).digest()[:4] == data[-4:], "it is mistyped")
     if match[1] == "identity":
         return data[:-4]
-    salt, operations, kib, nonce, sealed = struct.unpack("<16sII24s48s", data[:-4])
+    salt, opslimit, kib, nonce, data = struct.unpack("<16sII24s48s", data[:-4])
     phrase, argon2 = getpass.getpass("Passphrase: ").encode(), sodium.crypto_pwhash_ALG_ARGON2ID13
-    key = sodium.crypto_pwhash_alg(32, phrase, salt, operations, kib * 1024, argon2)
-    return XCHACHA(sealed, b"", nonce, key)
+    return XCHACHA(data, b"", nonce, sodium.crypto_pwhash_alg(32, phrase, salt, opslimit, kib << 10, argon2))
 
 
 @lru_cache(maxsize=8)  # consecutive chunks are in one delta group
@@ -116,7 +114,7 @@ def apply_delta(streams, member, base, plain):  # member: in a delta group; None
 
 class Stream:
     def __init__(self, chunks):
-        self.chunks, self.data, self.is_lost = chunks, b"", False
+        self.chunks, self.data, self.is_lost, self.lost = chunks, b"", False, 0
 
     def read(self, count):  # yields the next bytes in pieces, and whether zeros replace them
         while count > 0:
@@ -127,16 +125,15 @@ class Stream:
             yield piece, self.is_lost
 
     def save(self, path, size, extents):
-        lost = 0
         with open(os.path.basename(path), "xb") as file:
             file.truncate(size)
             for offset, count in extents:
                 file.seek(offset)
                 for piece, is_lost in self.read(count):
                     file.write(piece)
-                    lost += len(piece) if is_lost else 0
+                    self.lost += len(piece) if is_lost else 0
         with reporting(path):
-            require(not lost, f"{lost} bytes are lost, zeros replace them")
+            require(not self.lost, f"{self.lost} bytes are lost, zeros replace them")
 
 
 class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts: section 5
@@ -168,10 +165,8 @@ class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts:
 
     def read(self, name, offset=0, length=256 * MIB):
         with open(os.path.join(self.path, name), "rb") as file:
-            header = b"castore" + name[:1].encode() + b"\1\0" + bytes(6)
-            require(file.read(16) == header, "its header is damaged")
-            file.seek(offset)
-            return file.read(length)
+            require(file.read(16) == b"castore%b\1" % name[:1].encode() + bytes(7), "its header is damaged")
+            return os.pread(file.fileno(), length, offset)
 
     def add_config(self, name, number, _):
         data = self.read(name)
@@ -310,14 +305,19 @@ class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts:
             return 5 if damaged else 6
         with reporting(dest, "cannot restore into"):
             os.makedirs(dest, exist_ok=True)
-            os.chdir(dest)
+            os.fchdir(os.open(os.path.abspath(dest), os.O_DIRECTORY | os.O_NOFOLLOW))
             require(not os.listdir(), "it is not empty")
+            with reporting(dest, "other users can change it meanwhile"):
+                os.chown(".", os.geteuid(), -1)
+                os.chmod(".", 0o700)
+                for name in {"system.posix_acl_default"} & {*os.listxattr(".")}:  # parts would inherit it
+                    os.removexattr(".", name)
             self.read_folder("sessions", r"([0-9a-f]{32})\.(0|[1-9]\d*)", self.add_session)
             self.read_folder("packs", "[0-9a-f]{64}", self.add_pack)
             for part in self.generations[service, number]["parts"]:
                 with reporting(part["name"]):
                     self.part, self.links, self.directories, root = part, {}, 0, part["root"] or (0, b"", 0)
-                    require(NAME.fullmatch(part["name"]), "its name is hostile")
+                    require(re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,99}", part["name"]), "a hostile name")
                     if part["kind"] == "tree":
                         self.restore_directory(b"", root)
                     else:
