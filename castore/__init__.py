@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from castore import errors, testing
+    from castore.analysis.results import Analysis
+    from castore.api.analysis import analyze
     from castore.api.generation import Generation, Part
     from castore.api.identity import Identity
     from castore.api.opening import create, open  # noqa: A004
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LDAP",
+    "Analysis",
     "BusyError",
     "CastoreError",
     "Command",
@@ -103,6 +106,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "__version__",
+    "analyze",
     "create",
     "errors",
     "open",
@@ -110,6 +114,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "Analysis": "castore.analysis.results",
     "BusyError": "castore.errors",
     "CastoreError": "castore.errors",
     "Command": "castore.engines.command",
@@ -149,6 +154,7 @@ _WHERE = {
     "UntrustedError": "castore.errors",
     "UsageError": "castore.errors",
     "Verification": "castore.maintenance.verify",
+    "analyze": "castore.api.analysis",
     "create": "castore.api.opening",
     "open": "castore.api.opening",
 }

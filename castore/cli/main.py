@@ -58,6 +58,7 @@ _SECTIONS: Final = {
         "verify": "Check that stored data is complete and intact.",
         "repair": "Drop damaged data; keep the rest.",
         "reindex": "Rebuild the index from the store.",
+        "analyze": "Show what data would take, with different settings.",
         "help": "Show the help of a command, or a page of the documentation.",
     },
 }

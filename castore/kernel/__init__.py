@@ -14,7 +14,7 @@ import os
 import struct
 import threading
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 _LIBRARY: Final = os.path.join(os.path.dirname(__file__), "_kernel.abi3.so")
 
@@ -87,15 +87,25 @@ class Borders:
         return found
 
 
+class CutLimits(NamedTuple):
+    """The limits of a cutter with the same rule for all lengths: what other programs use, to compare them."""
+
+    minimum: int
+    """Bytes: only the last chunk of a stream may be shorter."""
+    maximum: int
+    period: int
+    """Between these limits, one in this number of bytes is a border, on average."""
+
+
 class Cutter:
     """The rule that divides a stream into chunks; safe to share between threads.
 
     gear: 2048 secret bytes, which are 256 little-endian words.
     average: the intended mean length of chunks, in bytes. Only the last chunk of a stream may be shorter
-    than a quarter of it; no chunk is longer than eight times it.
+    than a quarter of it; no chunk is longer than eight times it. limits: replace what follows from average.
     """
 
-    def __init__(self, gear: bytes, average: int) -> None:
+    def __init__(self, gear: bytes, average: int, limits: CutLimits | None = None) -> None:
         if len(gear) != 2048:
             raise ValueError(f"a gear table has 2048 bytes, not {len(gear)}")
         if not 4 * _WINDOW <= average <= 1 << 24:
@@ -109,6 +119,12 @@ class Cutter:
         self.normal = average - average // 6
         self.early = (1 << 64) // (4 * average)
         self.late = (1 << 64) // average * 4
+        if limits is not None:
+            if not _WINDOW <= limits.minimum < limits.maximum <= 1 << 27:
+                raise ValueError(f"these limits are out of order, or too small or large: {limits}")
+            self.min = self.normal = limits.minimum
+            self.max = limits.maximum
+            self.early = self.late = (1 << 64) // limits.period
         self._rule = ffi.new(
             "struct cut_rule *",
             {

@@ -92,7 +92,7 @@ class Store:
         recipients: Sequence[tuple[Recipient, str]],
         identity: Callable[[], Identity] | None = None,
         new: NewStore | None = None,
-    ) -> Store:
+    ) -> Self:
         """Create a store in `storage`, sealed to (recipient, label) pairs, and open it.
 
         Its writer key is kept on this machine, which is certified as a host of the store. The configuration
@@ -138,7 +138,7 @@ class Store:
         paths: MachinePaths,
         identity: Callable[[], Identity] | None = None,
         options: StoreOptions | None = None,
-    ) -> Store:
+    ) -> Self:
         """Open the store in `storage`.
 
         The writer key comes from this machine's state. If it is missing there, or not wanted, it comes
@@ -153,7 +153,7 @@ class Store:
         return cls._open(Opener(storage, paths, source, options.local_key, trusted, options.agree), options)
 
     @classmethod
-    def _open(cls, opener: Opener, options: StoreOptions) -> Store:
+    def _open(cls, opener: Opener, options: StoreOptions) -> Self:
         accepted = _choose(opener, accept_older=options.accept_older)
         keys = KeyManager(opener, accepted, accept_older=options.accept_older)
         index = Index(opener.places.index_of(keys.store_id, opener.storage.place), keys.store_id)

@@ -201,6 +201,7 @@ def test_the_fields_of_every_command_are_documented(machine):
     check("repair", "--yes")
     check("reindex")
     check("stats")
+    check("analyze", "--nights", machine.folder / "file", machine.folder / "file", "--average", "4K", "--price", "5/TB-month")
     assert {path for path, one in commands() if any("--json" in p.opts for p in one.params)} == seen
     missing = {
         (name, field)

@@ -143,6 +143,10 @@ class KeyManager:
         """Cuts content into chunks as the configuration says."""
         return self._in_use.cutter
 
+    def use_cutter(self, cutter: Cutter) -> None:
+        """Cut with another cutter, to measure what it gives. Chunks of the store are then not found again."""
+        self._current = dataclasses.replace(self._in_use, cutter=cutter)
+
     def identity(self) -> Identity:
         """Return the identity that opens content. Raises IdentityError."""
         return self._opener.identity.get()

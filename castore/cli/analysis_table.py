@@ -1,0 +1,130 @@
+"""The output of `castore analyze` for people: tables with a bar per row, and the recommendation."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from castore.analysis.settings import size_label
+from castore.cli import formatting
+
+if TYPE_CHECKING:
+    from castore.analysis.results import Advice, Analysis, Row
+
+_BAR: Final = 24
+"""Columns of the longest bar."""
+_BLOCKS: Final = " ▏▎▍▌▋▊▉█"
+
+
+def show_analysis(found: Analysis) -> None:
+    """Print the results of an analysis."""
+    if not found.rows:
+        return
+    plain = formatting.size(found.plain)
+    files = f" in {formatting.count(found.files, 'file')}" if found.files else ""
+    print(f"{plain}{files}; every row is a run of the real pipeline that stored nothing")
+    print()
+    print(_settings_table(found.rows))
+    best = _recommended(found)
+    if len(found.nights) > 1:
+        print(f"\nper night, with chunks of {_label(best)}:\n")
+        print(_nights_table(best))
+    if best.levels:
+        print(f"\nother levels of zstd, with chunks of {_label(best)}, estimated from a sample (95 %):\n")
+        print(_levels_table(best))
+    print()
+    _print_advice(found.advice, best)
+
+
+def _recommended(found: Analysis) -> Row:
+    advice = found.advice
+    return next(
+        row
+        for row in found.rows
+        if (row.average, row.deltas) == (advice.average, advice.deltas) and not row.simulates
+    )
+
+
+def _label(row: Row) -> str:
+    return f"{size_label(row.average)}, {'deltas' if row.deltas else 'no deltas'}"
+
+
+def _settings_table(rows: list[Row]) -> str:
+    most = max(row.stored for row in rows)
+    lines = [
+        [
+            size_label(row.average),
+            row.simulates or ("yes" if row.deltas else "no"),
+            formatting.size(row.plain),
+            formatting.size(row.unique),
+            formatting.size(row.stored),
+            f"{row.ratio:.2f}x",
+            formatting.size(row.index),
+            f"{row.mb_per_s:.0f}",
+            f"{row.scatter.reads:.0f}",
+            _bar(row.stored / most),
+        ]
+        for row in rows
+    ]
+    header = ["chunks", "deltas", "plain", "unique", "stored", "ratio", "index", "MB/s", "reads", "stored"]
+    return formatting.table(lines, header=header, right={0, 2, 3, 4, 5, 6, 7, 8})
+
+
+def _nights_table(row: Row) -> str:
+    most = max(night.stored for night in row.nights) or 1
+    lines = [
+        [
+            night.name,
+            formatting.size(night.plain),
+            formatting.size(night.unique),
+            formatting.size(night.stored),
+            _bar(night.stored / most),
+        ]
+        for night in row.nights
+    ]
+    return formatting.table(lines, header=["night", "plain", "unique", "added", "added"], right={1, 2, 3})
+
+
+def _levels_table(row: Row) -> str:
+    most = max(level.stored for level in row.levels) or 1
+    lines = [
+        [
+            str(level.level),
+            formatting.size(level.stored),
+            f"{100 * (level.stored / row.stored - 1):+.1f} %",
+            f"{100 * level.error / row.stored:.1f} %",
+            f"{level.mb_per_s:.0f}",
+            _bar(level.stored / most),
+        ]
+        for level in row.levels
+    ]
+    header = ["level", "stored", "change", "+-", "MB/s", "stored"]
+    return formatting.table(lines, header=header, right={0, 1, 2, 3, 4})
+
+
+def _bar(share: float) -> str:
+    """Return a bar for a share of the longest one."""
+    eighths = max(round(share * _BAR * 8), 1)
+    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        return "#" * max(round(eighths / 8), 1)
+    return _BLOCKS[8] * (eighths // 8) + _BLOCKS[eighths % 8].strip()
+
+
+def _print_advice(advice: Advice, best: Row) -> None:
+    off = "" if advice.deltas else '   (and base-cache = "off" in castore.toml)'
+    print(f"recommended: chunks of {_label(best)}: {advice.reason}")
+    print(f"  castore init --average {advice.average}{off}")
+    cost = "" if advice.cost_per_month is None else f", {_money(advice.cost_per_month)} per month"
+    print(f"  now: {formatting.size(advice.stored)}{cost}")
+    if (forecast := advice.forecast) is not None:
+        growth = formatting.size(forecast.growth)
+        line = f"  in a year, with {growth} per night and all nights kept: {formatting.size(forecast.stored)}"
+        if advice.cost_per_month is not None:
+            line += f", {_money(forecast.cost_per_month)} per month, {_money(forecast.cost)} for the year"
+        print(line)
+    elif advice.cost_per_month is not None:
+        print("  forecast: name the states of two nights or more with --nights")
+
+
+def _money(amount: float) -> str:
+    return f"{amount:.2f}" if amount >= 1 else f"{amount:.2g}"

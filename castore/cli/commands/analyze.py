@@ -1,0 +1,158 @@
+"""The command `analyze`: options and output."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castore.cli.options import LocalPath, common, json_option, print_json, split_program
+
+if TYPE_CHECKING:
+    from castore.analysis.results import Analysis
+    from castore.cli.context import CliContext
+
+    _Sizes = click.ParamType[tuple[int, ...]]
+    _Price = click.ParamType[float]
+else:
+    _Sizes = _Price = click.ParamType
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_GB = {"GB": 1.0, "TB": 1e-3, "GIB": 1e9 / (1 << 30), "TIB": 1e9 / (1 << 40)}
+
+
+def parse_size(text: str) -> int | None:
+    """Return a size such as 65536, 64K, 64KiB or 2G in bytes; None if it is not one."""
+    found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:iB)?", text.strip(), re.IGNORECASE)
+    return None if found is None else int(found[1]) * _UNITS[found[2].upper()]
+
+
+class SizeList(_Sizes):
+    """Sizes, separated by commas: `64K,256K`."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the sizes in bytes."""
+        if isinstance(value, tuple):
+            return value
+        sizes = [parse_size(one) for one in value.split(",")]
+        found = tuple(size for size in sizes if size is not None)
+        if len(found) < len(sizes):
+            self.fail(f"{value!r}: sizes like 64K,256K,1M were expected", param, ctx)
+        return found
+
+
+class Price(_Price):
+    """A price of space: `0.006/GB-month`, `5/TB-month`, `0.006`."""
+
+    name = "price"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the price of 10^9 bytes per month."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(
+            r"([0-9]{0,9}(?:\.[0-9]{1,9})?)(?:/(GB|TB|GiB|TiB)(?:-month)?)?", value, re.IGNORECASE
+        )
+        if found is None or not found[1]:
+            self.fail(f"{value!r}: a price like 0.006/GB-month was expected", param, ctx)
+        return float(found[1]) * _GB[(found[2] or "GB").upper()]
+
+
+@click.command(
+    epilog="Example: castore analyze /srv/wiki --price 0.006/GB-month   (see also 'castore help analyze')"
+)
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=LocalPath())
+@click.option(
+    "--exec", "program", metavar="'ARGV'", help="Run a program once, without a shell, and analyze its output."
+)
+@click.option(
+    "--nights",
+    is_flag=True,
+    help="Each PATH is the state of the same data in one night, the oldest first: show the growth.",
+)
+@click.option(
+    "--average",
+    "averages",
+    metavar="SIZES",
+    type=SizeList(),
+    help="Mean lengths of chunks to try, such as 64K,256K. Default: 8K to 1M.",
+)
+@click.option("--no-peers", is_flag=True, help="Do not simulate the chunking of other programs.")
+@click.option("--no-levels", is_flag=True, help="Do not estimate other levels of zstd.")
+@click.option("--price", metavar="PRICE", type=Price(), help="The price of space, such as 0.006/GB-month.")
+@json_option
+@common
+def analyze(
+    context: CliContext,
+    paths: tuple[str, ...],
+    program: str | None,
+    nights: bool,
+    averages: tuple[int, ...] | None,
+    no_peers: bool,
+    no_levels: bool,
+    price: float | None,
+    as_json: bool,
+) -> None:
+    """Show what data would take in a store with different settings. Nothing is stored.
+
+    The data, files and directories or the output of a program, goes through the real pipeline once per
+    setting: chunks of 8 KiB to 1 MiB on average, with and without deltas. The packs are counted and
+    discarded. At the end a setting is recommended. Temporary files are in TMPDIR.
+    """
+    from castore.analysis.settings import AVERAGES
+    from castore.api.analysis import analyze as run
+    from castore.cli.analysis_table import show_analysis
+    from castore.cli.progress import show_progress
+
+    if not paths and not program:
+        raise click.UsageError("name a PATH, or a program with --exec", click.get_current_context())
+    with show_progress() as progress:
+        found = run(
+            *paths,
+            program=split_program("--exec", program) if program else (),
+            nights=nights,
+            average_chunk_sizes=averages or AVERAGES,
+            levels=not no_levels,
+            peers=not no_peers,
+            price=price,
+            leave_out=[context.store_path(), *context.own_paths()],
+            progress=progress,
+        )
+    if as_json:
+        print_json(_plain(found))
+    else:
+        show_analysis(found)
+    _report_unread(found)
+
+
+def _plain(found: Analysis) -> dict[str, Any]:
+    """Return the results as JSON has them."""
+    import msgspec
+
+    from castore.cli import formatting
+
+    warnings = [
+        {"part": part, "path": formatting.printable(path), "reason": reason}
+        for part, path, reason in found.warnings
+    ]
+    plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(found, warnings=[]))
+    return {**plain, "warnings": warnings}
+
+
+def _report_unread(found: Analysis) -> None:
+    """Print the files that could not be read. Raises IncompleteError if there are any."""
+    from castore.cli import formatting
+    from castore.cli.messages import report_first
+    from castore.errors import IncompleteError
+
+    if found.warnings:
+        report_first([f"{formatting.printable(path)}: {reason}" for _, path, reason in found.warnings])
+        files = formatting.count(len(found.warnings), "file is", "files are")
+        raise IncompleteError(
+            f"{files} missing in the figures, or inconsistent: run it as a user who may read them"
+        )

@@ -1,0 +1,137 @@
+"""castore analyze: its figures are those of a real store, and it leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+_SETTINGS = ((65536, True), (65536, False), (262144, True))
+
+
+def write_table(path: Path, rows: int, changed: int = 0) -> None:
+    """Write a dump of made-up rows; of each thousand, `changed` differ from the first night's."""
+    rng = random.Random(7)
+    words = [f"{rng.getrandbits(40):x}" for _ in range(3000)]
+    with path.open("w") as file:
+        for number in range(rows):
+            text = " ".join(rng.choices(words, k=8))
+            if number % 1000 < changed:
+                text = f"changed {number} {text}"
+            file.write(f"INSERT INTO page VALUES ({number}, '{text}');\n")
+
+
+def on_disk(store: Path) -> int:
+    return sum(os.path.getsize(os.path.join(top, name)) for top, _, names in os.walk(store) for name in names)
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two states of a tree: text that compresses, noise that does not, and copies."""
+    folder = tmp_path_factory.mktemp("nights")
+    rng = random.Random(3)
+    found = []
+    for night in (1, 2):
+        top = folder / f"night-{night}"
+        (top / "small").mkdir(parents=True)
+        write_table(top / "table.sql", 100_000, changed=5 * (night - 1))
+        rng.seed(3)
+        for number in range(6):
+            (top / f"noise-{number}").write_bytes(rng.randbytes(10_000_000))
+        (top / "copy").write_bytes((top / "noise-1").read_bytes())
+        for number in range(500):
+            (top / "small" / f"{number}").write_text(f"{number} of {night if number < 20 else 0}\n" * 50)
+        found.append(top)
+    return found
+
+
+def test_the_figures_agree_with_a_real_store(castore: Run, nights: list[Path], tmp_path: Path) -> None:
+    command = ("analyze", "--json", "--nights", "--no-levels", "--no-peers", "--average", "64K,256K", *map(str, nights))
+    found = json.loads(castore(*command).stdout)
+    rows = {(row["average"], row["deltas"]): row for row in found["rows"]}
+    assert (found["advice"]["average"], found["advice"]["deltas"]) in {(262144, True), (262144, False)}
+    for average, deltas in _SETTINGS:
+        store, config = tmp_path / f"store-{average}-{deltas}", tmp_path / f"{average}-{deltas}.toml"
+        config.write_text(f'store = "{store}"\n' + ("" if deltas else 'base-cache = "off"\n'))
+        castore("init", str(store), "--average", str(average), "--identity", str(tmp_path / f"key-{average}-{deltas}"))
+        sizes = []
+        for night in nights:
+            castore("snapshot", "s", "--config", str(config), "--tree", f"t={night}")
+            sizes.append(on_disk(store))
+        row = rows[average, deltas]
+        added = [night["stored"] for night in row["nights"]]
+        assert sum(added) == row["stored"]
+        assert sum(added) == pytest.approx(sizes[-1], rel=0.02)
+        assert added[0] == pytest.approx(sizes[0], rel=0.02)
+        assert row["plain"] > row["unique"] > row["stored"] > row["index"] > 0
+
+
+def test_only_the_report_remains(castore: Run, home: Path, tmp_path: Path) -> None:
+    """It needs no store, creates none, and removes its temporary files."""
+    (tmp_path / "data").mkdir()
+    write_table(tmp_path / "data" / "table.sql", 20_000)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = castore("analyze", tmp_path / "data", "--average", "64K", "--price", "6/TB-month", env={"TMPDIR": str(scratch)})
+    lines = done.stdout.splitlines()
+    assert [line.split()[:3] for line in lines if line.lstrip().startswith("64 KiB")] == [
+        ["64", "KiB", "yes"],
+        ["64", "KiB", "no"],
+        ["64", "KiB", "casync"],
+    ]
+    assert all("█" in line for line in lines if "64 KiB  " in line)
+    assert "castore init --average 65536" in done.stdout
+    assert os.listdir(scratch) == []
+    assert [name for _, _, names in os.walk(home) for name in names] == []
+
+
+def test_the_output_of_a_program_is_analyzed_once(castore: Run, tmp_path: Path) -> None:
+    write_table(tmp_path / "table.sql", 5_000)
+    program = f"{sys.executable} -c \"import shutil, sys; open('{tmp_path}/runs', 'a').write('x'); sys.stdout.write(open('{tmp_path}/table.sql').read())\""
+    found = json.loads(castore("analyze", "--json", "--exec", program, "--average", "16K").stdout)
+    assert found["plain"] == (tmp_path / "table.sql").stat().st_size
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_errors_name_the_reason(castore: Run, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "empty").mkdir()
+
+    def refused(code: int, *arguments: str | Path) -> str:
+        done = castore("analyze", *arguments, expect=code, env={"TMPDIR": str(scratch)})
+        assert os.listdir(scratch) == []
+        return done.stderr
+
+    assert "no such file" in refused(2, tmp_path / "missing")
+    assert "have no content" in refused(2, tmp_path / "empty")
+    assert "exited with status 7" in refused(4, "--exec", "sh -c 'echo begun; exit 7'")
+    assert "not both" in refused(2, tmp_path / "empty", "--exec", "true")
+    assert "name a PATH" in refused(2)
+    assert "sizes like" in refused(2, tmp_path / "empty", "--average", "64Q")
+    assert "a price like" in refused(2, tmp_path / "empty", "--price", "cheap")
+    assert "1024 to" in refused(2, tmp_path / "empty", "--average", "100")
+
+
+def test_an_interrupt_removes_the_temporary_files(home: Path, nights: list[Path], tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "castore", "analyze", str(nights[0])]
+    with subprocess.Popen(command, cwd=home, env={**os.environ, "TMPDIR": str(scratch)}, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not list(scratch.glob("*/trial/nodes")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert os.listdir(scratch) == []
