@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from castore.engines.file import File
 from castore.services.snapshot import SnapshotRequest, snapshot
-from castore.services.sources import program_source
+from castore.services.sources import EngineSource, program_source
 from castore.store.reachability import roots_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Night(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
 
+    @property
+    def file(self) -> str | None:
+        """The file whose content it is; None if it is anything else."""
+        return None
+
     @abstractmethod
     def store(self, trial: TrialStore, watch: Watch) -> Stored:
         """Store this night in a trial store, after the nights before it. Raises CastoreError."""
@@ -53,6 +59,14 @@ class LiveNight(Night):
         super().__init__(name)
         self._sources = sources
         self._leave_out = leave_out
+
+    @property
+    def file(self) -> str | None:
+        """The file whose content it is; None if it is anything else."""
+        (source, *more) = self._sources.values()
+        if more or not isinstance(source, EngineSource) or not isinstance(source.engine, File):
+            return None
+        return source.engine.path
 
     def store(self, trial: TrialStore, watch: Watch) -> Stored:
         """Take a snapshot of the sources."""

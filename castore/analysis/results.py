@@ -18,6 +18,15 @@ class NightFigures(msgspec.Struct):
     seconds: float
 
 
+class WholeFile(msgspec.Struct):
+    """What the program zstd makes of the file of one night, at level 3."""
+
+    compressed: int
+    """Bytes of the file by itself."""
+    patch: int | None = None
+    """Bytes of it as a patch of the file before it; None for the first, and for files of 2 GiB or more."""
+
+
 class LevelFigures(msgspec.Struct):
     """What a level of zstd would give, estimated from a sample of chunks."""
 
@@ -122,5 +131,7 @@ class Analysis(msgspec.Struct):
     """The names of the nights, the oldest first."""
     rows: list[Row]
     advice: Advice
+    whole_files: list[WholeFile] = []
+    """For each night, if each is one file and zstd is installed."""
     warnings: list[tuple[str, bytes, str]] = []
     """(part, path, reason) of files that could not be read."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from castore.analysis.advice import recommend
 from castore.analysis.census import Census
 from castore.analysis.levels import SAMPLE_BYTES, estimate_levels
-from castore.analysis.results import Analysis, ChunkClass, NightFigures, Row
+from castore.analysis.results import Analysis, ChunkClass, NightFigures, Row, WholeFile
 from castore.analysis.scatter import measure_scatter
 from castore.analysis.trial import trial_store
+from castore.analysis.whole_file import whole_files
 from castore.errors import UsageError
 from castore.progress import Progress, unwatched
 
@@ -57,6 +58,8 @@ def run_analysis(request: AnalysisRequest) -> Analysis:
         rows.append(row)
         if not row.plain:
             raise UsageError("nothing to analyze: the files and directories that were named have no content")
+    files = [night.file for night in request.nights]
+    paths = [file for file in files if file is not None]
     if newest is None:
         raise AssertionError("there is at least one setting")
     return Analysis(
@@ -65,8 +68,14 @@ def run_analysis(request: AnalysisRequest) -> Analysis:
         nights=[night.name for night in request.nights],
         rows=rows,
         advice=recommend(rows, request.price),
+        whole_files=_whole_files(request, paths) if len(paths) == len(files) > 1 else [],
         warnings=newest.warnings,
     )
+
+
+def _whole_files(request: AnalysisRequest, paths: Sequence[str]) -> list[WholeFile]:
+    request.watch("zstd --patch-from", Progress())
+    return whole_files(paths)
 
 
 def _try_setting(request: AnalysisRequest, setting: Setting, first: Row | None) -> tuple[Row, Stored]:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from castore.analysis.settings import AVERAGES, settings_of
+from castore.api.generation import Generation
 from castore.errors import UsageError
 from castore.process.scratch_dir import scratch_folder
 from castore.progress import Progress, unwatched
@@ -24,7 +25,7 @@ _SCRATCH: Final = "castore-analysis-"
 
 
 def analyze(
-    *paths: str | os.PathLike[str],
+    *data: str | os.PathLike[str] | Generation,
     program: Sequence[str] = (),
     nights: bool = False,
     average_chunk_sizes: Sequence[int] = AVERAGES,
@@ -34,8 +35,10 @@ def analyze(
     leave_out: Sequence[str] = (),
     progress: Watch | None = None,
 ) -> Analysis:
-    """Return what files and directories would take in a store, for several settings; store nothing.
+    """Return what data would take in a store, for several settings; store nothing.
 
+    data: paths of files and directories, or generations of a store, the oldest first, which needs its
+        identity. Each generation is one night.
     program: a program whose output is analyzed instead, as a list of arguments. It runs once.
     nights: the paths are the states of one part in successive nights, the oldest first.
     average_chunk_sizes: mean lengths of chunks to try, in bytes.
@@ -54,7 +57,7 @@ def analyze(
     with scratch_folder(_SCRATCH) as folder:
         excluded = [*leave_out, folder]
         request = AnalysisRequest(
-            nights=_nights(paths, program, folder, excluded, watch, apart=nights),
+            nights=_nights(data, program, folder, excluded, watch, apart=nights),
             settings=settings_of(tuple(dict.fromkeys(average_chunk_sizes)), peers=peers),
             folder=folder,
             levels=levels,
@@ -71,7 +74,7 @@ def _check(averages: Sequence[int]) -> None:
 
 
 def _nights(
-    paths: Sequence[str | os.PathLike[str]],
+    data: Sequence[str | os.PathLike[str] | Generation],
     program: Sequence[str],
     folder: str,
     leave_out: Sequence[str],
@@ -84,13 +87,16 @@ def _nights(
     from castore.services.sources import file_source
 
     if program:
-        if paths:
+        if data:
             raise UsageError("give either paths or a program to analyze, not both")
         tally, path = Progress(), os.path.join(folder, "output")
         watch("running the program", tally)
         spool_program(program, path, tally)
         return [LiveNight("output", {"output": file_source(path)}, leave_out)]
-    names = [os.fspath(path) for path in paths]
+    generations = [one for one in data if isinstance(one, Generation)]
+    if generations:
+        return _stored(generations, len(data))
+    names = [os.fspath(path) for path in data if not isinstance(path, Generation)]
     sources = [(name, _source(name)) for name in names]
     if apart:
         return [
@@ -99,6 +105,20 @@ def _nights(
         ]
     parts = {f"part-{number}": source for number, (_, source) in enumerate(sources, 1)}
     return [LiveNight("now", parts, leave_out)]
+
+
+def _stored(generations: Sequence[Generation], given: int) -> list[Night]:
+    """Return generations as nights. Raises IdentityError without the identity."""
+    from castore.analysis.stored_nights import StoredNight
+
+    if len(generations) < given:
+        raise UsageError("give either paths or generations to analyze, not both")
+    found: list[StoredNight] = []
+    for generation in generations:
+        source = generation.opened
+        source.keys.identity()
+        found.append(StoredNight(source, generation.record, found[-1] if found else None))
+    return [*found]
 
 
 def _source(path: str) -> Source:

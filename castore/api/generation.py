@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from castore.progress import Watch
     from castore.services.drill import Drilled
     from castore.services.operations import Snapshot
+    from castore.store.store import Store as OpenStore
 
 
 class Generation:
@@ -46,6 +47,11 @@ class Generation:
 
     def __hash__(self) -> int:
         return hash((self.service, self.number))
+
+    @property
+    def opened(self) -> OpenStore:
+        """The open store that has it, for castore's own functions. Raises UsageError after it is closed."""
+        return self._owner.internal
 
     @property
     def service(self) -> str:

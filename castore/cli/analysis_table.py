@@ -9,7 +9,7 @@ from castore.analysis.settings import size_label
 from castore.cli import formatting
 
 if TYPE_CHECKING:
-    from castore.analysis.results import Advice, Analysis, Row
+    from castore.analysis.results import Advice, Analysis, Row, WholeFile
 
 _BAR: Final = 24
 """Columns of the longest bar."""
@@ -28,7 +28,7 @@ def show_analysis(found: Analysis) -> None:
     best = _recommended(found)
     if len(found.nights) > 1:
         print(f"\nper night, with chunks of {_label(best)}:\n")
-        print(_nights_table(best))
+        print(_nights_table(best, found.whole_files))
     if best.levels:
         print(f"\nother levels of zstd, with chunks of {_label(best)}, estimated from a sample (95 %):\n")
         print(_levels_table(best))
@@ -70,19 +70,26 @@ def _settings_table(rows: list[Row]) -> str:
     return formatting.table(lines, header=header, right={0, 2, 3, 4, 5, 6, 7, 8})
 
 
-def _nights_table(row: Row) -> str:
+def _nights_table(row: Row, floors: list[WholeFile]) -> str:
     most = max(night.stored for night in row.nights) or 1
+    figures: list[WholeFile | None] = [*floors] or [None] * len(row.nights)
     lines = [
         [
             night.name,
             formatting.size(night.plain),
             formatting.size(night.unique),
             formatting.size(night.stored),
+            *([formatting.size(floor.compressed), _patch(floor)] if floor is not None else []),
             _bar(night.stored / most),
         ]
-        for night in row.nights
+        for night, floor in zip(row.nights, figures, strict=True)
     ]
-    return formatting.table(lines, header=["night", "plain", "unique", "added", "added"], right={1, 2, 3})
+    header = ["night", "plain", "unique", "added", *(["zstd -3", "--patch-from"] if floors else []), "added"]
+    return formatting.table(lines, header=header, right=set(range(1, len(header) - 1)))
+
+
+def _patch(floor: WholeFile) -> str:
+    return "" if floor.patch is None else formatting.size(floor.patch)
 
 
 def _levels_table(row: Row) -> str:

@@ -135,3 +135,55 @@ def test_an_interrupt_removes_the_temporary_files(home: Path, nights: list[Path]
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert os.listdir(scratch) == []
+
+
+def test_generations_of_a_store_give_the_figures_of_their_store(castore: Run, tmp_path: Path) -> None:
+    live = tmp_path / "live"
+    (live / "sub" / "deep").mkdir(parents=True)
+    rng = random.Random(5)
+    for number in range(3):
+        (live / f"noise-{number}").write_bytes(rng.randbytes(8_000_000))
+    for night in (1, 2, 3):
+        write_table(tmp_path / "table.sql", 30_000, changed=5 * night)
+        write_table(live / "sub" / "deep" / "table", 20_000, changed=7 * night)
+        (live / "sub" / "changing").write_text(f"night {night}\n")
+        (live / f"noise-{night - 1}").write_bytes(rng.randbytes(2_000_000))
+        if night == 1:
+            castore("init", "--average", "65536")
+        castore("snapshot", "s", "--tree", f"t={live}", "--dump", f"d={tmp_path / 'table.sql'}")
+    command = ("analyze", "--json", "s@1..latest", "--average", "64K", "--no-levels", "--no-peers")
+    found = json.loads(castore(*command).stdout)
+    assert found["nights"] == ["s@1", "s@2", "s@3"]
+    row = found["rows"][0]
+    assert row["deltas"]
+    sizes = castore("stats", "--json").stdout
+    assert row["plain"] == json.loads(sizes)["total"]["plain"]
+    assert row["stored"] == pytest.approx(json.loads(sizes)["pack_bytes"], rel=0.02)
+    assert row["nights"][2]["unique"] < row["nights"][0]["unique"] / 3
+    assert found["advice"]["forecast"]["growth"] > 0
+
+
+def test_reading_generations_needs_the_identity(castore: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x" * 1000)
+    castore("init", "--identity", str(tmp_path / "key"))
+    castore("snapshot", "s", "--dump", f"d={tmp_path / 'file'}")
+    errors = castore("analyze", "s@1..1", expect=7).stderr
+    assert "identity" in errors
+    castore("analyze", "s@1", "--identity", tmp_path / "key", "--average", "4K", "--no-peers")
+    assert castore("analyze", "s@9..latest", expect=6).stderr
+    assert "such as s@1..latest" in castore("analyze", "s@1..", expect=2).stderr
+
+
+def test_nights_are_compared_with_whole_files(castore: Run, tmp_path: Path) -> None:
+    for night in (1, 2):
+        write_table(tmp_path / f"db-{night}.sql", 20_000, changed=10 * night)
+    command = ("analyze", "--nights", tmp_path / "db-1.sql", tmp_path / "db-2.sql", "--average", "64K", "--no-peers", "--no-levels")
+    found = json.loads(castore(*command, "--json").stdout)
+    first, second = found["whole_files"]
+    assert first["patch"] is None
+    assert second["patch"] < second["compressed"] / 5
+    deltas, without = found["rows"]
+    assert deltas["nights"][1]["stored"] < without["nights"][1]["stored"]
+    table = castore(*command).stdout
+    assert "--patch-from" in table
+    assert "in a year" in table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from castore.cli.options import LocalPath, common, json_option, print_json, spli
 
 if TYPE_CHECKING:
     from castore.analysis.results import Analysis
+    from castore.api.generation import Generation
     from castore.cli.context import CliContext
 
     _Sizes = click.ParamType[tuple[int, ...]]
@@ -66,7 +69,7 @@ class Price(_Price):
 @click.command(
     epilog="Example: castore analyze /srv/wiki --price 0.006/GB-month   (see also 'castore help analyze')"
 )
-@click.argument("paths", metavar="[PATH]...", nargs=-1, type=LocalPath())
+@click.argument("paths", metavar="[PATH | SERVICE@A..B]...", nargs=-1, type=LocalPath())
 @click.option(
     "--exec", "program", metavar="'ARGV'", help="Run a program once, without a shell, and analyze its output."
 )
@@ -103,6 +106,8 @@ def analyze(
     The data, files and directories or the output of a program, goes through the real pipeline once per
     setting: chunks of 8 KiB to 1 MiB on average, with and without deltas. The packs are counted and
     discarded. At the end a setting is recommended. Temporary files are in TMPDIR.
+
+    SERVICE@A..B are the generations of a service from A to B, each as one night. This needs the identity.
     """
     from castore.analysis.settings import AVERAGES
     from castore.api.analysis import analyze as run
@@ -111,9 +116,11 @@ def analyze(
 
     if not paths and not program:
         raise click.UsageError("name a PATH, or a program with --exec", click.get_current_context())
-    with show_progress() as progress:
+    with contextlib.ExitStack() as stack:
+        data = _generations(context, stack, paths[0]) if _is_range(paths) else paths
+        progress = stack.enter_context(show_progress())
         found = run(
-            *paths,
+            *data,
             program=split_program("--exec", program) if program else (),
             nights=nights,
             average_chunk_sizes=averages or AVERAGES,
@@ -128,6 +135,30 @@ def analyze(
     else:
         show_analysis(found)
     _report_unread(found)
+
+
+def _is_range(paths: tuple[str, ...]) -> bool:
+    """Return whether SERVICE@A..B, or SERVICE@A, is given instead of paths."""
+    return len(paths) == 1 and "@" in paths[0] and not os.path.lexists(paths[0])
+
+
+def _generations(context: CliContext, stack: contextlib.ExitStack, what: str) -> list[Generation]:
+    """Open the store, and return the generations of SERVICE@A..B, the oldest first."""
+    from castore.errors import UsageError
+    from castore.services.selectors import split
+
+    name, selectors = split(what)
+    first, dots, last = selectors.partition("..")
+    if dots and not (first and last):
+        raise UsageError(f"{what!r}: write SERVICE@A..B, such as {name}@1..latest")
+    store = stack.enter_context(context.open_store())
+    service = store.service(name)
+    low = service.generation(first)
+    high = service.generation(last) if dots else low
+    if low.number > high.number:
+        raise UsageError(f"{what}: the range ends before it begins; write {name}@{last}..{first}")
+    within = [one for one in service.generations() if low.number <= one.number <= high.number]
+    return sorted(within, key=lambda one: one.number)
 
 
 def _plain(found: Analysis) -> dict[str, Any]:
