@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -51,7 +52,8 @@ class Server:
     def hooks(self) -> Service:
         pid = self.folder / "pid"
         start = f"{self.command} >>{self.folder}/log 2>&1 & echo $! >{pid}; for i in $(seq 200); do {shlex.join(self.ready)} >/dev/null 2>&1 && exit 0; sleep 0.05; done; exit 1"
-        stop = f"kill $(cat {pid}); while kill -0 $(cat {pid}) 2>/dev/null; do sleep 0.02; done; rm {pid}"
+        # A process that has ended exists until init has noticed that, which may take a second.
+        stop = f"kill $(cat {pid}); while grep -qs '^State:.[^ZX]' /proc/$(cat {pid})/status; do sleep 0.02; done; rm {pid}"
         return Service(stop=("sh", "-c", stop), start=("sh", "-c", start), health=tuple(self.ready), health_timeout=5)
 
     def start(self) -> None:
@@ -59,12 +61,12 @@ class Server:
 
     def stop(self) -> None:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            pid = int((self.folder / "pid").read_text())
-            os.kill(pid, signal.SIGTERM)
-            for _ in range(200):
-                os.kill(pid, 0)
-                time.sleep(0.05)
-            os.kill(pid, signal.SIGKILL)
+            descriptor = os.pidfd_open(int((self.folder / "pid").read_text()))
+            try:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                select.select([descriptor], [], [], 10)
+            finally:
+                os.close(descriptor)
 
     def leftovers(self) -> list[str]:
         return [name for folder, dirs, files in os.walk(self.folder) for name in (*dirs, *files) if "castore" in name]

@@ -167,8 +167,9 @@ class Machine:
         self, *args: str, faults: Mapping[str, str] | None = None, wrap: tuple[str, ...] = (), **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run castore as a person would."""
-        if not (faults or wrap or options):
-            done = forked_cli.run(args, env=self.environment, cwd=self.folder / "home", timeout=120)
+        if not (wrap or options):
+            env = {**self.environment, **(faults or {})}
+            done = forked_cli.run(args, env=env, cwd=self.folder / "home", timeout=120)
             texts = (one.decode(errors="replace") for one in (done.stdout, done.stderr))
             return subprocess.CompletedProcess(done.args, done.returncode, *texts)
         return subprocess.run(

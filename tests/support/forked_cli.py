@@ -20,28 +20,33 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from tests.support.checkout import ROOT, import_all_modules
 
 _AT_START = ("LC_", "LANG", "PYTHON", "LD_")
 """Beginnings of variables that matter when a program starts."""
+_NO_MATTER = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+_UTF8 = "C.UTF-8"
 
 
 def _at_start(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(_AT_START)}
+    found = {name: env[name] for name in env if name.startswith(_AT_START) and name not in _NO_MATTER}
+    if (env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG")) == _UTF8:
+        # However it is said: Python asks for nothing else of the locale.
+        found = {name: found[name] for name in found if not name.startswith(("LC_", "LANG"))} | {"LC_ALL": _UTF8}
+    return found
 
 
 class ForkServer:
-    """The process that has imported castore; started when it is used first."""
+    """A process that has imported castore; started when it is used first."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_start: Mapping[str, str]) -> None:
+        """at_start: the variables of its environment that matter when a program starts."""
         self._socket: socket.socket | None = None
         self._pid = 0
-        self._env = {**os.environ, "LC_ALL": "C.UTF-8"}
-
-    def takes(self, env: Mapping[str, str]) -> bool:
-        """Whether a program that starts with this environment is like those that are forked."""
-        return _at_start(env) == _at_start(self._env)
+        others = {name: value for name, value in os.environ.items() if not name.startswith(_AT_START)}
+        self._env = {**others, **at_start}
 
     def _start(self) -> socket.socket:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -99,19 +104,20 @@ class ForkServer:
         return subprocess.CompletedProcess(words, status, *output)
 
 
-_forker = ForkServer()
+_servers: dict[frozenset[tuple[str, str]], ForkServer] = {}
+"""By the variables that matter when a program starts: also with a preloaded library a process is forked."""
+
+
+def _server(env: Mapping[str, str]) -> ForkServer:
+    at_start = _at_start(env)
+    return _servers.setdefault(frozenset(at_start.items()), ForkServer(at_start))
 
 
 def run(
     args: Sequence[str | bytes | os.PathLike[str]], *, env: Mapping[str, str], cwd: str | os.PathLike[str], given: bytes | None = None, timeout: float = 250
 ) -> subprocess.CompletedProcess[bytes]:
     """Run castore in a process of its own; return its exit code and output."""
-    if _forker.takes(env):
-        return _forker.run(args, env=env, cwd=cwd, given=given, timeout=timeout)
-    return subprocess.run(
-        [sys.executable, "-m", "castore", *args], input=given, stdin=subprocess.DEVNULL if given is None else None,
-        capture_output=True, env=env, cwd=cwd, timeout=timeout, check=False,
-    )
+    return _server(env).run(args, env=env, cwd=cwd, given=given, timeout=timeout)
 
 
 def text(
@@ -119,8 +125,10 @@ def text(
 ) -> subprocess.CompletedProcess[str]:
     """Run castore in a process of its own; return its exit code and its output as text."""
     data = None if given is None else given.encode()
-    done = run(args, env=env if env is not None else os.environ, cwd=cwd or os.getcwd(), given=data)
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    given_env = env if env is not None else os.environ
+    done = run(args, env={"LC_ALL": _UTF8, **given_env}, cwd=cwd or os.getcwd(), given=data)
+    output = (found.decode(errors="backslashreplace") for found in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(done.args, done.returncode, *output)
 
 
 _CLIENT = """\
@@ -148,7 +156,7 @@ def program() -> Iterator[str]:
             file.write(_CLIENT.format(path=path))
         door.bind(path)
         door.listen()
-        thread = threading.Thread(target=_forward, args=(door, _forker.channel()))
+        thread = threading.Thread(target=_forward, args=(door, _server(os.environ).channel()))
         thread.start()
         try:
             yield f'exec {sys.executable} -I -S {script} "$@"'
@@ -218,6 +226,10 @@ def _answer(descriptor: int, status: int) -> None:
     os.close(descriptor)
 
 
+def _opened_as(stream: Any, descriptor: int, mode: str, buffering: int = -1) -> Any:
+    return open(descriptor, mode, buffering, encoding=stream.encoding, errors=stream.errors, closefd=False)
+
+
 def _become(stdin: int, stdout: int, stderr: int, request: int) -> None:
     """Be castore: with its arguments, environment, directory and standard streams."""
     try:
@@ -227,10 +239,10 @@ def _become(stdin: int, stdout: int, stderr: int, request: int) -> None:
         for at, one in enumerate((stdin, stdout, stderr)):
             os.dup2(one, at)
         os.closerange(3, 200)
-        # As Python makes them where the locale is C.UTF-8.
-        sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - stays open
-        sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - stays open
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115 - stays open
+        # As Python made those of the server from the same variables.
+        sys.stdin = _opened_as(sys.stdin, 0, "r")
+        sys.stdout = _opened_as(sys.stdout, 1, "w")
+        sys.stderr = _opened_as(sys.stderr, 2, "w", buffering=1)
         vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

@@ -26,12 +26,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import castore
 from castore.crypto import Identity
 from castore.errors import EXIT_CODES
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.pack import CHUNK
+from tests.support import forked_cli
 from tests.support.checkout import import_all_modules
 from tests.support.syscall_pauses import Call, Ended, is_supported, run_paused
 
@@ -136,12 +136,7 @@ class Machine:
 
     def castore(self, *words: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run castore as root, undisturbed."""
-        here = os.path.dirname(castore.__path__[0])
-        done = subprocess.run(
-            [sys.executable, "-m", "castore", *words],
-            env={**self.environment, "PYTHONPATH": here}, cwd=self.top / "root", capture_output=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, check=False, timeout=100,
-        )
+        done = forked_cli.text(words, env=self.environment, cwd=self.top / "root")
         assert expect is None or done.returncode == expect, (words, done.stderr)
         return done
 

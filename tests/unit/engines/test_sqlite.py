@@ -18,6 +18,7 @@ from castore.engines import sqlite, sqlite_process
 from castore.engines.sqlite import SQLite
 from castore.engines.sqlite_check import look
 from castore.errors import CastoreError, ProgramError
+from castore.process import open_files
 from castore.services.sources import EngineSource
 from tests.support.stores import Sandbox
 
@@ -84,6 +85,7 @@ def test_a_drill_checks_what_can_be_checked_without_the_application(anki: Path):
 @pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST", "WAL"])
 def test_an_idle_connection_is_not_left_with_the_old_file(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "_SWITCH_SECONDS", 0.3)
+    monkeypatch.setattr(open_files, "_PATIENCE_SECONDS", 0.3)
     sandbox = Sandbox(tmp_path / "sandbox")
     path = tmp_path / "app" / "app.db"
     path.parent.mkdir()
@@ -125,9 +127,9 @@ def test_a_process_that_is_stopped_and_continued_in_turns_ends_in_time(anki: Pat
         # It waits for a lock for longer than it may take in all.
         with contextlib.closing(sqlite3.connect(anki, isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            with pytest.raises(ProgramError, match="took longer than 3 s"):
-                sqlite_process.ask("check", str(anki), None, 3, seconds=120)
-            with pytest.raises(ProgramError, match="took longer than 3 s"), sqlite_process.copied(str(anki), None, 120, 3) as readinto:
+            with pytest.raises(ProgramError, match="took longer than 1 s"):
+                sqlite_process.ask("check", str(anki), None, 1, seconds=120)
+            with pytest.raises(ProgramError, match="took longer than 1 s"), sqlite_process.copied(str(anki), None, 120, 1) as readinto:
                 readinto(memoryview(bytearray(1 << 20)))
     finally:
         ended.set()

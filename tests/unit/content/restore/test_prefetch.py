@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -172,8 +173,16 @@ def test_directories_that_are_not_asked_for_do_not_hold_it_up(
 def test_many_directories_that_cannot_be_opened_ahead_do_not_hold_up(
     sandbox: Sandbox, tmp_path: Path, processes, monkeypatch: pytest.MonkeyPatch
 ):
+    pipe = os.pipe
+
+    def small_pipe() -> tuple[int, int]:
+        ends = pipe()
+        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 4096)
+        return ends
+
+    monkeypatch.setattr(os, "pipe", small_pipe)
     top = tmp_path / "many"
-    for number in range(9000):
+    for number in range(900):  # more than either pipe has room for
         (top / f"{number:04}").mkdir(parents=True)
     sandbox.snapshot("s", {"t": Tree(str(top))})
     real = prefetch.fetch_directory
