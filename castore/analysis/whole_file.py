@@ -29,7 +29,9 @@ def whole_files(paths: Sequence[str]) -> list[WholeFile]:
         return []
     found = [WholeFile(compressed=_compressed([], path)) for path in paths]
     for figures, (before, path) in zip(found[1:], pairwise(paths), strict=True):
-        if max(os.path.getsize(before), os.path.getsize(path)) <= _MOST:
+        # zstd refuses to make a patch of a file with itself.
+        same = os.path.samefile(before, path)
+        if not same and max(os.path.getsize(before), os.path.getsize(path)) <= _MOST:
             figures.patch = _compressed(["--long=31", f"--patch-from={before}"], path)
     return found
 
