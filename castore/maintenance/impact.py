@@ -43,6 +43,10 @@ class Reasons:
     """Says why content below a reference does not open; each node is walked once.
 
     bad: the chunks and nodes that do not open, by id, with the reasons.
+
+    This is a walk of its own, and not `reachability.Walk`: the reason of a node is known only after all nodes
+    below it were visited, it is kept for each length that a reference claims, and a node that does not open
+    is a result, not an error. `Walk` visits nodes in any order, as raw bytes, to mark 100 million chunks fast.
     """
 
     def __init__(self, store: Store, bad: Mapping[bytes, str]) -> None:
@@ -60,7 +64,7 @@ class Reasons:
         """References of nodes that were read early, and whether all chunks among them are intact."""
 
     def expect(self, nodes: list[tuple[Ref, list[Ref]]]) -> None:
-        """Take the references of nodes that are walked next, to look up all their chunks in one batch."""
+        """Keep the references of nodes that are walked next, to look up all their chunks in one batch."""
         nodes = [(node, refs) for node, refs in nodes if key_of(node) not in self._of]
         chunks = [ref for _, refs in nodes for ref in refs if ref.kind is RefKind.CHUNK]
         sound = not self.of_chunks(chunks)
