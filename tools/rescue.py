@@ -149,7 +149,7 @@ class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts:
             say(f"NOT VERIFIED: the configuration is signed by castore-admin-{key.rstrip('=')}")
         self.writers = {writer[0]: writer for writer in self.config["writers"]}
         self.secrets = [secret, *reversed(self.config["previous_secrets"])]
-        self.id_keys = [[derive(one, kind) for one in self.secrets] for kind in ("chunk id", "node id")]
+        self.id_keys = [[derive(secret, kind) for secret in self.secrets] for kind in ("chunk id", "node id")]
         self.listed = None if self.config["rotation"] else {}
         self.read_folder("rotations", OBJECT_OR_COPY, self.add_rotation, "passed over")
         with reporting(f"rotations/{self.config['rotation']}"):

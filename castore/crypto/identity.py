@@ -104,7 +104,7 @@ def where_mistyped(line: str) -> str:
     body = line[len(prefix) :]
     foreign = [at for at, letter in enumerate(body) if letter not in _LETTERS]
     if foreign:
-        numbers = ", ".join(str(one) for one in sorted({at // GROUP + 1 for at in foreign}))
+        numbers = ", ".join(str(group) for group in sorted({at // GROUP + 1 for at in foreign}))
         return f"group {numbers} has a character that is neither a letter nor one of the digits 2 to 7"
     for at, meant in _near(body, _LENGTHS[prefix]):
         if read(prefix, prefix + meant, length) is not None:

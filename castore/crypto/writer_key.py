@@ -136,7 +136,9 @@ class WriterKey:
         """The public keys of the admins whose configurations this machine accepts."""
         self._signer = signer
         self.signers = signers or Signers()
-        self.previous_keys = tuple(WriterKey(store_id, one) for one in past.previous_secrets) if past else ()
+        self.previous_keys = (
+            tuple(WriterKey(store_id, secret) for secret in past.previous_secrets) if past else ()
+        )
         """The keys that this one replaced, the oldest first."""
         self.id_secret = past.id_secret if past else secret
         """The secret from which ids, cuts and sketches are derived."""
@@ -248,9 +250,7 @@ class WriterKey:
     def signer(self) -> SigningKey:
         """The key that signs what this process adds. Raises IdentityError if it may not add."""
         if self._signer is None:
-            raise IdentityError(
-                f"this machine is not certified as a writer of the store: {how_to_adopt()}"
-            )
+            raise IdentityError(f"this machine is not certified as a writer of the store: {how_to_adopt()}")
         return self._signer
 
     @property

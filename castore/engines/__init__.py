@@ -33,7 +33,7 @@ _GROUP: Final = "castore.engines"
 
 def names() -> list[str]:
     """Return the names of the installed engines."""
-    return [name for name in (*_OWN, *(one.name for one in _added())) if name != "postgresql-roles"]
+    return [name for name in (*_OWN, *(entry.name for entry in _added())) if name != "postgresql-roles"]
 
 
 def find(name: str) -> Any:
@@ -41,9 +41,9 @@ def find(name: str) -> Any:
     if name in _OWN:
         module, _, attribute = _OWN[name].partition(":")
         return getattr(import_module(module), attribute)
-    for one in _added():
-        if one.name == name:
-            return _load(one)
+    for entry in _added():
+        if entry.name == name:
+            return _load(entry)
     raise UsageError(f"there is no engine {name!r}; known are tree, {', '.join(names())}")
 
 
@@ -54,10 +54,10 @@ def name_of(kind: type) -> str:
         if value == written:
             return name
     package = kind.__module__.partition(".")[0]
-    for one in _added():
+    for entry in _added():
         # The entry point may name the class where its package re-exports it.
-        if one.value.partition(":")[0].partition(".")[0] == package and _load(one) is kind:
-            return one.name
+        if entry.value.partition(":")[0].partition(".")[0] == package and _load(entry) is kind:
+            return entry.name
     raise UsageError(f"{kind.__qualname__} is not an installed engine; known are {', '.join(names())}")
 
 

@@ -232,7 +232,7 @@ class _Folder:
     def rename(self, key: _Name, to: _Name, ending: str = "") -> None:
         """Rename a file, if it exists. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
-            source, target = (self._names[one] + ending.encode() for one in (key, to))
+            source, target = (self._names[which] + ending.encode() for which in (key, to))
             os.rename(source, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def remove(self, key: _Name, endings: tuple[str, ...]) -> None:

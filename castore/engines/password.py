@@ -28,7 +28,7 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     def __post_init__(self) -> None:
         given = [self.file, self.env, self.command, self.credential]
-        if sum(one is not None for one in given) != 1:
+        if sum(source is not None for source in given) != 1:
             raise ValueError("exactly one of file, env, command and credential was expected")
 
     def get(self, account: pwd.struct_passwd | None = None) -> str:

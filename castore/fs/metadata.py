@@ -132,9 +132,7 @@ def extra_of(
     return Extra(target, number, link, xattrs, extents)
 
 
-def read_xattrs_at(
-    fd: int, name: bytes, warn: Callable[[str], None]
-) -> tuple[tuple[bytes, bytes], ...]:
+def read_xattrs_at(fd: int, name: bytes, warn: Callable[[str], None]) -> tuple[tuple[bytes, bytes], ...]:
     """Read the extended attributes of `name` in the directory open as `fd`, without following links.
 
     Use them for comparison only: another file may have the name by now, and listxattrat(2) is not available.
@@ -192,4 +190,4 @@ def group_name(gid: int) -> str | None:
 
 
 def _text(name: str) -> str | None:
-    return None if any("\ud800" <= one <= "\udfff" for one in name) else name
+    return None if any("\ud800" <= letter <= "\udfff" for letter in name) else name

@@ -31,7 +31,7 @@ def remove_tree(name: bytes, parent: int) -> None:
 def remove_all_in(fd: int) -> None:
     """Remove everything in the directory open as `fd`, as `remove_tree` does. Raises OSError."""
     device = os.fstat(fd).st_dev
-    for name in {os.fsencode(one) for one in os.listdir(fd)}:
+    for name in {os.fsencode(entry) for entry in os.listdir(fd)}:
         if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
             _empty([(name, _open_to_empty(name, fd, device))], fd, device)
         else:
@@ -44,10 +44,10 @@ def remove_directory(name: bytes, parent: int, fd: int) -> None:
     name: its last known name. Does nothing if it is not in that directory any more. Raises OSError.
     """
     wanted = os.fstat(fd)
-    for one in (name, *map(os.fsencode, os.listdir(parent))):
+    for candidate in (name, *map(os.fsencode, os.listdir(parent))):
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(wanted, os.stat(one, dir_fd=parent, follow_symlinks=False)):
-                os.rmdir(one, dir_fd=parent)
+            if os.path.samestat(wanted, os.stat(candidate, dir_fd=parent, follow_symlinks=False)):
+                os.rmdir(candidate, dir_fd=parent)
                 return
 
 
@@ -57,7 +57,7 @@ def _empty(stack: list[tuple[bytes, int]], parent: int, device: int) -> None:
         while stack:
             current, fd = stack[-1]
             # A set: some file systems list a name more than once.
-            for below in {os.fsencode(one) for one in os.listdir(fd)}:
+            for below in {os.fsencode(entry) for entry in os.listdir(fd)}:
                 info = os.stat(below, dir_fd=fd, follow_symlinks=False)
                 if stat.S_ISDIR(info.st_mode):
                     stack.append((below, _open_to_empty(below, fd, device)))

@@ -57,12 +57,20 @@ def audit(store: Store) -> Audit:
     store.sync(report_older=True)
     config = store.keys.config
     found = [
-        Added(one.key.hex(), "writer", one.host, one.since, one.roles, one.revoked, one.replaced)
-        for one in config.writers
+        Added(
+            writer.key.hex(),
+            "writer",
+            writer.host,
+            writer.since,
+            writer.roles,
+            writer.revoked,
+            writer.replaced,
+        )
+        for writer in config.writers
     ]
     found += [Added(admin.key.hex(), "admin", admin.label, 0) for admin in config.admins]
     found += [Added(key.hex(), "former admin", "", 0) for key in config.previous_admins]
-    by_key = {one.key: one for one in found}
+    by_key = {added.key: added for added in found}
     for generation in store.generations.iterate():
         _count(by_key[generation.host_id], generation)
     sessions: Counter[str] = Counter()

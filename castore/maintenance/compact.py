@@ -207,15 +207,17 @@ class _Compaction:
         with store.storage.lock(exclusive=True) as held:
             pending = pending_deletions(store.storage, store.keys.writer_key)[0]
             wanted = int(grace_seconds * 10**9)
-            ages = store.state.first_seen.observe("deletions", [one.name for one in pending], wanted)
-            for one in pending:
-                if not held and ages[one.name] < wanted:
-                    self._done.pending_deletion += len(one.packs)
+            ages = store.state.first_seen.observe(
+                "deletions", [deletion.name for deletion in pending], wanted
+            )
+            for deletion in pending:
+                if not held and ages[deletion.name] < wanted:
+                    self._done.pending_deletion += len(deletion.packs)
                     continue
                 lengths = dict(store.index.packs.lengths())
-                self._delete_unneeded({pack: lengths[pack] for pack in one.packs if pack in lengths})
+                self._delete_unneeded({pack: lengths[pack] for pack in deletion.packs if pack in lengths})
                 # Packs that turned out to be needed may be referenced again.
-                store.storage.delete_all([one.name])
+                store.storage.delete_all([deletion.name])
             store.sync()
 
     def _remove_sessions(self) -> None:
@@ -230,11 +232,11 @@ class _Compaction:
             store.sync()
             refuse_damage(store)
             # Packs of sessions that a generation names may be missing only temporarily.
-            committed = (SessionId(one.session) for one in store.generations.iterate())
+            committed = (SessionId(generation.session) for generation in store.generations.iterate())
             used = store.index.packs.sessions().union(committed)
             numbers = session_numbers(store.storage)
             idle = {session.hex(): session for session in numbers.keys() - used}
             ages = store.state.first_seen.observe("sessions", idle, wanted)
-            for session in (idle[one] for one, age in ages.items() if age >= wanted):
+            for session in (idle[name] for name, age in ages.items() if age >= wanted):
                 store.storage.delete_all(session_name(session, number) for number in numbers[session])
                 self._done.sessions += 1

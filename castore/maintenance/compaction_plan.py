@@ -121,9 +121,11 @@ class Planner:
         ended = store.index.generations.ended_sessions()
         numbers = session_numbers(store.storage).keys()
         store.index.generations.forget_ended(ended - numbers)
-        known = ended.union(one.session for one in store.generations.iterate())
-        ages = store.state.first_seen.observe("unfinished", [one.hex() for one in numbers - known], wanted)
-        return {SessionId(bytes.fromhex(one)) for one, age in ages.items() if age < wanted}
+        known = ended.union(generation.session for generation in store.generations.iterate())
+        ages = store.state.first_seen.observe(
+            "unfinished", [session.hex() for session in numbers - known], wanted
+        )
+        return {SessionId(bytes.fromhex(session)) for session, age in ages.items() if age < wanted}
 
     def _holds(self, pack: PackId, sessions: set[SessionId]) -> bool:
         """Return whether a pack has records of one of these sessions."""

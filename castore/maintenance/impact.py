@@ -46,7 +46,7 @@ class Reasons:
 
     This is a walk of its own, and not `reachability.Walk`: the reason of a node is known only after all nodes
     below it were visited, it is kept for each length that a reference claims, and a node that does not open
-    is a result, not an error. `Walk` visits nodes in any order, as raw bytes, to mark 100 million chunks fast.
+    is a result, not an error. `Walk` visits nodes in any order, as raw bytes: it marks 100 million chunks.
     """
 
     def __init__(self, store: Store, bad: Mapping[bytes, str]) -> None:

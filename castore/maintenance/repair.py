@@ -114,9 +114,9 @@ def _drop(store: Store, plan: RepairPlan) -> None:
         _refuse_other_keys(store)
         # A configuration that was only partly read before may be accepted by now.
         stray = store.keys.stray_configurations()
-        dropped = [one for one in plan.drop if not one.startswith(f"{CONFIGS}/") or one in stray]
-        generations = [one for one in dropped if is_in(GENERATIONS, one)]
-        others = [one for one in dropped if not is_in(GENERATIONS, one)]
+        dropped = [name for name in plan.drop if not name.startswith(f"{CONFIGS}/") or name in stray]
+        generations = [name for name in dropped if is_in(GENERATIONS, name)]
+        others = [name for name in dropped if not is_in(GENERATIONS, name)]
         store.generations.forget_unreadable(generations)
         store.storage.delete_all([*others, *(pack_name(pack) for pack in plan.rewrite)])
 

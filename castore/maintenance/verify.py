@@ -39,7 +39,6 @@ from castore.store.format.session_key import read_session, session_numbers
 from castore.store.keys import replicas
 
 if TYPE_CHECKING:
-
     from castore.model.refs import PackId
     from castore.progress import Progress
     from castore.store import Store
@@ -241,9 +240,9 @@ def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -
 def _without_copies(store: Store, damaged: dict[bytes, str]) -> dict[bytes, str]:
     """Return damaged chunks without those of which the store has another, intact copy."""
     lost = {}
-    for one, reason in damaged.items():
+    for chunk, reason in damaged.items():
         try:
-            store.read_chunk(RecordId(one))
+            store.read_chunk(RecordId(chunk))
         except (DamageError, IdentityError):
-            lost[one] = reason
+            lost[chunk] = reason
     return lost

@@ -188,6 +188,8 @@ class Details(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
+
+
 class _Order(msgspec.Struct):
     """What a generation is sorted by."""
 
@@ -319,10 +321,10 @@ def _check_origin(origin: Origin) -> None:
     settings_path = origin.settings.get("path")
     if isinstance(settings_path, str) and origin.engine in {"file", "sqlite"}:
         check_path(os.fsencode(settings_path))
-    for one in origin.above:
-        check_path(one.path)
-        if not 0 <= one.mode <= 0o7777:
-            raise UsageError(f"the mode {one.mode:o} of {one.path!r} is impossible")
+    for folder in origin.above:
+        check_path(folder.path)
+        if not 0 <= folder.mode <= 0o7777:
+            raise UsageError(f"the mode {folder.mode:o} of {folder.path!r} is impossible")
 
 
 def _check_plain(value: Any, depth: int) -> None:
@@ -335,8 +337,8 @@ def _check_plain(value: Any, depth: int) -> None:
         raise UsageError("the settings of a part are nested deeper than castore writes them")
     if isinstance(value, dict):
         value = [*value, *value.values()]
-    for one in value if isinstance(value, list | tuple) else ():
-        _check_plain(one, depth - 1)
+    for item in value if isinstance(value, list | tuple) else ():
+        _check_plain(item, depth - 1)
 
 
 def _refuse_newer(data: bytes | memoryview) -> None:

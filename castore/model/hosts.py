@@ -65,7 +65,7 @@ class HostGroups:
         if host in self._hosts:
             return {host}
         return self._earlier.get(host, set()) or {
-            one for name, hosts in self._earlier.items() if begins_id(name, host) for one in hosts
+            host_id for name, hosts in self._earlier.items() if begins_id(name, host) for host_id in hosts
         }
 
 

@@ -91,5 +91,5 @@ def _mapped(value: Any, kind: type, change: Any) -> Any:
     if isinstance(value, dict):
         return {_mapped(key, kind, change): _mapped(one, kind, change) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(one, kind, change) for one in value)
+        return type(value)(_mapped(item, kind, change) for item in value)
     return value

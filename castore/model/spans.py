@@ -40,4 +40,4 @@ class Spans:
 
     def union(self, *others: Spans) -> Spans:
         """Return the numbers of this set and of others."""
-        return Spans(span for one in (self, *others) for span in one.spans)
+        return Spans(span for spans in (self, *others) for span in spans.spans)

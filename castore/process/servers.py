@@ -110,9 +110,9 @@ def unprivileged(name: str) -> pwd.struct_passwd | None:
     """
     if os.geteuid() != 0:
         return None
-    for one in ("nobody", name):
+    for user in ("nobody", name):
         with contextlib.suppress(KeyError):
-            return pwd.getpwnam(one)
+            return pwd.getpwnam(user)
     raise ProgramError(f"cannot run a scratch server: there is neither a user 'nobody' nor {name!r}")
 
 

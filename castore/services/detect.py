@@ -71,8 +71,8 @@ def document(store: str | None, found: Sequence[Found]) -> str:
         lines += ["# The configuration that state belongs to, for example:"]
         lines += ['# revision = { command = ["git", "-C", "/etc", "rev-parse", "HEAD"] }']
     lines += ['# exclude = ["*.tmp", "cache/"]   # of every tree, as in .gitignore']
-    for one in found:
-        lines += ["", *_block(one)]
+    for server in found:
+        lines += ["", *_block(server)]
     if not found:
         lines += ["", "# Nothing was found. A service with a directory:", "#"]
         lines += ["# [service.example.parts.files]", '# engine = "tree"', '# path = "/srv/example"']
@@ -162,7 +162,7 @@ def _postgresql() -> Iterator[Found]:
 def _mariadb() -> Iterator[Found]:
     own = os.environ.get("MYSQL_UNIX_PORT")
     usual = [own] if own else ["/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock"]
-    path = next((one for one in usual if _is_socket(one)), None)
+    path = next((socket for socket in usual if _is_socket(socket)), None)
     keys: dict[str, str | int] = {"engine": "mariadb"}
     if path is None:
         if shutil.which("mariadbd") or shutil.which("mysqld"):
@@ -179,7 +179,9 @@ def _mariadb() -> Iterator[Found]:
         yield Found("mariadb", why, _parts(["mydatabase"], **keys), notes, usable=False)
         return
     chosen = [database for database in databases if database not in _SYSTEM_DATABASES]
-    yield Found("mariadb", why, _parts([one for one in chosen if one != "mysql"] or chosen, **keys))
+    yield Found(
+        "mariadb", why, _parts([database for database in chosen if database != "mysql"] or chosen, **keys)
+    )
 
 
 def _redis() -> Iterator[Found]:
@@ -204,7 +206,8 @@ def _redis() -> Iterator[Found]:
 
 
 def _ldap() -> Iterator[Found]:
-    config = next((one for one in ("/etc/ldap/slapd.d", "/etc/openldap/slapd.d") if os.path.isdir(one)), None)
+    configs = ("/etc/ldap/slapd.d", "/etc/openldap/slapd.d")
+    config = next((path for path in configs if os.path.isdir(path)), None)
     if config is None:
         return
     suffixes = []

@@ -71,14 +71,10 @@ def _different(before: Origin, now: Origin, same: frozenset[str]) -> tuple[str, 
     mine, other = settings_of(old.engine), settings_of(new.engine)
     if not (isinstance(old.engine, type(new.engine)) or isinstance(new.engine, type(old.engine))):
         return f"the engine {old.name}", f"the engine {new.name}"
-    differing = [
-        key
-        for key in mine
-        if key in other and key not in same and mine[key] != other[key]
-    ]
+    differing = [key for key in mine if key in other and key not in same and mine[key] != other[key]]
     if not differing:
         return None
-    shown = [", ".join(f"{key} {one[key]!r}" for key in differing) for one in (mine, other)]
+    shown = [", ".join(f"{key} {settings[key]!r}" for key in differing) for settings in (mine, other)]
     return shown[0], shown[1]
 
 

@@ -83,7 +83,7 @@ def find_paths(
     search only in this part; empty: in all. Raises UsageError, IdentityError.
     """
     for host, series in _series(reader, generations):
-        names = dict.fromkeys(one.name for g in series for one in g.parts if one.kind == "tree")
+        names = dict.fromkeys(part.name for g in series for part in g.parts if part.kind == "tree")
         for name in names:
             if part in {"", name}:
                 compiled = PathPattern(_relative(reader, series, name, pattern), ignore_case=ignore_case)
@@ -133,7 +133,7 @@ def path_history(
     IdentityError, DamageError.
     """
     if not any(generation.part(name) for generation in generations):
-        known = ", ".join(dict.fromkeys(part.name for one in generations for part in one.parts))
+        known = ", ".join(dict.fromkeys(part.name for generation in generations for part in generation.parts))
         raise NotFoundError(f"no generation has a part {name!r}; the parts are: {known}")
     there = False
     for host, series in _series(reader, generations):
@@ -153,9 +153,7 @@ def path_history(
         )
 
 
-def _changes(
-    reader: StreamReader, series: list[Generation], versions: list[Version]
-) -> Iterator[Span]:
+def _changes(reader: StreamReader, series: list[Generation], versions: list[Version]) -> Iterator[Span]:
     """Yield the versions of a path, each with its difference from the previous one."""
     if versions[0].first:
         yield Span(series[: versions[0].first], None, 0, exists=False)

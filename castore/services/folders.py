@@ -73,17 +73,17 @@ def missing(origins: Iterable[Origin]) -> list[FileOwner]:
     found = {}
     for origin in origins:
         path = path_of(origin)
-        for one in origin.above:
+        for folder in origin.above:
             # A hostile generation may list directories that are not above the part.
-            if path.startswith(one.path.rstrip(b"/") + b"/") and not os.path.isdir(one.path):
-                found[one.path] = one
+            if path.startswith(folder.path.rstrip(b"/") + b"/") and not os.path.isdir(folder.path):
+                found[folder.path] = folder
     return list(found.values())
 
 
 def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[[str], None]) -> None:
     """Make the directories that are missing, with their recorded owners and modes. Raises CastoreError."""
-    for one in missing(origins):
-        path = os.fsdecode(one.path)
+    for folder in missing(origins):
+        path = os.fsdecode(folder.path)
         if os.path.isfile(path):
             raise CastoreError(
                 f"cannot make the directory {path}, of a part: a file has that name; move it away, then "
@@ -93,7 +93,7 @@ def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[
             with locate(path, follow=False) as at:
                 made = make_directory(at.name, at.folder)
                 try:
-                    _give(made, path, one, ownership, say)
+                    _give(made, path, folder, ownership, say)
                 finally:
                     os.close(made)
                 at.sync()

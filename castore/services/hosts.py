@@ -89,7 +89,7 @@ def note_taken(store: Store, service: str, number: int) -> None:
     """
     last, key = store.state.last_taken(service), store.hosts.current.id
     newer = itertools.takewhile(lambda one: one.number > last, store.generations.newest_first(service))
-    others = [one.number for one in newer if one.host_id == key]
+    others = [generation.number for generation in newer if generation.host_id == key]
     if others and last:
         store.options.say(
             f"{service}@{others[0]} is signed with the key of this host, {store.hosts.name}, but was taken "
@@ -109,11 +109,18 @@ def own(store: Store, service: str) -> Predicate:
 
 def _own_or_only(store: Store, service: str, say: Callable[[str], None]) -> Predicate:
     mine = store.hosts.is_own
-    if any(mine(one) and not one.number_only for one in store.generations.newest_first(service)):
+    if any(
+        mine(generation) and not generation.number_only
+        for generation in store.generations.newest_first(service)
+    ):
         return mine
     groups = groups_of(store, service)
     newest_first = store.generations.newest_first(service)
-    others = {groups.key(one) for one in newest_first if not mine(one) and not one.number_only}
+    others = {
+        groups.key(generation)
+        for generation in newest_first
+        if not mine(generation) and not generation.number_only
+    }
     if len(others) > 1:
         known = ", ".join(sorted(others))
         raise NotFoundError(
@@ -134,7 +141,8 @@ def take_over(store: Store, target: Generation) -> None:
     """
     service = target.service
     if store.hosts.is_own(target) or any(
-        store.hosts.is_own(one) and not one.number_only for one in store.generations.newest_first(service)
+        store.hosts.is_own(generation) and not generation.number_only
+        for generation in store.generations.newest_first(service)
     ):
         return
     groups = groups_of(store, service)

@@ -41,7 +41,9 @@ def last_scan(
 def last_part(store: Store, service: str, name: str) -> Part | None:
     """Return a part in this host's newest generation that has it, which the next one is compared with."""
     newest_first = store.generations.newest_first(service)
-    newest = [one for one in itertools.islice(newest_first, _LOOKED_AT) if one.part(name)]
+    newest = [
+        generation for generation in itertools.islice(newest_first, _LOOKED_AT) if generation.part(name)
+    ]
     found = next(filter(store.hosts.is_own, newest), newest[0] if newest else None)
     return None if found is None else found.part(name)
 
@@ -49,7 +51,7 @@ def last_part(store: Store, service: str, name: str) -> Part | None:
 def expected_size(store: Store, service: str, name: str) -> int:
     """Return the size of a part in this host's last intact generation that has it; 0 if none has."""
     newest = itertools.islice(store.generations.newest_first(service), _LOOKED_AT)
-    for one in filter(store.hosts.is_own, newest):
-        if not one.interrupted and (part := one.part(name)) is not None:
+    for generation in filter(store.hosts.is_own, newest):
+        if not generation.interrupted and (part := generation.part(name)) is not None:
             return part.size
     return 0

@@ -95,9 +95,15 @@ def plan_prune(
     """Return what `prune` would decide and reclaim. The arguments are those of `prune`."""
     now = time.time_ns()
     decided = [
-        one for service, settings in services.items() for one in judged(store, service, settings, now)
+        decision
+        for service, settings in services.items()
+        for decision in judged(store, service, settings, now)
     ]
-    expired = {(one.generation.service, one.generation.number) for one in decided if not one.rules}
+    expired = {
+        (decision.generation.service, decision.generation.number)
+        for decision in decided
+        if not decision.rules
+    }
     planned = plan(store, **limits, without=lambda one: (one.service, one.number) in expired)
     return decided, planned
 

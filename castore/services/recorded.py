@@ -41,11 +41,11 @@ def remember(store: Store, service: str, origins: Mapping[str, Origin]) -> None:
     """Store on this machine where a snapshot took the parts of a service from."""
     with contextlib.suppress(StorageError):  # the snapshot is committed; a later rollback asks for consent
         known = _known(store, service)
-        fresh = {part: _digest(one) for part, one in origins.items()}
+        fresh = {part: _digest(origin) for part, origin in origins.items()}
         if all(digest in known.get(part, ()) for part, digest in fresh.items()):
             return
         for part, digest in fresh.items():
-            known[part] = [*(one for one in known.get(part, ()) if one != digest), digest]
+            known[part] = [*(other for other in known.get(part, ()) if other != digest), digest]
         while sum(map(len, known.values())) > _MOST and any(len(digests) > 1 for digests in known.values()):
             del max(known.values(), key=len)[0]
         store.state.set_known_origins(service, json.dumps(known, sort_keys=True))

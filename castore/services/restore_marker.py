@@ -142,15 +142,15 @@ def _file_systems_own(fd: int) -> set[str]:
 def _continue(
     path: str, fd: int, markers: dict[str, RestoreMarker | None], wanted: RestoreMarker, *, resume: bool
 ) -> Destination:
-    found = {name: one for name, one in markers.items() if one is not None}
-    matching = [name for name, one in found.items() if one.matches(wanted)]
+    found = {name: marker for name, marker in markers.items() if marker is not None}
+    matching = [name for name, marker in found.items() if marker.matches(wanted)]
     if resume and matching:
         trusted = bool(wanted.boot) and found[matching[0]].boot == wanted.boot
         return Destination(path, fd, matching[0], created=False, resumed=True, trusted=trusted)
-    for one in found.values():
-        again = one.command(path)
+    for marker in found.values():
+        again = marker.command(path)
         raise UsageError(
-            f"{path} has an unfinished restore of {one.name}: continue it with: {again}; or restore into "
+            f"{path} has an unfinished restore of {marker.name}: continue it with: {again}; or restore into "
             "another directory"
         )
     if resume:

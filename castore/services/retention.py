@@ -78,14 +78,18 @@ def apply_policy(
 
 def _always(own: list[Generation], live: Sequence[str], rules: Rules) -> None:
     """Keep what every host keeps regardless of the rules; own: the host's generations, oldest first."""
-    complete = [one for one in own if not one.number_only]
-    for number in {one.number for one in (*own[-1:], *complete[-1:])}:
+    complete = [generation for generation in own if not generation.number_only]
+    for number in {generation.number for generation in (*own[-1:], *complete[-1:])}:
         rules[number].append("newest")
-    safeties = [one.number for one in own if one.pre_rollback and not one.interrupted]
+    safeties = [
+        generation.number for generation in own if generation.pre_rollback and not generation.interrupted
+    ]
     if safeties:
         rules[safeties[-1]].append("undo")
     for revision in live:
-        newest = next((one for one in reversed(complete) if one.revision == revision), None)
+        newest = next(
+            (generation for generation in reversed(complete) if generation.revision == revision), None
+        )
         if newest is not None:
             rules[newest.number].append("live revision")
 
@@ -115,16 +119,16 @@ class _Counting:
     def count(self, generations: list[Generation], rules: Rules) -> None:
         """Note which rules keep which generations of one host. generations: oldest first."""
         # A pre-rollback generation never takes the place of a regular one, say as that of a day.
-        regular = [one for one in generations if not one.pre_rollback]
+        regular = [generation for generation in generations if not generation.pre_rollback]
         for generation in generations:
             if generation.pre_rollback and self._is_within(generation):
                 rules[generation.number].append("within")
-        complete = [one for one in regular if not one.partial]
+        complete = [generation for generation in regular if not generation.partial]
         self._count(complete[::-1], rules)
         if len(complete) < len(regular):
             # A partial generation is kept as long as it would be kept if it were complete. Complete ones are
             # counted without the partial ones, so that a partial one never displaces them.
-            both: Rules = {one.number: [] for one in regular}
+            both: Rules = {generation.number: [] for generation in regular}
             self._count(regular[::-1], both)
             for generation in regular:
                 if generation.partial:
@@ -140,8 +144,10 @@ class _Counting:
             if self._is_within(generation):
                 rules[generation.number].append("within")
         times = {
-            one.number: dt.datetime.fromtimestamp(one.time / _SECOND, dt.UTC).astimezone(self._zone)
-            for one in newest_first
+            generation.number: dt.datetime.fromtimestamp(generation.time / _SECOND, dt.UTC).astimezone(
+                self._zone
+            )
+            for generation in newest_first
         }
         for name, bucket in _BUCKETS.items():
             seen: set[tuple[int, ...]] = set()

@@ -83,8 +83,12 @@ def _other_hosts(generations: list[Generation], regular: list[Generation], selec
     """Return a hint at other hosts that have a revision which the chosen host does not have."""
     if selector == "latest":
         return ""
-    seen = {one.number for one in regular}
-    others = (one for one in generations if not one.number_only and one.number not in seen)
+    seen = {generation.number for generation in regular}
+    others = (
+        generation
+        for generation in generations
+        if not generation.number_only and generation.number not in seen
+    )
     names = {other.host for other in others if revision_begins(other.revision, selector.removeprefix("="))}
     return f"; other hosts have it: {', '.join(sorted(names))} (choose one with --host NAME)" if names else ""
 
@@ -92,11 +96,16 @@ def _other_hosts(generations: list[Generation], regular: list[Generation], selec
 def _hint(generations: list[Generation], selector: str) -> str:
     """Return a hint at the generations that only numbers select and that a selector could mean."""
     revision = "" if selector == "latest" else selector.removeprefix("=")
-    found = [one for one in generations if one.number_only and revision_begins(one.revision, revision)]
+    found = [
+        generation
+        for generation in generations
+        if generation.number_only and revision_begins(generation.revision, revision)
+    ]
     if not found:
         return ""
     shown = ", ".join(
-        f"{one.number} ({'pre-rollback' if one.pre_rollback else 'partial'})" for one in found[:_SHOWN]
+        f"{generation.number} ({'pre-rollback' if generation.pre_rollback else 'partial'})"
+        for generation in found[:_SHOWN]
     )
     return f"; select these by number: {shown}{', ...' if len(found) > _SHOWN else ''}"
 
@@ -160,21 +169,23 @@ def _names_revision(selector: str, found: Generation) -> bool:
     return not by_number and selector != "latest" and revision_begins(found.revision, selector)
 
 
-def _found_at_once(
-    store: Store, service: str, selector: str, chosen_host: Predicate
-) -> Generation | None:
+def _found_at_once(store: Store, service: str, selector: str, chosen_host: Predicate) -> Generation | None:
     """Return what is meant if the index can answer without reading every generation of the service."""
     if selector == "latest":
-        newest_first = (one for one in store.generations.newest_first(service) if not one.number_only)
-        return next((one for one in newest_first if chosen_host(one)), None)
+        newest_first = (
+            generation for generation in store.generations.newest_first(service) if not generation.number_only
+        )
+        return next((generation for generation in newest_first if chosen_host(generation)), None)
     if selector.startswith("#") and (number := selector[1:]).isascii() and number.isdecimal():
         return store.generations.get(service, int(number)) if len(number) <= _MAX_DIGITS else None
     revision = selector.removeprefix("=")
     if selector.startswith("=") or not (selector.isascii() and selector.isdigit()):
         numbers = store.index.generations.numbers_by_revision(service, revision)
         found = (store.generations.get(service, number) for number in numbers)
-        exact = (one for one in found if one is not None and one.revision == revision)
-        return next((one for one in exact if chosen_host(one)), None)
+        exact = (
+            generation for generation in found if generation is not None and generation.revision == revision
+        )
+        return next((generation for generation in exact if chosen_host(generation)), None)
     return None
 
 
@@ -193,7 +204,7 @@ def _numbered(generations: list[Generation], service: str, text: str) -> Generat
 def _of_revision(generations: list[Generation], service: str, revision: str) -> Generation:
     """Return the newest generation of exactly this revision, or of the store path with this base name."""
     exact = [generation for generation in generations if generation.revision == revision]
-    named = exact or [one for one in generations if revision_is(one.revision, revision)]
+    named = exact or [generation for generation in generations if revision_is(generation.revision, revision)]
     return _only_revision(named, generations, service, revision)
 
 
@@ -228,7 +239,9 @@ def _number_or_revision(
 
 def _of_prefix(generations: list[Generation], service: str, prefix: str) -> Generation:
     exact = [generation for generation in generations if revision_is(generation.revision, prefix)]
-    found = exact or [one for one in generations if revision_begins(one.revision, prefix)]
+    found = exact or [
+        generation for generation in generations if revision_begins(generation.revision, prefix)
+    ]
     return _only_revision(found, generations, service, prefix)
 
 

@@ -143,7 +143,7 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
             f"no generation of {service!r} has a number from {first} to {last}; "
             f"'castore log {service}' lists them"
         )
-    return [store.generations.confirmed(one) for one in found]
+    return [store.generations.confirmed(generation) for generation in found]
 
 
 def _refuse_damaged(store: Store, service: str, older: int) -> None:

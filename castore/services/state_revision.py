@@ -123,14 +123,24 @@ def newest_of(store: Store, service: str, revision: str) -> Generation | None:
     """
     mine = own(store, service)
     indexed = map(store.generations.confirmed, filter(mine, store.generations.by_revision(service, revision)))
-    found = next((one for one in indexed if one.revision == revision and not one.interrupted), None)
+    found = next(
+        (
+            generation
+            for generation in indexed
+            if generation.revision == revision and not generation.interrupted
+        ),
+        None,
+    )
     if found is not None:
         return found
     # After an interrupted rollback, parts belong to two revisions; a partial generation lacks parts.
     kept = (
-        one
-        for one in store.generations.newest_first(service)
-        if one.pre_rollback and not one.interrupted and not one.partial and mine(one)
+        generation
+        for generation in store.generations.newest_first(service)
+        if generation.pre_rollback
+        and not generation.interrupted
+        and not generation.partial
+        and mine(generation)
     )
-    found = next((one for one in kept if one.revision == revision), None)
+    found = next((generation for generation in kept if generation.revision == revision), None)
     return None if found is None else store.generations.confirmed(found)

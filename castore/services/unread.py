@@ -27,9 +27,7 @@ class Unread(NamedTuple):
     """Paths that the generation has without some of their attributes."""
 
 
-def unread_paths(
-    reader: StreamReader, generation: Generation | None, part: str, below: str = ""
-) -> Unread:
+def unread_paths(reader: StreamReader, generation: Generation | None, part: str, below: str = "") -> Unread:
     """Return the paths of a tree that a generation lacks, or has incompletely, because reading them failed.
 
     below: a directory in the tree, which the paths are relative to. Raises DamageError.
@@ -84,5 +82,7 @@ class _Entries:
             except (NotFoundError, UsageError):
                 return None
             if above.entry.is_dir:
-                self._children = {one.entry.name: one for one in open_directory(self._reader, above.ref)}
+                self._children = {
+                    child.entry.name: child for child in open_directory(self._reader, above.ref)
+                }
         return self._children.get(name)

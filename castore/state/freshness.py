@@ -58,7 +58,7 @@ class ServiceHighWater(msgspec.Struct, frozen=True, omit_defaults=True):
         """Return this with a generation that was seen. The highest one must exist from now on."""
         if number <= self.number or number in self.removed:
             return msgspec.structs.replace(self, last=max(self.last, number))
-        removed = tuple(one for one in self.removed if one > number)
+        removed = tuple(former for former in self.removed if former > number)
         return msgspec.structs.replace(
             self, last=max(self.last, number), number=number, session=session, host=host, removed=removed
         )
@@ -97,7 +97,7 @@ class FreshnessGuard:
         """Open the memory. elsewhere: the files of the same store at other places."""
         self._path = path
         self._location = location
-        self._elsewhere = [one for one in elsewhere if one != path]
+        self._elsewhere = [other for other in elsewhere if other != path]
 
     def last(self, service: str) -> int:
         """Return the highest number that a generation of a service ever had at any place of the store.
@@ -147,7 +147,7 @@ class FreshnessGuard:
     def admins(self) -> frozenset[bytes]:
         """Return the keys whose configurations are accepted here or, if none, at the store's other places."""
         own = self.memory().admins
-        return frozenset(own or (key for one in self._memories_elsewhere() for key in one.admins))
+        return frozenset(own or (key for memory in self._memories_elsewhere() for key in memory.admins))
 
     def compare(
         self,
@@ -194,9 +194,7 @@ class FreshnessGuard:
         def change(memory: FreshnessState) -> FreshnessState:
             seen = self._of(memory, generation.service)
             seen = seen.with_generation(generation.number, generation.session.hex(), generation.host)
-            return msgspec.structs.replace(
-                memory, services={**memory.services, generation.service: seen}
-            )
+            return msgspec.structs.replace(memory, services={**memory.services, generation.service: seen})
 
         self._change(change)
 
@@ -217,7 +215,7 @@ class FreshnessGuard:
                 number, session, host = 0, "", ""
                 if rest is not None:
                     number, session, host = rest.number, rest.session.hex(), rest.host
-            removed = tuple(sorted({one for one in (*seen.removed, *gone) if one > number}))
+            removed = tuple(sorted({former for former in (*seen.removed, *gone) if former > number}))
             changed = ServiceHighWater(last, number, session, removed, seen.missing, host)
             return msgspec.structs.replace(memory, services={**memory.services, service: changed})
 
@@ -261,9 +259,7 @@ class FreshnessGuard:
                 raise
 
 
-def _lost(
-    memory: FreshnessState, present: PresentGenerations
-) -> tuple[dict[str, dict[int, str]], list[str]]:
+def _lost(memory: FreshnessState, present: PresentGenerations) -> tuple[dict[str, dict[int, str]], list[str]]:
     """Return the sessions of generations that disappeared, by service and number, and the reasons."""
     lost: dict[str, dict[int, str]] = {}
     reasons = []
@@ -288,9 +284,7 @@ def _without_missing(
     return msgspec.structs.replace(seen, missing=missing)
 
 
-def _went_back(
-    service: str, seen: ServiceHighWater, state: PresentGenerations
-) -> list[tuple[int, str, str]]:
+def _went_back(service: str, seen: ServiceHighWater, state: PresentGenerations) -> list[tuple[int, str, str]]:
     """Return (number, session, message) of each generation that is missing or differs from what was seen."""
     newest = state.newest.get(service)
     expected = dict(seen.missing)

@@ -92,9 +92,9 @@ def change_passphrase(
     line = identity.text() if chosen is None else identity.locked_text(chosen)
     if Identity.parse(line, lambda: chosen or "").recipient != identity.recipient:
         raise IdentityError(f"{path}: the new form cannot be decrypted; the file was not changed")
-    notes = [one for one in text.removeprefix("\ufeff").splitlines() if one.lstrip().startswith("#")]
+    notes = [row for row in text.removeprefix("\ufeff").splitlines() if row.lstrip().startswith("#")]
     owner = os.stat(path)
-    write_private(path, "".join(f"{one}\n" for one in [*notes, check_identity(line)]).encode())
+    write_private(path, "".join(f"{row}\n" for row in [*notes, check_identity(line)]).encode())
     if owner.st_uid != os.geteuid():
         os.chown(path, owner.st_uid, owner.st_gid)
     return identity

@@ -88,7 +88,7 @@ class GenerationLog:
                     raise
                 self.damaged = found
                 newest = (self._newest_in_sequence(service) for service in self.services())
-                present = {one.service: one for one in newest if one is not None}
+                present = {generation.service: generation for generation in newest if generation is not None}
                 try:
                     self._keys.freshness.compare(
                         memory,
@@ -114,7 +114,7 @@ class GenerationLog:
     def _is_another_copy(self) -> bool:
         """Return whether the newest indexed generation of a service differs from the stored one."""
         newest = (self.newest(service) for service in self.services())
-        return any(self._is_stale(one) for one in newest if one is not None)
+        return any(self._is_stale(generation) for generation in newest if generation is not None)
 
     def _is_stale(self, generation: Generation) -> bool:
         """Return whether the store has another generation than the index under this one's name.
@@ -234,10 +234,10 @@ class GenerationLog:
         listed = names
         with contextlib.suppress(DamageError, FormatError):
             listed = [split_generation(name) for name in self._keys.writer_key.listed()]
-        reused = (number for one, number in listed if one in former)
+        reused = (number for service_tag, number in listed if service_tag in former)
         singles = {*self._index.generations.numbers(service), *reused}
         number = last_in_sequence({*singles, self._keys.freshness.last(service)}, self._removals(service)) + 1
-        taken = {one for found, one in names if found == tag and one >= number}
+        taken = {other for service_tag, other in names if service_tag == tag and other >= number}
         while number in taken:
             number += 1
         return number
@@ -248,7 +248,9 @@ class GenerationLog:
         if newest is None or newest.number <= MAX_JUMP:
             return newest
         last = last_in_sequence(self._index.generations.numbers(service), self._removals(service))
-        return next((one for one in self.newest_first(service) if one.number <= last), None)
+        return next(
+            (generation for generation in self.newest_first(service) if generation.number <= last), None
+        )
 
     def objects(self, service: str, numbers: Iterable[int]) -> list[str]:
         """Return the names of the objects of these generations of a service.
@@ -306,9 +308,7 @@ class GenerationLog:
             self._keys.freshness.remember_commit(generation)
             self._index.generations.put([(short_name(GENERATIONS, name), generation, plain)])
 
-    def _revert_commit(
-        self, generation: Generation, name: str, data: bytes, error: CastoreError
-    ) -> None:
+    def _revert_commit(self, generation: Generation, name: str, data: bytes, error: CastoreError) -> None:
         """Remove a record that was written but not acknowledged, unless the name has another's record.
 
         If that fails, raises `error` with that added.
@@ -337,7 +337,7 @@ class GenerationLog:
         StorageError.
         """
         gone = set(numbers)
-        rest = (one for one in self.newest_first(service) if one.number not in gone)
+        rest = (generation for generation in self.newest_first(service) if generation.number not in gone)
         self._keys.freshness.forget(service, gone, next(rest, None))
 
     def forget(self, service: str, numbers: Collection[int]) -> None:

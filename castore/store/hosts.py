@@ -82,5 +82,5 @@ class HostNames:
 
     def _is_former(self, generation: Generation) -> bool:
         return generation.host in self._former or any(
-            begins_id(generation.host_id, one) for one in self._former
+            begins_id(generation.host_id, former_id) for former_id in self._former
         )

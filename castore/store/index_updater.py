@@ -72,7 +72,7 @@ class IndexUpdater:
             # content again as long as they have it.
             doubted = self.index.verification.damaged()
             keyless = self.index.packs.without_key(lambda: session_numbers(self._storage).keys())
-            removing = {pack for one in pending for pack in one.packs}
+            removing = {pack for deletion in pending for pack in deletion.packs}
             self.distrusted = frozenset(self._find_distrusted())
             self.index.liveness.set_not_referenced({*keyless, *doubted, *removing, *self.distrusted})
 
@@ -114,7 +114,9 @@ class IndexUpdater:
         its packs is referenced: it could have replaced others' records. All these packs are still read and
         kept as before.
         """
-        revoked = {one.key for one in self._keys.config.writers if one.revoked and not one.replaced}
+        revoked = {
+            writer.key for writer in self._keys.config.writers if writer.revoked and not writer.replaced
+        }
         if not revoked and not self._isolate_writers:
             return set()
         writer = self._keys.writer_key
@@ -126,7 +128,9 @@ class IndexUpdater:
         writer_of, may_maintain = self._keys.ring.writer_of, writer.signers.may_maintain
         found = set()
         for pack, _, signer, sessions in self.index.packs.owners():
-            writers = (writer_of(one) or signer for one in sessions) if may_maintain(signer) else [signer]
+            writers = (
+                (writer_of(session) or signer for session in sessions) if may_maintain(signer) else [signer]
+            )
             if signer in revoked or any(map(is_distrusted, writers)):
                 found.add(pack)
         return found

@@ -98,8 +98,8 @@ def is_whole(store: Store, roots: Iterable[Ref]) -> bool:
         for run in walk.runs(roots):
             kinds = run[_KIND::_REF]
             ids = [run[at : at + 32] for at in range(0, len(run), _REF)]
-            chunks = [RecordId(one) for one, kind in zip(ids, kinds, strict=True) if not kind]
-            nodes = [one for one, kind in zip(ids, kinds, strict=True) if kind]
+            chunks = [RecordId(child) for child, kind in zip(ids, kinds, strict=True) if not kind]
+            nodes = [child for child, kind in zip(ids, kinds, strict=True) if kind]
             if not all(locations.contains(chunks)) or not all(map(locations.has_node, nodes)):
                 return False
     except DamageError:

@@ -110,13 +110,15 @@ def read_accounts(query: Query, database: str) -> Accounts:
         given = {role for name, at, role in members if (name, at) == (user, host) and (role, "") in named}
         kept = default if default in given else ""
         roles = tuple(sorted(given))
-        found.append(
-            Account(user, host, plugin, secret, require=require, roles=roles, default_role=kept)
-        )
-    people = [one for one in found if not one.is_role]
-    shown = query(";".join(f"SHOW CREATE USER {one.sql}" for one in people)) if people else []
-    locked = {one for one, row in zip(people, shown, strict=True) if row[0].rstrip().endswith("ACCOUNT LOCK")}
-    accounts = (msgspec.structs.replace(one, locked=one in locked) for one in found)
+        found.append(Account(user, host, plugin, secret, require=require, roles=roles, default_role=kept))
+    people = [account for account in found if not account.is_role]
+    shown = query(";".join(f"SHOW CREATE USER {account.sql}" for account in people)) if people else []
+    locked = {
+        account
+        for account, row in zip(people, shown, strict=True)
+        if row[0].rstrip().endswith("ACCOUNT LOCK")
+    }
+    accounts = (msgspec.structs.replace(account, locked=account in locked) for account in found)
     return Accounts(tuple(accounts), tuple(sorted(rights, key=msgspec.structs.astuple)))
 
 
@@ -159,7 +161,7 @@ def decode(preamble: dict[str, Any]) -> Accounts | None:
 def missing(query: Query, recorded: Accounts) -> list[Account]:
     """Return the recorded accounts that do not exist, roles first."""
     there = {(user, host) for user, host in query("SELECT User, Host FROM mysql.user")}
-    found = [one for one in recorded.accounts if (one.user, one.host) not in there]
+    found = [account for account in recorded.accounts if (account.user, account.host) not in there]
     return sorted(found, key=lambda one: not one.is_role)
 
 
@@ -210,9 +212,9 @@ def _creation(account: Account) -> tuple[str, str]:
 def grant(query: Query, database: str, recorded: Accounts, created: Sequence[Account]) -> list[str]:
     """Grant the recorded rights on the database, and memberships in created roles; return what failed."""
     lines = []
-    roles = {one.user for one in created if one.is_role}
+    roles = {role.user for role in created if role.is_role}
     for account in sorted(recorded.accounts, key=lambda one: not one.is_role):
-        script = [_granting(database, account, one) for one in recorded.rights if _of(one, account)]
+        script = [_granting(database, account, right) for right in recorded.rights if _of(right, account)]
         given = [role for role in account.roles if role in roles]
         script += [f"GRANT {quoted(role)} TO {account.sql}" for role in given]
         if account.default_role in given and account in created:

@@ -146,7 +146,7 @@ def _creators(client: Client, database: str) -> str:
     own = rights.Rights(client)
     found = programs.names(client, database)
     made = [(kind, name) for kind, name in found if kind in {"function", "trigger"}]
-    if not made or any(own.has(one) for one in ("SUPER", "BINLOG ADMIN")):
+    if not made or any(own.has(right) for right in ("SUPER", "BINLOG ADMIN")):
         return ""
     kind, name = made[0]
     return (

@@ -314,9 +314,9 @@ def refusing_commands(
         usage = output_of([*client, "--no-defaults", "--help"], env=environment(), account=account)
     # Older clients and MySQL's have only the second option. It allows DELIMITER, which routines need.
     found = [
-        one
-        for one in ("--sandbox", "--binary-mode")
-        if re.search(rf"(?m)^ *(?:-\w, )?{one}\b".encode(), usage)
+        option
+        for option in ("--sandbox", "--binary-mode")
+        if re.search(rf"(?m)^ *(?:-\w, )?{option}\b".encode(), usage)
     ]
     if not found:
         raise ProgramError(

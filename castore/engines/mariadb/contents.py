@@ -101,7 +101,9 @@ class StoredDump:
         found = inventory.tables(client, database)
         expected = {name: normal(text, self.database) for name, text in self.script.created.items()}
         lines = [
-            f"the table {one.name} is not in the dump" for one in self.tables if one.name not in expected
+            f"the table {table.name} is not in the dump"
+            for table in self.tables
+            if table.name not in expected
         ]
         lines += [
             f"the definition of the table {table.name} is not the one that was taken"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from castore.engines.dump_stream import DumpWithPreamble, require_trailer
+from castore.engines.dump_stream import DumpWithPreamble, preceded, require_trailer
 from castore.engines.mariadb import (
     accounts,
     inventory,
@@ -105,44 +105,37 @@ def _with_modes(readinto: Readinto) -> Readinto:
     With the dump program's header alone the server would replace invalid dates, and engines that it does not
     have.
     """
-    waiting: memoryview | None = None
+    changed: Readinto | None = None
 
     def read(view: memoryview) -> int:
-        nonlocal waiting
-        if waiting is None:
+        nonlocal changed
+        if changed is None:
             beginning = b""
-            room = memoryview(bytearray(_PIECE))
-            while not (found := _HEADER_MODE.search(beginning)) and len(beginning) < _PIECE:
-                count = readinto(room)
+            piece = memoryview(bytearray(_PIECE))
+            while not (header := _HEADER_MODE.search(beginning)) and len(beginning) < _PIECE:
+                count = readinto(piece)
                 if not count:
                     break
-                beginning += room[:count]
-            at = found.end() if found else 0
-            waiting = memoryview(beginning[:at] + (_MODES if found else b"") + beginning[at:])
-        if waiting:
-            count = min(len(waiting), len(view))
-            view[:count] = waiting[:count]
-            waiting = waiting[count:]
-            return count
-        return readinto(view)
+                beginning += piece[:count]
+            at = header.end() if header else 0
+            beginning = beginning[:at] + (_MODES if header else b"") + beginning[at:]
+            changed = preceded(beginning, readinto)
+        return changed(view)
 
     return read
 
 
 def _continued(readinto: Readinto, tail: Callable[[], bytes]) -> Readinto:
     """Return a function that reads a stream, and then what `tail` returns at its end."""
-    rest: memoryview | None = None
+    rest: Readinto | None = None
 
     def read(view: memoryview) -> int:
         nonlocal rest
         if rest is None:
             if count := readinto(view):
                 return count
-            rest = memoryview(tail())
-        count = min(len(rest), len(view))
-        view[:count] = rest[:count]
-        rest = rest[count:]
-        return count
+            rest = preceded(tail(), lambda _view: 0)
+        return rest(view)
 
     return read
 

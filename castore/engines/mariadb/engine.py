@@ -111,7 +111,7 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
         then, now = version.rsplit(maxsplit=1)[-1], self.version().split()[-1]
         if ("MariaDB" in then) != ("MariaDB" in now):
             return f"it was dumped from {then}, and the server here is {now}: it may fail to load"
-        numbers = [tuple(int(n) for n in re.findall("[0-9]+", one)[:2]) for one in (then, now)]
+        numbers = [tuple(int(n) for n in re.findall("[0-9]+", version)[:2]) for version in (then, now)]
         if numbers[1] >= numbers[0]:
             return ""
         return f"it was dumped from {then}, and the server here is {now}, which is older: it may fail to load"
@@ -350,11 +350,13 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
                 )
             tables = inventory.tables(own, name)
             for table, *_, said in own.query(
-                ";\n".join(f"CHECK TABLE {quoted(one)}" for one in tables), name
+                ";\n".join(f"CHECK TABLE {quoted(table)}" for table in tables), name
             ):
                 if said not in {"OK", "Table is already up to date"} and "doesn't support" not in said:
                     raise CastoreError(f"the table {table}: {said}")
-            count = inventory.count(own, name, (one for one in tables.values() if one.kind != "SEQUENCE"))
+            count = inventory.count(
+                own, name, (table for table in tables.values() if table.kind != "SEQUENCE")
+            )
             self._alias(own, name, count)
             rows = sum(count.values()) + len(tables) - len(count)  # a sequence has one row
             finding = f"{counted(rows, 'row')} in {counted(len(tables), 'table')}"

@@ -117,7 +117,7 @@ def unmovable_keys(
 
 def renamed_indexes(found: bytes, wanted: bytes) -> list[tuple[str, str]]:
     """Return the indexes whose name differs from that in a wanted definition: name, wanted name."""
-    here, there = ({one[2]: one[1] for one in _INDEX.finditer(text)} for text in (found, wanted))
+    here, there = ({index[2]: index[1] for index in _INDEX.finditer(text)} for text in (found, wanted))
     return [
         (name.decode()[1:-1].replace("``", "`"), there[columns].decode()[1:-1].replace("``", "`"))
         for columns, name in here.items()
@@ -139,9 +139,9 @@ def compared(expected: Mapping[str, bytes], found: Mapping[str, bytes]) -> list[
 
 def _first_difference(expected: bytes, found: bytes) -> str:
     was, has = (text.decode(errors="backslashreplace").split("\n") for text in (expected, found))
-    for one, other in zip(was, has, strict=False):
-        if one != other:
-            return f"{one.strip()[:_SHOWN]!r} became {other.strip()[:_SHOWN]!r}"
+    for line, other in zip(was, has, strict=False):
+        if line != other:
+            return f"{line.strip()[:_SHOWN]!r} became {other.strip()[:_SHOWN]!r}"
     return f"{len(was)} lines became {len(has)}"
 
 

@@ -121,12 +121,12 @@ def read(client: Client, database: str) -> tuple[list[Program], list[tuple[str, 
         else:
             programs.append(program)
     programs = executable(client, database, programs)
-    odd = _odd_views(client, database, [one.name for one in programs if one.kind == "view"])
+    odd = _odd_views(client, database, [program.name for program in programs if program.kind == "view"])
     return [
-        msgspec.structs.replace(one, odd=True, broken=odd[one.name])
-        if one.kind == "view" and one.name in odd
-        else one
-        for one in programs
+        msgspec.structs.replace(program, odd=True, broken=odd[program.name])
+        if program.kind == "view" and program.name in odd
+        else program
+        for program in programs
     ], unseen
 
 
@@ -192,22 +192,24 @@ def _odd_views(client: Client, database: str, views: list[str]) -> dict[str, boo
 
 def ordered(programs: Iterable[Program]) -> list[Program]:
     """Return programs ordered so that views come after the views that they name."""
-    left = {one.identity: one for one in programs}
-    views = {one.name: quoted(one.name).encode() for one in left.values() if one.kind == "view"}
+    left = {program.identity: program for program in programs}
+    views = {
+        program.name: quoted(program.name).encode() for program in left.values() if program.kind == "view"
+    }
     found: dict[tuple[str, str], Program] = {}
 
-    def add(one: Program) -> None:
-        if left.pop(one.identity, None) is None:
+    def add(program: Program) -> None:
+        if left.pop(program.identity, None) is None:
             return
-        if one.kind == "view":
+        if program.kind == "view":
             for name, word in views.items():
                 needed = left.get(("view", name))
-                if needed is not None and word in one.text:
+                if needed is not None and word in program.text:
                     add(needed)
-        found[one.identity] = one
+        found[program.identity] = program
 
-    for one in list(left.values()):
-        add(one)
+    for program in list(left.values()):
+        add(program)
     return list(found.values())
 
 
@@ -239,16 +241,18 @@ def create(client: Client, database: str, programs: Iterable[Program], collation
     A broken view that cannot be created is no error.
     """
     wanted = ordered(programs)
-    _feed(client, database, [one for one in wanted if one.kind in ROUTINES], collation)
-    _create_views(client, database, [one for one in wanted if one.kind == "view"], collation)
-    _feed(client, database, [one for one in wanted if one.kind in {"trigger", "event"}], collation)
+    _feed(client, database, [program for program in wanted if program.kind in ROUTINES], collation)
+    _create_views(client, database, [program for program in wanted if program.kind == "view"], collation)
+    _feed(
+        client, database, [program for program in wanted if program.kind in {"trigger", "event"}], collation
+    )
 
 
 def _feed(
     client: Client, database: str, programs: list[Program], collation: str, *, force: bool = False
 ) -> None:
     for charset, group in itertools.groupby(
-        programs, lambda one: "utf8mb4" if one.charset in _PLAIN_CHARSETS else one.charset
+        programs, lambda program: "utf8mb4" if program.charset in _PLAIN_CHARSETS else program.charset
     ):
         client.feed(database, script(group, collation), charset=charset, force=force)
 
@@ -260,10 +264,10 @@ def _create_views(client: Client, database: str, views: list[Program], collation
         with contextlib.suppress(ProgramError):
             _feed(client, database, left, collation, force=True)
         there = {name for kind, name in names(client, database) if kind == "view"}
-        still = [one for one in left if one.name not in there]
+        still = [view for view in left if view.name not in there]
         if len(still) == len(left):
-            _create_over_orphans(client, database, views, {one.name for one in still}, collation)
-            _feed(client, database, [one for one in still if not one.odd], collation)
+            _create_over_orphans(client, database, views, {view.name for view in still}, collation)
+            _feed(client, database, [view for view in still if not view.odd], collation)
             return
         left = still
 
@@ -301,30 +305,34 @@ def rehearse(client: Client, database: str, programs: Iterable[Program], own: st
     name anywhere, so the trigger's header is written from the catalogue. Events are left out: they would run.
     Raises CastoreError.
     """
-    tried = [_rehearsed(one, own) for one in programs if one.kind != "event" and not one.broken]
+    tried = [
+        _rehearsed(program, own) for program in programs if program.kind != "event" and not program.broken
+    ]
     try:
         create(client, database, tried, collation)
     except ProgramError as error:
         there = set(names(client, database))
-        missing = [one for one in tried if one.identity not in there]
+        missing = [program for program in tried if program.identity not in there]
         first = f"{missing[0].shown} cannot be created on this server: " if missing else ""
         raise CastoreError(f"{first}{error}; nothing was changed") from None
 
 
-def _rehearsed(one: Program, own: str) -> Program:
+def _rehearsed(program: Program, own: str) -> Program:
     """Return a program in a form that can be created in another database than its own."""
-    if one.kind == "view":
-        return msgspec.structs.replace(one, text=unqualified(one.text, own, parts=3))
-    if one.kind == "trigger":
-        header = f"CREATE TRIGGER {quoted(one.name)} {one.header} ON {quoted(one.table)} FOR EACH ROW "
-        text = header.encode() + one.body
-        return msgspec.structs.replace(one, text=text, charset="utf8mb4", collation="utf8mb4_bin")
-    return one
+    if program.kind == "view":
+        return msgspec.structs.replace(program, text=unqualified(program.text, own, parts=3))
+    if program.kind == "trigger":
+        header = (
+            f"CREATE TRIGGER {quoted(program.name)} {program.header} ON {quoted(program.table)} FOR EACH ROW "
+        )
+        text = header.encode() + program.body
+        return msgspec.structs.replace(program, text=text, charset="utf8mb4", collation="utf8mb4_bin")
+    return program
 
 
 def drop(client: Client, database: str) -> None:
     """Drop all programs of a database that the account sees."""
-    found = [one for one in names(client, database) if one[0] != "package body"]
+    found = [(kind, name) for kind, name in names(client, database) if kind != "package body"]
     script = [f"DROP {kind.upper()} IF EXISTS {quoted(database)}.{quoted(name)};" for kind, name in found]
     if any(kind == "package" for kind, _ in found):
         script.insert(0, "SET SESSION sql_mode = ORACLE;")
@@ -337,34 +345,36 @@ def differences(expected: Iterable[Program], found: Iterable[Program]) -> tuple[
 
     Broken views are not compared.
     """
-    there = {one.identity: one for one in found}
+    there = {program.identity: program for program in found}
     lines, notes = [], []
-    for one in expected:
-        other = there.pop(one.identity, None)
-        if one.broken or one == other:
+    for program in expected:
+        other = there.pop(program.identity, None)
+        if program.broken or program == other:
             continue
-        if one.odd and other is None:
-            notes.append(f"{one.shown} could not be created: its definer, or what it refers to, is missing")
+        if program.odd and other is None:
+            notes.append(
+                f"{program.shown} could not be created: its definer, or what it refers to, is missing"
+            )
             continue
         fields = [
-            name for name in _COMPARED if other is not None and getattr(one, name) != getattr(other, name)
+            name for name in _COMPARED if other is not None and getattr(program, name) != getattr(other, name)
         ]
-        if other is not None and one.odd != other.odd and fields == ["text"]:
+        if other is not None and program.odd != other.odd and fields == ["text"]:
             # For a view whose definer does not exist, the server writes columns with the database's name.
             continue
-        if one.kind == "event" and _ENDING.search(one.text) and fields in ([], ["text"]):
-            notes.append(f"{one.shown} has no time left to run in: the server has disabled or not created it")
+        if program.kind == "event" and _ENDING.search(program.text) and fields in ([], ["text"]):
+            notes.append(
+                f"{program.shown} has no time left to run in: the server has disabled or not created it"
+            )
         elif other is None:
-            lines.append(f"{one.shown} is missing")
+            lines.append(f"{program.shown} is missing")
         elif fields:
-            lines.append(f"{one.shown} differs in {', '.join(fields)}")
-    lines += [f"{one.shown} was not expected" for one in there.values()]
+            lines.append(f"{program.shown} differs in {', '.join(fields)}")
+    lines += [f"{program.shown} was not expected" for program in there.values()]
     return lines, notes
 
 
-_DEFINER: Final = re.compile(
-    rb"\A(CREATE ALGORITHM=\w+ )DEFINER=`(?:[^`]|``)*`(?:@`(?:[^`]|``)*`)? "
-)
+_DEFINER: Final = re.compile(rb"\A(CREATE ALGORITHM=\w+ )DEFINER=`(?:[^`]|``)*`(?:@`(?:[^`]|``)*`)? ")
 _COMPARED: Final = (
     "text",
     "charset",

@@ -65,7 +65,7 @@ class State:
             if self.definitions.get(name) != later.definitions.get(name)
         }
         lines, _ = programs.differences(self.programs, later.programs)
-        changed = {one.name for one in {*self.programs} ^ {*later.programs}} if lines else set()
+        changed = {program.name for program in {*self.programs} ^ {*later.programs}} if lines else set()
         return sorted(names | changed)
 
 
@@ -97,7 +97,8 @@ def refuse_limits(client: Client) -> None:
 def unseen(rights: Rights, database: str, state: State) -> tuple[list[tuple[bytes, str]], list[str]]:
     """Return warnings for objects of the database that the account may not see, and their kinds."""
     routines = any(
-        kind in programs.ROUTINES for kind, _ in [*state.unseen, *(one.identity for one in state.programs)]
+        kind in programs.ROUTINES
+        for kind, _ in [*state.unseen, *(program.identity for program in state.programs)]
     )
     hidden = any(kind in programs.ROUTINES for kind, _ in state.unseen)
     lacks = rights.lacking_to_dump(database, list(state.tables), routines=routines and hidden)
@@ -232,7 +233,7 @@ def uncounted(client: Client, observed: Observed, before: State, later: State) -
     if (rows := observed.rows) is None or not quiet:
         return []
     found = inventory.count(
-        client, before.database, [one for one in quiet if not inventory.is_elsewhere(one)]
+        client, before.database, [table for table in quiet if not inventory.is_elsewhere(table)]
     )
     differing = {
         name: number

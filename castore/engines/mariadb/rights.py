@@ -68,7 +68,7 @@ class Rights:
             if not found:
                 continue
             # Rights on single columns are not rights on the table.
-            rights = {one.strip() for one in re.sub(r"[A-Z ]+\([^)]*\)", "", found[1]).split(",")}
+            rights = {right.strip() for right in re.sub(r"[A-Z ]+\([^)]*\)", "", found[1]).split(",")}
             on, what, whom = _unquoted(found[2]), _unquoted(found[3]), found[4]
             if what == "*" and on != "*":
                 self._on_databases.setdefault(whom, {}).setdefault(on, set()).update(rights)
@@ -128,7 +128,7 @@ class Rights:
         if self.has("SHOW_ROUTINE"):  # MySQL's name
             return True
         # These rights show the routines' names; the texts are needed only if there are routines.
-        named = any(self.has(one, database) for one in ("EXECUTE", "ALTER ROUTINE", "CREATE ROUTINE"))
+        named = any(self.has(right, database) for right in ("EXECUTE", "ALTER ROUTINE", "CREATE ROUTINE"))
         return named and not routines
 
     def lacking_to_roll_back(self, database: str, definers: set[str], *, routines: bool) -> list[Lack]:
@@ -148,7 +148,7 @@ class Rights:
         own = self.account.replace("`", "")
         others = sorted(definers - {own})
         if others and not any(
-            self.has(one) for one in ("SET USER", "SUPER", "SET_USER_ID", "SET_ANY_DEFINER")
+            self.has(right) for right in ("SET USER", "SUPER", "SET_USER_ID", "SET_ANY_DEFINER")
         ):
             lacks.append(Lack("SET USER", "*.*", ""))
         return lacks
@@ -180,7 +180,7 @@ def _most_exact(patterns: Iterable[str], database: str) -> str | None:
         found = re.search(r"(?<!\\)[%_]", pattern)
         return len(pattern) + 1 if found is None else found.start()
 
-    return max((one for one in patterns if _matches(one, database)), key=fixed, default=None)
+    return max((pattern for pattern in patterns if _matches(pattern, database)), key=fixed, default=None)
 
 
 def _matches(pattern: str, database: str) -> bool:

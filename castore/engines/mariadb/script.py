@@ -190,8 +190,8 @@ class Sections:
         assert self._tail is not None
         tail = b"".join([*self._tail, *map(bytes, self._chunks)])
         # The first line is the heading.
-        for one in itertools.islice(re.finditer(re.escape(self._mark) + rb"([^\n]*)(?=\n)", tail), 1, None):
-            yield one[1]
+        for match in itertools.islice(re.finditer(re.escape(self._mark) + rb"([^\n]*)(?=\n)", tail), 1, None):
+            yield match[1]
 
 
 def record_line(mark: str, record: bytes) -> bytes:

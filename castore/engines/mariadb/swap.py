@@ -189,9 +189,9 @@ class Swap:
                 "castore config check reports which rights are missing; nothing was changed"
             )
         programs.refuse_mixed(found)
-        self._set_aside([one.name for one in found if one.odd])
+        self._set_aside([program.name for program in found if program.odd])
         self.keep("grants", self._grants())
-        self.keep("live", [one for one in found if not one.odd])
+        self.keep("live", [program for program in found if not program.odd])
 
     def live_programs(self) -> list[Program] | None:
         """Return the recorded programs of the live database; None: they have not been recorded yet."""
@@ -249,7 +249,7 @@ class Swap:
         for kind, name, user, host, rights in self._client.ask(
             f"SELECT {columns} FROM mysql.procs_priv {where}"
         ):
-            given = [one for one in rights.upper().split(",") if one != "GRANT"]
+            given = [right for right in rights.upper().split(",") if right != "GRANT"]
             option = " WITH GRANT OPTION" if "GRANT" in rights.upper().split(",") else ""
             whom = f"{quoted(user)}@{quoted(host)}" if host else quoted(user)
             on = f"{kind} {quoted(self.live)}.{quoted(name)}"

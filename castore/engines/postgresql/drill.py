@@ -54,7 +54,7 @@ def scratch_server(programs: str, folder: str) -> Iterator[str]:
     own = client_environment()
     output_of([f"{programs}/{make[0]}", *make[1:]], account=account, cwd=folder, env=own)
     with socket_folder(account) as socket:
-        quiet = [f"-c{one}" for one in ("listen_addresses=", "fsync=off", "autovacuum=off")]
+        quiet = [f"-c{setting}" for setting in ("listen_addresses=", "fsync=off", "autovacuum=off")]
         argv = [f"{programs}/postgres", "-D", data, "-k", socket, *quiet]
         with running(argv, signal.SIGINT, account=account, cwd=folder) as server:
             server.wait_for([f"{programs}/pg_isready", "-q", "-h", socket, "-U", "postgres"])

@@ -107,7 +107,7 @@ def _without_zero_bytes(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _checked(chunks: Iterable[Bytes], lexers: tuple[_Lexer, ...]) -> Iterator[bytes]:
     """Yield the lines of a script once every lexer has accepted them."""
     pieces: list[bytes] = []  # joined once: a row of COPY data may be as long as a gigabyte
-    for chunk in _without_zero_bytes(bytes(one) for one in chunks):
+    for chunk in _without_zero_bytes(bytes(piece) for piece in chunks):
         end = chunk.rfind(b"\n") + 1
         if end:
             lines = b"".join([*pieces, chunk[:end]])

@@ -118,7 +118,7 @@ def role_creation(was: dict[str, Any], name: str, *, password: bool) -> tuple[st
 
     The content of a dump may be hostile: no role becomes a superuser or may create roles.
     """
-    (role,) = [one for one in was["roles"] if one["name"] == name][:1]
+    (role,) = [record for record in was["roles"] if record["name"] == name][:1]
     words = [
         "LOGIN" if role["login"] else "NOLOGIN",
         "INHERIT" if role["inherit"] else "NOINHERIT",
@@ -170,8 +170,7 @@ def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
     for role, right, grantable in was["rights"] or ():
         if right not in _RIGHTS:
             raise CastoreError(
-                f"the first line of the dump grants {right!r}, not a right to a database: it is "
-                "damaged"
+                f"the first line of the dump grants {right!r}, not a right to a database: it is damaged"
             )
         if role is None or role in roles:
             option = " WITH GRANT OPTION" if grantable else ""

@@ -51,7 +51,7 @@ class Swap:
         there = self.existing()
         if self.new in there:
             pairs = ((self.live, self.old), (self.new, self.live))
-            self._rename([(one, to) for one, to in pairs if one in there])
+            self._rename([(name, to) for name, to in pairs if name in there])
         self._let_in(self.live)
         if Database(self._client, self.live).oid() != self._state.oid:
             raise CastoreError(
@@ -67,7 +67,7 @@ class Swap:
         there = self.existing()
         if self.old in there:
             pairs = ((self.live, self.new), (self.old, self.live))
-            self._rename([(one, to) for one, to in pairs if one in there])
+            self._rename([(name, to) for name, to in pairs if name in there])
         elif swapped and not self._state.existed and self.live in there and self.new not in there:
             self._rename([(self.live, self.new)])
         self._let_in(self.live)

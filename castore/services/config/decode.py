@@ -106,7 +106,7 @@ class _Decoder:
                 faults[name] = tuple(self._problems.found)
             self._problems.found = general
         if self._problems.found:
-            of_services = (one for own in faults.values() for one in own)
+            of_services = (problem for own in faults.values() for problem in own)
             raise ConfigProblemsError(*self._problems.found, *of_services)
         partial = {name: services.pop(name) for name in faults if name in services}
         return msgspec.structs.replace(found, service=services, faults=faults, partial=partial)
@@ -236,7 +236,7 @@ class _Decoder:
             raise self._problems.error(keys, f"expected a table, got {kind_of(table)}")
         engine = table.get("engine")
         if engine is None:
-            known = " or ".join(f'"{one}"' for one in ("tree", *engines.names()))
+            known = " or ".join(f'"{engine}"' for engine in ("tree", *engines.names()))
             raise self._problems.error((*keys, "engine"), f"this key is missing; {known} was expected")
         hooks: dict[str, Any] = {key: table[key] for key in _OF_HOOKS if key in table}
         around = self._problems.convert(hooks, HooksTable, keys)

@@ -130,8 +130,8 @@ def _mistake(value: Any, kind: Any) -> tuple[Keys, str]:
     for one in kinds:
         if isinstance(value, dict) and _is_table(one):
             return _mistake_in_table(value, one) or ((), _combination(value, one))
-    expected = " or ".join(dict.fromkeys(word for one in kinds for word in _words(one)))
-    is_choice = isinstance(value, str) and any(get_origin(one) is Literal for one in kinds)
+    expected = " or ".join(dict.fromkeys(word for kind in kinds for word in _words(kind)))
+    is_choice = isinstance(value, str) and any(get_origin(kind) is Literal for kind in kinds)
     return (), f"expected {expected}, got {repr(value) if is_choice else kind_of(value)}"
 
 

@@ -107,9 +107,7 @@ def _roll_back(
         work.run(target, preparation.created)
     with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it
         take_over(store, target)
-    return RolledBack(
-        target, pre_rollback.generation, work.problems, work.changed, new_directories, created
-    )
+    return RolledBack(target, pre_rollback.generation, work.problems, work.changed, new_directories, created)
 
 
 def _journal(store: Store, request: RollbackRequest, context: RollbackContext) -> Journal:
@@ -149,7 +147,7 @@ def _wanted(plan: RollbackPlan, origins: dict[str, Origin]) -> list[Origin]:
 
 def missing_folders(plan: RollbackPlan, origins: dict[str, Origin]) -> list[str]:
     """Return the directories above parts that a rollback creates first."""
-    return [os.fsdecode(one.path) for one in folders.missing(_wanted(plan, origins))]
+    return [os.fsdecode(folder.path) for folder in folders.missing(_wanted(plan, origins))]
 
 
 def creations(store: Store, plan: RollbackPlan) -> list[str]:

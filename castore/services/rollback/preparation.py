@@ -109,14 +109,14 @@ class Preparation:
         return self._pre_rollback.generation
 
     def _plan(self, part: Part, path: bytes) -> TreePlan:
-        others = [one for name, paths in self._apart.items() if name != part.name for one in paths]
+        others = [other for name, paths in self._apart.items() if name != part.name for other in paths]
         apart = below(os.fsdecode(path), [*others, *self.created])
         return self._trees.plan(part, apart, self._taken())
 
     def _removal(self, name: str, path: str) -> tuple[InPlace, bool]:
         """Return the in-place removal of a tree, and whether nothing in it has to stay."""
         # Keep the directory only for parts that the target has, not for what is removed together with it.
-        kept = [one for part in self._trees.target.parts for one in self._apart.get(part.name, [])]
+        kept = [other for part in self._trees.target.parts for other in self._apart.get(part.name, [])]
         apart = below(path, kept)
         if apart:
             apart = below(path, [*kept, *self.created])

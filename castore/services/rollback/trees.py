@@ -45,9 +45,7 @@ class TreePlanner:
     trust_times: bool
     """Whether files without a pre-rollback generation are compared by size and time, not by content."""
 
-    def plan(
-        self, part: Part, apart: AbstractSet[bytes], pre_rollback: Generation | None = None
-    ) -> TreePlan:
+    def plan(self, part: Part, apart: AbstractSet[bytes], pre_rollback: Generation | None = None) -> TreePlan:
         """Compare a live tree with the stored one.
 
         apart: paths in the tree that belong to other parts. pre_rollback: a pre-rollback generation of the
@@ -69,7 +67,9 @@ class TreePlanner:
         report_foreign(self.store, live)
         rules = rules_of(found, left_out(self.store, self.leave_out))
         with last_scan(self.store, self.target.service, part.name, live, rules) as scan:
-            unread = [unread_paths(self.reader, one, part.name) for one in (self.target, pre_rollback)]
+            unread = [
+                unread_paths(self.reader, generation, part.name) for generation in (self.target, pre_rollback)
+            ]
             comparison = Comparison(
                 self._changed(part, pre_rollback),
                 checksum=pre_rollback is None and not self.trust_times,

@@ -131,7 +131,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     def holder(self, host: str) -> Certificate | None:
         """Return the valid certificate of the machine that has or had this name, or None."""
         valid = [writer for writer in self.writers if not writer.revoked]
-        return self.live(host) or next((one for one in valid if host in one.names), None)
+        return self.live(host) or next((writer for writer in valid if host in writer.names), None)
 
     @property
     def signers(self) -> Signers:
@@ -143,7 +143,9 @@ class StoreConfig(msgspec.Struct, frozen=True):
             self.admin_keys,
             {key: names[key] for key in valid},
             former | {key: found for key, found in names.items() if key not in valid},
-            frozenset([*self.previous_admins, *(one.key for one in self.writers if MAINTAIN in one.roles)]),
+            frozenset(
+                [*self.previous_admins, *(writer.key for writer in self.writers if MAINTAIN in writer.roles)]
+            ),
         )
 
     def _writer_recipients(self) -> list[Recipient]:

@@ -50,9 +50,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Removal)
 
 
-def record_removal(
-    storage: Storage, writer: WriterKey, service: str, numbers: Collection[int]
-) -> None:
+def record_removal(storage: Storage, writer: WriterKey, service: str, numbers: Collection[int]) -> None:
     """Record that generations are removed on purpose, durably; replace earlier records of this signer.
 
     Raises StorageError, IdentityError.
@@ -61,7 +59,7 @@ def record_removal(
     earlier = {
         name: found for name, (found, signer) in _read(storage, writer, service).items() if signer == own
     }
-    known = Spans().union(*(one.numbers for one in earlier.values()))
+    known = Spans().union(*(removal.numbers for removal in earlier.values()))
     if all(number in known for number in numbers):
         return
     name = removal_name(writer.tag(service), os.urandom(16))

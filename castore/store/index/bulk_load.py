@@ -129,7 +129,9 @@ class _Builder:
             if isinstance(footer, Exception):
                 failed(pack, footer)
                 continue
-            sessions = [self._sessions.setdefault(one, len(self._sessions)) for one in footer.sessions]
+            sessions = [
+                self._sessions.setdefault(session, len(self._sessions)) for session in footer.sessions
+            ]
             span = RECORDS, footer.end
             number = len(self._packs)
             size = rows.add(footer.plain, footer.entry_count, span, number, sessions)

@@ -69,12 +69,14 @@ class GenerationTable:
             except (DamageError, FormatError, TypeError):
                 # Its revision is not known: search all revisions for its number.
                 found = txn.cursor(self._db["revisions"]).iternext(keys=True, values=False)
-                keys = [one for one in found if one.startswith(key[:-4]) and one[-4:] == key[-4:]]
+                keys = [
+                    indexed for indexed in found if indexed.startswith(key[:-4]) and indexed[-4:] == key[-4:]
+                ]
             else:
                 keys = [_revision_key(generation.service, generation.revision) + b"\0" + key[-4:]]
                 txn.put(generation.session, b"", db=self._db["ended"])
-            for one in keys:
-                txn.delete(one, db=self._db["revisions"])
+            for revision_key in keys:
+                txn.delete(revision_key, db=self._db["revisions"])
 
     def ended_sessions(self) -> set[bytes]:
         """Return the sessions whose generation was indexed, and is deleted."""

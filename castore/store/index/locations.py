@@ -113,11 +113,11 @@ class RecordLocations:
         missing: RecordId | None = chunk
         # Two machines that stored the same data at once may each have stored one chunk as a delta of the
         # other. Then each also has a copy of one of them that does not depend on the other.
-        for one in [place, *self.copies(chunk)] if place is not None and place.bases else [place]:
-            if one is None:
+        for copy in [place, *self.copies(chunk)] if place is not None and place.bases else [place]:
+            if copy is None:
                 continue
             missing = None
-            for base in one.bases:
+            for base in copy.bases:
                 missing = missing or self._missing_base(base, (*above, chunk), complete)
             if missing is None:
                 complete.add(chunk)

@@ -82,7 +82,7 @@ class PackTable:
                 if pack is None:
                     continue
                 numbers = [value[at : at + 4] for at in range(32, len(value), 4)]
-                sessions = [txn.get(one, db=self._db["sessions"]) for one in numbers]
+                sessions = [txn.get(session, db=self._db["sessions"]) for session in numbers]
                 pack_id, length, _ = PACK.unpack(pack)
                 known = [session for session in sessions if session is not None]
                 found.append(PackOwner(pack_id, length, value[:32], known))
@@ -141,8 +141,8 @@ class PackTable:
             named = [txn.get(number[::-1], db=self._db["packs"]) for number in found]
         if missing:
             # No pack has records of the remaining sessions: forget them.
-            self._tables.write(self._forget_sessions, [(one, known[one]) for one in missing])
-        return {PackId(one[:32]) for one in named if one is not None}
+            self._tables.write(self._forget_sessions, [(number, known[number]) for number in missing])
+        return {PackId(value[:32]) for value in named if value is not None}
 
     def _forget_sessions(self, txn: Any, sessions: list[tuple[bytes, bytes]]) -> None:
         for session, number in sessions:
@@ -244,14 +244,14 @@ class PackTable:
         """Delete entries of packs by their ids; return the ids whose first place was there."""
         dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
         for number, found in ids.items():
-            for one in sorted(set(found)):
+            for record_id in sorted(set(found)):
                 for name in ("copies", "bases"):
-                    txn.delete(one + number, db=self._db[name])
+                    txn.delete(record_id + number, db=self._db[name])
                 for name, keys in dead.items():
-                    value = txn.get(one, db=self._db[name])
+                    value = txn.get(record_id, db=self._db[name])
                     if value is not None and value[PACK_NUMBER] == number[::-1]:
-                        txn.delete(one, db=self._db[name])
-                        keys.append(one)
+                        txn.delete(record_id, db=self._db[name])
+                        keys.append(record_id)
         return dead
 
     def _delete_scanned(self, txn: Any, numbers: list[bytes]) -> dict[str, list[bytes]]:

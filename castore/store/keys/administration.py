@@ -105,7 +105,7 @@ class KeyAdministration:
         admin = LabelledAdmin(signer.public, recipient=identity.recipient.key)
         with self._state.keys_lock(), self._state.upkeep_lock(), self._storage.lock():
             self._keys.refresh()
-            rest = tuple(one for one in self._keys.config.admins if one.key != signer.public)
+            rest = tuple(admin for admin in self._keys.config.admins if admin.key != signer.public)
             self._put_config(msgspec.structs.replace(self._keys.config, admins=(*rest, admin)), signer)
         return True
 
@@ -230,7 +230,7 @@ class KeyAdministration:
 
     def _replaced_roles(self, name: str) -> tuple[str, ...]:
         """Return the roles of the last machine with this name, if it was replaced rather than revoked."""
-        former = [one for one in self._keys.config.writers if one.host == name and one.revoked]
+        former = [writer for writer in self._keys.config.writers if writer.host == name and writer.revoked]
         last = max(former, key=lambda one: one.revoked, default=None)
         return last.roles if last is not None and last.replaced else ()
 
@@ -312,7 +312,7 @@ class KeyAdministration:
             with contextlib.suppress(DamageError, FormatError):
                 sealed = SealedConfig(number, data)
                 secrets = [sealed.secret(box) for box in boxes]
-                secret = next((one for one in secrets if one is not None), self._keys.writer_key.secret)
+                secret = next((known for known in secrets if known is not None), self._keys.writer_key.secret)
                 if sealed.open(WriterKey(self._keys.store_id, secret))[1] in self._keys.config.admin_keys:
                     return True
         return False

@@ -196,7 +196,7 @@ class KeyManager:
 
     def check_recipients(self, configured: Collection[str]) -> None:
         """Refuse to add if the store's recipients are not those of castore.toml. Raises ConfigError."""
-        wanted = {Recipient.parse(one).text for one in configured}
+        wanted = {Recipient.parse(recipient).text for recipient in configured}
         actual = {recipient.text for recipient, _ in self.recipients}
         if wanted and wanted != actual:
             raise ConfigError(
@@ -237,7 +237,7 @@ class KeyManager:
 
     def stray_configurations(self) -> list[str]:
         """Return the names of configurations above the accepted number, and of their copies."""
-        numbers = (one for one in config_numbers(self.storage) if one > self.sealed.number)
+        numbers = (number for number in config_numbers(self.storage) if number > self.sealed.number)
         return [name for number in numbers for name in replicas.names(self.storage, CONFIGS, number)]
 
     # Copies of the essential objects

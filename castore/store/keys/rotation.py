@@ -107,7 +107,7 @@ def rotate(storage: Storage, rotation: Rotation) -> int:
             storage.put(config_name(at), data)
         except ObjectExistsError:
             raise BusyError("another castore has just changed the keys of this store; try again") from None
-        fresh = {one for one in config_numbers(storage) if one > before} - {at} - known
+        fresh = {number for number in config_numbers(storage) if number > before} - {at} - known
         if any(map(rotation.is_rival, fresh)):
             # Another castore was first; its configuration does not include this one.
             storage.delete_all(replicas.names(storage, CONFIGS, at))

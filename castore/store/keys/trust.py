@@ -202,7 +202,7 @@ def choose(opener: Opener) -> Accepted:
                 waiting.append(sealed)
             elif found := rejected.try_open(opener, sealed, keys):
                 # The other configurations name another store: they do not belong here.
-                rejected.reasons |= {one.name: "it is of another store" for one in waiting}
+                rejected.reasons |= {config.name: "it is of another store" for config in waiting}
                 return _accepted(found, numbers, rejected.reasons)
             else:
                 has_key = True

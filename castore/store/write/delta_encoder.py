@@ -124,9 +124,7 @@ class Deltas:
                 records.add_full(content, DeltaMember(new.id, length, codec, (), new.sketch, length))
         return records.finish()
 
-    def _compressed(
-        self, buffer: bytearray | mmap, chunk: NewChunk
-    ) -> tuple[int, bytes | memoryview]:
+    def _compressed(self, buffer: bytearray | mmap, chunk: NewChunk) -> tuple[int, bytes | memoryview]:
         return self._codecs.compress(memoryview(buffer)[chunk.start : chunk.end])
 
     def _delta(
@@ -185,9 +183,9 @@ class Deltas:
         for patience in _PATIENCE:
             deepest = max(base.depth for base in bases)
             below = [
-                self._bases.get(one)
+                self._bases.get(chunk)
                 for base in bases
-                for one in (base.bases if base.depth == deepest else (base.id,))
+                for chunk in (base.bases if base.depth == deepest else (base.id,))
             ]
             bases = tuple(base for base in below[:2] if base is not None)
             if not bases:

@@ -151,7 +151,7 @@ class Session:
         pending = self._pending
         waiting = [chunk in pending for chunk in chunks]
         indexed = self._count_usage(chunks)
-        return [one or other for one, other in zip(waiting, indexed, strict=True)]
+        return [is_pending or is_indexed for is_pending, is_indexed in zip(waiting, indexed, strict=True)]
 
     def _count_usage(self, chunks: Sequence[RecordId]) -> list[bool]:
         """Count the packs of indexed chunks in `pack_usage`; return for each chunk whether it is indexed."""
@@ -168,7 +168,7 @@ class Session:
         """Return chunks that the store lacks, each with its sketch and similar chunks of the store."""
         if self._base_cache.limit == 0:
             return list(chunks)  # without the base cache, no chunk is stored as a delta
-        sketches = self._sketcher.sketch(buffer, [(one.start, one.end) for one in chunks])
+        sketches = self._sketcher.sketch(buffer, [(chunk.start, chunk.end) for chunk in chunks])
         found = self._index.locations.similar(sketches)
         return [
             chunk._replace(sketch=sketch, similar_ids=(*similar[:1], *self._pending_similar(sketch)))
@@ -187,7 +187,7 @@ class Session:
     def _pending_similar(self, sketch: Sketch) -> list[RecordId]:
         """Return the chunk, not indexed yet, that shares most features with a sketch; in a list, or none."""
         found = [self._pending_features.get(feature) for feature in sketch]
-        votes = [one for one in found if one is not None]
+        votes = [chunk for chunk in found if chunk is not None]
         return [max(votes, key=votes.count)] if votes else []
 
     def _sealed(self, data: bytes | memoryview, members: list[DeltaMember]) -> SealedRecord:
@@ -344,9 +344,7 @@ class Session:
         cache_file, self._cache_file = self._cache_file, None
         if pack is None:
             return
-        self._finishing.append(
-            self._finisher.submit(self._finish_pack, pack, cache_file, full=full)
-        )
+        self._finishing.append(self._finisher.submit(self._finish_pack, pack, cache_file, full=full))
         while len(self._finishing) > _OUTSTANDING:
             self._finishing.popleft().result()
         if self._error is not None:
@@ -358,9 +356,7 @@ class Session:
         if self._error is not None:
             raise self._error
 
-    def _finish_pack(
-        self, pack: PackWriter, cache_file: BaseCacheWriter | None, *, full: bool
-    ) -> None:
+    def _finish_pack(self, pack: PackWriter, cache_file: BaseCacheWriter | None, *, full: bool) -> None:
         """Make a pack durable and index it; runs on the finishing thread, one pack at a time."""
         try:
             if self._error is not None:
@@ -374,20 +370,20 @@ class Session:
             if cache_file is not None:
                 cache_file.commit(self._base_cache.path_of(pack_id))
             ids = [entry.id for entry in pack.entries]
-            kept = ((one, self._pending.get(one)) for one in ids)
-            sketches = [(one, pending.sketch) for one, pending in kept if pending is not None]
+            kept = ((chunk, self._pending.get(chunk)) for chunk in ids)
+            sketches = [(chunk, pending.sketch) for chunk, pending in kept if pending is not None]
             content = PackContent(pack_id, length, pack.entries, self._writer.signer.public)
             self._index.packs.put([content], sketches)
             self._count_usage([entry.id for entry in pack.entries if entry.kind == CHUNK])
             self._recent |= dict.fromkeys(ids)
             for old in list(itertools.islice(self._recent, max(len(self._recent) - _RECENT, 0))):
                 del self._recent[old]
-            for one in ids:
-                self._pending.pop(one, None)
+            for chunk in ids:
+                self._pending.pop(chunk, None)
             # From now on they are found through the index.
-            for one, sketch in sketches:
+            for chunk, sketch in sketches:
                 for feature in sketch:
-                    if self._pending_features.get(feature) == one:
+                    if self._pending_features.get(feature) == chunk:
                         self._pending_features.pop(feature, None)
         except BaseException as error:  # noqa: BLE001 - it is raised on the session's own thread
             self._error = self._error or error
