@@ -7,6 +7,8 @@ import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from castore.process.signal_shield import interrupt_note
+
 if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,7 +150,8 @@ class Generation:
         if note is not None:
             operations.note = note
         where = None if scratch is None else os.fspath(scratch)
-        return operations.drill(self.record, scratch=where, consent=trust_recorded)
+        with interrupt_note("the live state was not changed, and the scratch directory was deleted"):
+            return operations.drill(self.record, scratch=where, consent=trust_recorded)
 
     def pin(self, note: str = "") -> bool:
         """Keep it whatever the retention rules say; return whether it was not pinned yet."""

@@ -10,6 +10,7 @@ from castore.api.identity import files_of, provider_of
 from castore.api.store import Messages, Store
 from castore.crypto import Admin, Recipient
 from castore.errors import UsageError
+from castore.process.signal_shield import interrupt_note
 from castore.state.directories import absolute, home, machine_paths
 from castore.storage import LocalStorage
 from castore.store import NewStore, StoreOptions
@@ -211,11 +212,12 @@ def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str
         before_create=request.keep,
         options=StoreOptions(say=messages),
     )
-    opened = OpenStore.create(
-        LocalStorage(request.path, create=True),
-        request.paths,
-        [(recipient, "") for recipient in request.recipients],
-        None if owner is None else lambda: owner,
-        new,
-    )
+    with interrupt_note("the store is not complete: repeat the command to create it"):
+        opened = OpenStore.create(
+            LocalStorage(request.path, create=True),
+            request.paths,
+            [(recipient, "") for recipient in request.recipients],
+            None if owner is None else lambda: owner,
+            new,
+        )
     return Store(opened, messages, None, leave_out, None)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class PrunePlan:
-    """What `prune` or `compact` would do."""
+    """What `prune`, `compact` or `forget` would do."""
 
     space: Plan
-    """The packs that compaction would delete and rewrite."""
+    """The packs that compaction would delete and rewrite, after the generations were deleted."""
     deleted: list[Generation] = field(default_factory=list)
     """The generations that would be deleted."""
     left_out: list[CastoreError] = field(default_factory=list)

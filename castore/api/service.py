@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from castore.api.generation import Generation
 from castore.errors import NotFoundError, UsageError
 from castore.model.names import revision_begins
+from castore.process.signal_shield import interrupt_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Unpack
 
+    from castore.api.prune import PrunePlan
     from castore.api.rollback import RollbackPlan, RollbackResult
     from castore.api.sources import AnyParts, AnySource
     from castore.api.store import Store
     from castore.model.generation import Generation as Record
     from castore.progress import Watch
     from castore.services.preview import PartPreview
+
+
+_AFTER_FORGET: Final = (
+    "the store is consistent; generations that were deleted stay deleted: repeat the command for the others"
+)
 
 
 class RollbackOptions(TypedDict, total=False):
@@ -158,13 +165,23 @@ class Service:
         from castore.services.rollback.journal import refuse_interrupted
 
         store = self._owner.internal
-        with store.state.lock(self.name):
+        with store.state.lock(self.name), interrupt_note(_AFTER_FORGET):
             refuse_interrupted(store, self.name)
             store.generations.sync()
-            found = {number: store.generations.get(self.name, number) for number in numbers}
-            if missing := [number for number, one in found.items() if one is None]:
-                raise NotFoundError(f"there is no generation {missing[0]} of {self.name!r}")
-            forget(store, self.name, [one for one in found.values() if one is not None])
+            forget(store, self.name, self._numbered(numbers))
+
+    def plan_forget(self, numbers: Iterable[int]) -> PrunePlan:
+        """Return what `forget` would delete. Errors as of `Store.plan_forget`; also NotFoundError."""
+        store = self._owner.internal
+        store.generations.sync()
+        return self._owner.plan_forget(Generation(self._owner, one) for one in self._numbered(numbers))
+
+    def _numbered(self, numbers: Iterable[int]) -> list[Record]:
+        """Return the generations with these numbers. Raises NotFoundError."""
+        found = {number: self._owner.internal.generations.get(self.name, number) for number in numbers}
+        if missing := [number for number, generation in found.items() if generation is None]:
+            raise NotFoundError(f"there is no generation {missing[0]} of {self.name!r}")
+        return [generation for generation in found.values() if generation is not None]
 
     # Rollbacks
 
@@ -259,7 +276,8 @@ class Service:
 
         store = self._owner.internal
         store.generations.sync()
-        with store.state.lock(self.name):
+        unfinished = f"the rollback is not recovered: castore recover {self.name}"
+        with store.state.lock(self.name), interrupt_note(unfinished):
             return (recovery.forget if forget else recovery.recover)(store, self.name)
 
     def _record(self, to: str | int | Generation) -> Record:

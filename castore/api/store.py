@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import TYPE_CHECKING, Final, Literal, Self, overload
 
 from castore.api.generation import Generation
 from castore.api.progress import counters
@@ -13,22 +13,42 @@ from castore.api.service import Service
 from castore.errors import NotFoundError, UsageError
 from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
 from castore.model.names import revision_begins
+from castore.process.signal_shield import interrupt_note
 from castore.state.directories import NoHomeError, identity_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from castore.api.keys import Keys
+    from castore.api.repair import RepairReport
     from castore.api.selection import Selection
     from castore.errors import ConfigError
+    from castore.maintenance.repair import RepairPlan
     from castore.maintenance.stats import Stats
     from castore.maintenance.verify import Verification
+    from castore.model.events import Event
     from castore.model.generation import Generation as Record
     from castore.progress import Watch
     from castore.services.config import Keep, Settings
     from castore.services.config import Service as ServiceSettings
     from castore.services.operations import ServiceOperations
     from castore.store.store import Store as OpenStore
+
+
+_AFTER_PRUNE: Final = (
+    "the store is consistent; generations that were deleted stay deleted, and the next prune continues"
+)
+_AFTER_COMPACT: Final = (
+    "the store is consistent, and nothing that generations need was deleted; the next compact continues"
+)
+_AFTER_VERIFY: Final = (
+    "the store was not changed; if packs were being read, the next verify with the same options continues"
+)
+_AFTER_REPAIR: Final = (
+    "the store is consistent, and no intact data was deleted; repeat the command to continue"
+)
+_AFTER_REINDEX: Final = "the store was not changed; the next command completes the index"
 
 
 def deliver(report: Callable[[str], None] | None, text: str) -> None:
@@ -137,8 +157,13 @@ class Store:
         """What the caller should know: an older store than expected, damaged objects, chosen hosts."""
         store = self.internal
         older = (store.generations.older,) if store.generations.older else ()
-        damaged = (f"{name}: {reason}" for name, reason in sorted(store.damaged.items()))
+        damaged = (f"{name}: {reason}" for name, reason in sorted(self.damaged.items()))
         return (*older, *damaged, *self._messages)
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """The objects that could not be read while the index was updated, with the reasons."""
+        return {name: str(reason) for name, reason in self.internal.damaged.items()}
 
     # What is stored
 
@@ -247,14 +272,15 @@ class Store:
                 keep, services=services, max_unused=max_unused, unfinished_seconds=unfinished_seconds
             )
         chosen, misconfigured = self._services_to_prune(keep, services)
-        removed, busy, done = pruning.prune(
-            self.internal,
-            chosen,
-            counters("pruning", progress),
-            grace_seconds=grace_seconds,
-            max_unused=max_unused,
-            unfinished_seconds=unfinished_seconds,
-        )
+        with interrupt_note(_AFTER_PRUNE):
+            removed, busy, done = pruning.prune(
+                self.internal,
+                chosen,
+                counters("pruning", progress),
+                grace_seconds=grace_seconds,
+                max_unused=max_unused,
+                unfinished_seconds=unfinished_seconds,
+            )
         return PruneReport(done, self._all(removed), [*misconfigured, *busy])
 
     def plan_prune(
@@ -274,6 +300,23 @@ class Store:
         )
         expired = [decision.generation for decision in decisions if not decision.rules]
         return PrunePlan(space, self._all(expired), [*misconfigured], decisions)
+
+    def plan_forget(self, generations: Iterable[Generation]) -> PrunePlan:
+        """Return what deleting these generations would delete, and what `compact` would then reclaim.
+
+        Raises UsageError if one of them may not be deleted, NotIntactError after an interrupted rollback.
+        """
+        from castore.maintenance.compact import plan
+        from castore.services.prune import check_forget
+        from castore.services.rollback.journal import refuse_interrupted
+
+        chosen = list(generations)
+        for service in dict.fromkeys(generation.service for generation in chosen):
+            refuse_interrupted(self.internal, service)
+            records = [generation.record for generation in chosen if generation.service == service]
+            check_forget(self.internal, service, records)
+        names = {(generation.service, generation.number) for generation in chosen}
+        return PrunePlan(plan(self.internal, without=lambda one: (one.service, one.number) in names), chosen)
 
     def _services_to_prune(
         self, keep: Keep | None, services: Iterable[str]
@@ -324,13 +367,14 @@ class Store:
         store = self.internal
         if dry_run:
             return PrunePlan(plan(store, max_unused=max_unused, unfinished_seconds=unfinished_seconds))
-        done = compact_and_record(
-            store,
-            counters("compacting", progress),
-            grace_seconds=grace_seconds,
-            max_unused=max_unused,
-            unfinished_seconds=unfinished_seconds,
-        )
+        with interrupt_note(_AFTER_COMPACT):
+            done = compact_and_record(
+                store,
+                counters("compacting", progress),
+                grace_seconds=grace_seconds,
+                max_unused=max_unused,
+                unfinished_seconds=unfinished_seconds,
+            )
         return PruneReport(done)
 
     def verify(
@@ -356,14 +400,67 @@ class Store:
         store = self.internal
         if read_data:
             store.keys.identity()
-        return verify(
-            store,
-            counters("verifying", progress),
-            packs=packs or sample is not None,
-            read_data=read_data,
-            sample=sample,
-            restart=restart,
-        )
+        with interrupt_note(_AFTER_VERIFY):
+            return verify(
+                store,
+                counters("verifying", progress),
+                packs=packs or sample is not None,
+                read_data=read_data,
+                sample=sample,
+                restart=restart,
+            )
+
+    def plan_repair(self, *, progress: Watch | None = None) -> RepairPlan:
+        """Verify all packs, and return what `repair` would do. The arguments are those of `repair`."""
+        from castore.maintenance.repair import plan_repair
+
+        counted = counters("checking", progress)
+        with interrupt_note(_AFTER_VERIFY), plan_repair(self.internal, counted) as plan:
+            return plan
+
+    def repair(
+        self, *, confirm: Callable[[RepairPlan], bool] | None = None, progress: Watch | None = None
+    ) -> RepairReport:
+        """Delete damaged objects, and salvage the intact records of damaged packs.
+
+        confirm: called with the plan; nothing is changed if it returns False. None: carry out the plan.
+        progress: as in `prune`.
+        Raises BusyError, StorageError, DamageError.
+        """
+        from castore.api.repair import RepairReport
+        from castore.maintenance.repair import plan_repair, repair
+
+        counted = counters("checking", progress)
+        with interrupt_note(_AFTER_REPAIR), plan_repair(self.internal, counted) as plan:
+            wanted = not plan.is_empty and (confirm is None or confirm(plan))
+            return RepairReport(plan, repair(self.internal, plan, counted) if wanted else None)
+
+    def reindex(self, *, progress: Watch | None = None) -> int:
+        """Delete the index of this machine and rebuild it from the store; return how many chunks it has.
+
+        progress: as in `prune`.
+        Raises StorageError, BusyError.
+        """
+        store = self.internal
+        with interrupt_note(_AFTER_REINDEX):
+            store.updater.rebuild(counters("reading packs", progress))
+        return store.index.count("chunks")
+
+    def events(self, service: str | None = None, *, limit: int | None = None) -> list[Event]:
+        """Return what castore did on this machine, newest first.
+
+        service: only events of this service, or None for all.
+        limit: at most this number of events, or None for all that are kept.
+        """
+        return self.internal.state.event_log.read(service)[:limit]
+
+    @property
+    def keys(self) -> Keys:
+        """The recipients, admins and writers of the store, and how to change them."""
+        from castore.api.keys import Keys
+
+        self.check_open()
+        return Keys(self)
 
     def stats(self) -> Stats:
         """Count what the store holds, and how much each step of storing saved. Walks every generation."""

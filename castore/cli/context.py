@@ -162,7 +162,7 @@ class CliContext:
         return current(settings.revision, settings.timeout) if settings is not None else None
 
     @staticmethod
-    def warn_damaged(store: OpenStore) -> None:
+    def warn_damaged(store: Store | OpenStore) -> None:
         """Print the objects that could not be read while the index was updated."""
         for name, reason in sorted(store.damaged.items()):
             report(f"damaged: {name}: {reason}")

@@ -77,7 +77,11 @@ def _plainly_described(error: BaseException) -> tuple[str, int]:
     from castore.errors import EXIT_INTERRUPTED, CastoreError
 
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return "interrupted", EXIT_INTERRUPTED
+        from castore.process.signal_shield import interrupt_notes
+
+        # click raises Abort from the interrupt.
+        notes = interrupt_notes(error) or interrupt_notes(error.__cause__)
+        return ": ".join(["interrupted", *notes[:1]]), EXIT_INTERRUPTED
     if isinstance(error, CastoreError):
         return str(error), error.exit_code
     if isinstance(error, click.ClickException):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _Drills = Mapping[tuple[str, int], "Event"]
 _OPTIONAL: Final = ("new", "stored", "total")
-"""Columns of `castore log` that a narrow terminal does not show, in this order. `show` also has them."""
+"""Columns of `castore log` that are left out in this order on a narrow terminal. `show` also has them."""
 
 
 def plain(
@@ -37,18 +37,18 @@ def plain(
         "host": generation.host,
         "host_id": generation.host_id,
         "parent": generation.parent,
-        "safety": generation.pre_rollback,
+        "pre_rollback": generation.pre_rollback,
         "interrupted": generation.interrupted,
         "pinned": None if pins is None else generation.number in pins,
         "pin_note": None if pins is None else pins.get(generation.number),
         "partial": generation.partial,
-        "lacks": list(generation.missing_parts),
+        "missing_parts": list(generation.missing_parts),
         "duration": generation.duration,
         "session": generation.session.hex(),
         "size": generation.size,
         "new_bytes": sum(part.new_bytes for part in generation.parts),
         "stored_bytes": sum(part.stored_bytes for part in generation.parts),
-        "missed": generation.skipped_files,
+        "skipped_files": generation.skipped_files,
         "parts": [
             {
                 "name": part.name,
@@ -61,7 +61,7 @@ def plain(
                 "after_delta": part.after_delta,
                 "after_compression": part.after_compression,
                 "stored_bytes": part.stored_bytes,
-                "missed": part.skipped_files,
+                "skipped_files": part.skipped_files,
             }
             for part in generation.parts
         ],
@@ -93,10 +93,13 @@ class Shown(NamedTuple):
     """The hosts, if the table shows them."""
 
 
-def table(generations: list[Generation], shown: Shown, *, width: int | None = None) -> str:
-    """Return the table of `castore log`, with the last drill of each generation if there is any.
+def table(
+    generations: list[Generation], shown: Shown, *, width: int | None = None
+) -> tuple[str, list[str]]:
+    """Return the table of `castore log`, and the names of the columns that were left out.
 
-    width: the columns of the terminal that shows it; sizes that do not fit are left out.
+    The table has the last drill of each generation if there is any. width: the columns of the terminal; sizes
+    that do not fit are left out.
     """
     header = ["service", "number", "time", "revision", *(["host"] if shown.groups else [])]
     header += ["parts", "total", "new", "stored"]
@@ -104,15 +107,17 @@ def table(generations: list[Generation], shown: Shown, *, width: int | None = No
     header += ["drilled"] if shown.drilled else []
     rows = [_row(generation, shown) for generation in generations]
     text = formatting.table(rows, header=header, right=right)
+    left_out: list[str] = []
     for name in _OPTIONAL:
         if width is None or max(map(len, text.splitlines())) <= width:
             break
+        left_out.append(name)
         at = header.index(name)
         for row in [header, *rows]:
             del row[at]
         right = {position - (position > at) for position in right if position != at}
         text = formatting.table(rows, header=header, right=right)
-    return text
+    return text, left_out
 
 
 def _row(generation: Generation, shown: Shown) -> list[str]:
@@ -145,7 +150,7 @@ def _part_names(generation: Generation, pinned: Mapping[int, str]) -> str:
     if generation.interrupted:
         names += " (after an unfinished rollback)"
     elif generation.pre_rollback:
-        names += " (safety)"
+        names += " (pre-rollback)"
     if generation.partial:
         names += " (partial)"
     if any(part.skipped_files for part in generation.parts):
@@ -174,5 +179,5 @@ def parts_table(parts: Sequence[Part]) -> str:
             formatting.size(part.stored_bytes),
             str(part.skipped_files),
         ])
-    header = ["part", "kind", "size", "files", "chunks", "new", "reused", "new bytes", "stored", "missed"]
+    header = ["part", "kind", "size", "files", "chunks", "new", "reused", "new bytes", "stored", "skipped"]
     return formatting.table(rows, header=header, right=set(range(2, 10)))

@@ -74,6 +74,12 @@ def note(line: str) -> None:
     report(f"note: {line}")
 
 
+def note_left_out(columns: Sequence[str]) -> None:
+    """Print which columns of a table the terminal has no room for, unless --quiet is given."""
+    if columns and not is_quiet():
+        note(f"no room for {', '.join(columns)}: use --json or a wider terminal")
+
+
 def warn(line: str) -> None:
     """Print a warning."""
     report(f"warning: {line}")

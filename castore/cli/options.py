@@ -234,13 +234,13 @@ numeric_ids_option = click.option(
 )
 
 
-def split_named(option: str, text: str) -> tuple[str, str]:
-    """Split NAME=VALUE. Raises UsageError."""
+def split_named(option: str, text: str, value_name: str) -> tuple[str, str]:
+    """Split NAME=VALUE. value_name: what the value is, for messages: "DIR". Raises UsageError."""
     from castore.errors import UsageError
 
     name, equals, value = text.partition("=")
     if not equals or not name or not value:
-        raise UsageError(f"{option} takes NAME=VALUE, not {text!r}")
+        raise UsageError(f"{option} takes NAME={value_name}, with the NAME of the part, not {text!r}")
     return name, value
 
 

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 class ServiceResults:
     """Collects the result of each service, and raises one error for all failures at the end.
 
-    apart: False if one service was named alone: its error is raised unchanged.
+    apart: False if one service was named alone: its error is raised unchanged. kind: what `services` names.
     """
 
-    def __init__(self, services: Sequence[str], *, apart: bool) -> None:
+    def __init__(self, services: Sequence[str], *, apart: bool, kind: str = "services") -> None:
         self.results: list[dict[str, Any]] = []
         """For JSON: one entry per service that succeeded or failed."""
         self.failed: dict[str, CastoreError] = {}
-        self._services = services
+        self._count = len(services)
+        self._kind = kind
         self.apart = apart
 
     @contextlib.contextmanager
@@ -59,7 +60,7 @@ class ServiceResults:
         lost = [name for name in self.failed if name not in incomplete]
         kinds = (("failed", lost), ("incomplete", incomplete))
         said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
-        error = SeveralError(f"of {len(self._services)} services {said}")
+        error = SeveralError(f"of {self._count} {self._kind} {said}")
         codes = [self.failed[name].exit_code for name in lost or incomplete]
         error.exit_code = max(codes)
         raise error

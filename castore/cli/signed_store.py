@@ -9,8 +9,8 @@ import click
 from castore.cli.document import times
 
 if TYPE_CHECKING:
+    from castore.api.store import Store
     from castore.cli.context import CliContext
-    from castore.store import Store
     from castore.store.format.config import Certificate, StoreConfig
 
 
@@ -30,18 +30,19 @@ def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> S
     def agree(config: StoreConfig, signer: bytes) -> bool:
         return _is_agreed(config, signer, asked, yes=yes)
 
-    store = context.open_store(local_key=local_key, agree=agree).internal
+    store = context.open_store(local_key=local_key, agree=agree)
     try:
-        if not store.keys.is_signed_by_admin:
-            is_agreed = bool(asked) or agree(store.keys.config, store.keys.signer)
+        keys = store.internal.keys
+        if not keys.is_signed_by_admin:
+            is_agreed = bool(asked) or agree(keys.config, keys.signer)
             _refuse(
                 "" if is_agreed else "nothing was signed",
                 # The configuration with the highest number may be an attacker's.
                 "there are several configurations: run the command without --yes to compare them"
-                if yes and not store.admin.has_one_configuration
+                if yes and not store.internal.admin.has_one_configuration
                 else "",
             )
-            store.admin.sign()
+            store.keys.sign()
     except BaseException:
         store.close()
         raise

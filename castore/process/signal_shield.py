@@ -44,6 +44,25 @@ def ignoring_sigint() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
 
+@contextlib.contextmanager
+def interrupt_note(text: str | Callable[[], str]) -> Iterator[None]:
+    """Add to an interrupt in the block which state it leaves; the innermost block decides.
+
+    text: the note, or a function that returns it when the interrupt arrives.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not interrupt_notes(error):
+            error.add_note(text if isinstance(text, str) else text())
+        raise
+
+
+def interrupt_notes(error: BaseException | None) -> list[str]:
+    """Return the notes of `interrupt_note`."""
+    return list(getattr(error, "__notes__", ()))
+
+
 def start_without_signals(thread: threading.Thread) -> None:
     """Start a thread that blocks interrupts: they are left to the main thread, even while it blocks them."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

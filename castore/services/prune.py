@@ -168,9 +168,8 @@ def forget(store: Store, service: str, generations: Collection[Generation]) -> N
     trim_base_cache(store)
 
 
-def _forget(store: Store, service: str, generations: Collection[Generation]) -> None:
-    if not generations:
-        return
+def check_forget(store: Store, service: str, generations: Collection[Generation]) -> None:
+    """Raise UsageError if generations of a service may not be deleted: one is pinned, or of another host."""
     if not all(map(store.hosts.is_of_this_host, generations)):
         store.keys.check_may_maintain("remove generations of other hosts from")
     pinned = store.generations.pins(service)
@@ -179,6 +178,12 @@ def _forget(store: Store, service: str, generations: Collection[Generation]) -> 
             f"{service}@{kept[0]} is pinned{_in_parentheses(pinned[kept[0]])}: first castore unpin "
             f"{service}@{kept[0]}"
         )
+
+
+def _forget(store: Store, service: str, generations: Collection[Generation]) -> None:
+    if not generations:
+        return
+    check_forget(store, service, generations)
     with event(store, "forget", service) as note:
         numbers = [generation.number for generation in generations]
         note.number = numbers[0] if len(numbers) == 1 else None

@@ -80,6 +80,8 @@ def restore(
             if top.is_empty:
                 # Without this, the next try would find a directory that is not empty.
                 top.discard()
+                if isinstance(error, KeyboardInterrupt):
+                    error.add_note("nothing was restored")
                 raise
             raise _continued(error, f"to continue: {marker.command(destination)}") from error
         finally:

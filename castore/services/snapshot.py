@@ -12,6 +12,7 @@ import msgspec
 from castore.errors import BusyError, DamageError, StorageError, UsageError
 from castore.model.counting import count as counted
 from castore.model.names import check_name, check_revision
+from castore.process.signal_shield import interrupt_note
 from castore.progress import unwatched
 from castore.services.events import event
 from castore.services.hosts import note_taken
@@ -109,7 +110,14 @@ def _take(store: Store, request: SnapshotRequest) -> tuple[Generation, dict[str,
     store.sync(report_older=not request.pre_rollback)
     older = store.generations.older
     epoch = store.index.epoch()
-    with store.session() as session, PartWriter(store, session, request) as writer:
+    generation: Generation | None = None
+
+    def state() -> str:
+        if generation is not None:
+            return f"{generation.service}@{generation.number} is committed"
+        return "nothing was committed; the next snapshot reuses the packs that were stored"
+
+    with interrupt_note(state), store.session() as session, PartWriter(store, session, request) as writer:
         with request.hooks if request.hooks is not None else contextlib.nullcontext():
             for name, source in present_parts(request.sources).items():
                 writer.write(name, source)
@@ -144,5 +152,6 @@ def _commit(store: Store, generation: Generation, epoch: bytes) -> Generation:
         )
         with contextlib.suppress(StorageError):
             note_taken(store, generation.service, generation.number)
-        store.generations.commit(generation)
+        with interrupt_note(f"'castore log {generation.service}' shows whether the generation is committed"):
+            store.generations.commit(generation)
     return generation

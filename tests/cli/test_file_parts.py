@@ -99,7 +99,7 @@ def test_a_rollback_replaces_regular_files_only(
     else:
         path.symlink_to("/dev/null")
     before = os.lstat(path)
-    for options in (["--dry-run"], [], ["--no-safety"]):
+    for options in (["--dry-run"], [], ["--no-pre-rollback"]):
         refused = castore("rollback", "s", "--to", "latest", *options, expect=1)
         assert "not a regular file" in refused.stderr
     now = os.lstat(path)

@@ -76,6 +76,22 @@ def test_a_deleted_file_is_found_with_the_generations_that_have_it(sandbox, tree
     assert "2-3" in run(capsys, "find", "lost.*", "s")
 
 
+def test_the_table_has_a_header_and_names_the_columns_that_do_not_fit(sandbox, tree, capsys, monkeypatch):
+    write(tree / "f.conf")
+    take(sandbox, tree)
+    header, line = run(capsys, "find", "f.conf").splitlines()
+    assert header.split() == ["generations", "first", "last", "type", "size", "modified", "versions", "path"]
+    assert line.index("s:t/f.conf") == header.index("path")
+    for width, left_out in ((140, []), (80, ["modified", "versions"]), (60, ["modified", "versions", "type", "first"])):
+        monkeypatch.setattr("castore.cli.formatting.terminal_width", lambda width=width: width)
+        cli.main(["find", "f.conf"], prog_name="castore", standalone_mode=False)
+        printed = capsys.readouterr()
+        assert max(map(len, printed.out.splitlines())) <= width
+        assert not set(left_out) & set(printed.out.split())
+        noted = f"castore: note: no room for {', '.join(left_out)}: use --json or a wider terminal\n"
+        assert printed.err == (noted if left_out else "")
+
+
 def test_versions_of_a_path_are_apart(sandbox, tree, capsys):
     write(tree / "f", "1")
     take(sandbox, tree)

@@ -174,7 +174,7 @@ def test_a_failed_deployment_is_reverted_with_its_state(app: App, failing: str):
     hooks = app.hooks()
     assert hooks.index("undo") < hooks.index("stop") < hooks.index("start")
     generations = json.loads(app.run("log", "--json").stdout)
-    assert [one["safety"] for one in generations] == [True, False]
+    assert [one["pre_rollback"] for one in generations] == [True, False]
 
 
 def test_a_command_that_does_not_exist_is_reverted_too(app: App):
@@ -222,7 +222,7 @@ def test_what_follow_prints_files_the_replaced_state_under_its_own_revision(app:
     app.run("rollback", "app", "--to", "=one")
     assert app.state == FIRST
     log = json.loads(app.run("log", "app", "--json").stdout)
-    assert [(one["revision"], one["safety"]) for one in reversed(log)] == [
+    assert [(one["revision"], one["pre_rollback"]) for one in reversed(log)] == [
         ("one", False), ("two", False), ("two", False), ("two", True)
     ]
     assert "as before" in app.run("follow", "app").stdout
@@ -483,7 +483,7 @@ def test_undoing_does_not_remove_what_the_service_made_since(app: App):
     text = (app.top / "castore.toml").read_text()
     broken = text.replace('start = ["sh", "-c", "', f'start = ["sh", "-c", "test -e {app.top}/app.db || python3 -c \\"{make}\\"; exit 1; ')
     (app.top / "castore.toml").write_text(broken)
-    app.run("rollback", "app", "--to", "1", "--no-safety", expect=11)
+    app.run("rollback", "app", "--to", "1", "--no-pre-rollback", expect=11)
     assert app.state[1] == [(7,)]
     for _ in range(2):  # the hook fails again, and what it made stays
         app.run("recover", "app", expect=11)
@@ -526,7 +526,7 @@ def test_undo_is_of_the_last_roll_back_only(app: App):
     (app.top / "up" / "file").write_text("two\n")
     app.run("rollback", "app", "--to", "1")
     (app.top / "up" / "file").write_text("three\n")
-    app.run("rollback", "app", "--to", "1", "--no-safety")
+    app.run("rollback", "app", "--to", "1", "--no-pre-rollback")
     refused = app.run("rollback", "--undo", "app", expect=6)
     assert "took no pre-rollback generation" in refused.stderr
     assert app.state == FIRST

@@ -224,7 +224,7 @@ def test_find_and_history_search_generations_of_this_host(two: tuple[Machine, Ma
     (found,) = json.loads(b.run("history", "web:www/file", "--host", "a", "--json").stdout)
     assert (found["host"], [one["first"] for one in found["versions"]]) == ("a", [3, 1])
     assert {one["host"] for one in json.loads(a.run("find", "file", "--host", "*", "--json").stdout)} == {"a", "b"}
-    assert "  a  web:www/file" in a.run("find", "file").stdout
+    assert "  a     web:www/file" in a.run("find", "file").stdout
     a.run("find", "file", "web", "--host", "c", expect=6)
     a.run("find", "file", "--host", "c", expect=6)
 

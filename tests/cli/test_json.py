@@ -172,6 +172,7 @@ def test_the_fields_of_every_command_are_documented(machine):
     check("unpin", "s@1")
     check("prune", "--dry-run")
     check("prune")
+    check("forget", "s@2", "--dry-run")
     check("forget", "s@2", "--yes")
     check("compact")
     check("compact", "--dry-run")

@@ -57,7 +57,7 @@ def test_a_partial_generation_is_marked_where_it_is_listed(castore: Run, top: Pa
     assert "partial" not in log[2]
     assert "partial   without two" in castore("show", "pp@2").stdout
     found = json.loads(castore("log", "pp", "--json").stdout)
-    assert [(one["partial"], one["lacks"]) for one in found] == [(True, ["two"]), (False, [])]
+    assert [(one["partial"], one["missing_parts"]) for one in found] == [(True, ["two"]), (False, [])]
 
 
 def test_prune_keeps_the_complete_generation(castore: Run, top: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_rollback_says_which_parts_it_does_not_touch(castore: Run, top: Path) 
     assert (top / "one" / "file").read_text() == "partial"
     assert (top / "two" / "file").read_text() == "live"
     pre_rollback = json.loads(castore("log", "pp", "--json").stdout)[0]
-    assert pre_rollback["safety"]
-    assert pre_rollback["lacks"] == ["two"]
+    assert pre_rollback["pre_rollback"]
+    assert pre_rollback["missing_parts"] == ["two"]
     castore("rollback", "pp", "--undo")
     assert (top / "one" / "file").read_text() == "live"
 

@@ -57,16 +57,16 @@ def test_what_another_machine_named_is_shown_and_not_run(castore: Run, home: Pat
     service.unlink()
     if state is not None:
         service.write_text(state)
-    for options in (["--dry-run"], [], ["--no-safety"], ["--yes"]):
+    for options in (["--dry-run"], [], ["--no-pre-rollback"], ["--yes"]):
         refused = castore("rollback", "shop", "--to", "1", *options, expect=2).stderr
         assert "db: the generation names a program, but neither castore.toml nor" in refused
         assert f"touch {home}/restored" in refused
         assert "--restore db=" in refused
     restore = f"--restore=db=tee {home}/state"
-    assert "--no-safety" in castore("rollback", "shop", "--to", "1", restore, expect=2).stderr
+    assert "--no-pre-rollback" in castore("rollback", "shop", "--to", "1", restore, expect=2).stderr
     castore("drill", "shop")
     assert ran(home) == set()
-    castore("rollback", "shop", "--to", "1", restore, "--no-safety")
+    castore("rollback", "shop", "--to", "1", restore, "--no-pre-rollback")
     assert (home / "state").read_text() == "1"
     assert ran(home) == set()
     castore("rollback", "shop", "--to", "1", "--config", home / "described.toml")
@@ -160,7 +160,7 @@ def elsewhere(castore: Run, home: Path, tmp_path: Path) -> Path:
 
 
 def test_a_recorded_path_is_used_only_with_consent(castore: Run, home: Path, elsewhere: Path) -> None:
-    for options in (["--dry-run"], [], ["--yes"], ["--no-safety"], ["--no-safety", "--yes"]):
+    for options in (["--dry-run"], [], ["--yes"], ["--no-pre-rollback"], ["--no-pre-rollback", "--yes"]):
         refused = castore("rollback", "web", "--to", "1", *options, expect=2).stderr
         assert f"t: the generation names a path, but neither castore.toml nor a snapshot on this machine does, and it is not used: {elsewhere}" in refused
         assert "--trust-recorded" in refused
@@ -202,5 +202,5 @@ def test_a_recorded_path_is_never_removed(castore: Run, home: Path, elsewhere: P
         forge(store, "web", {"t": Tree(str(elsewhere))}, details=details)
     assert "u: not in the generation, and left as it is" in castore("rollback", "web", "--to", "2", "--dry-run", "--trust-recorded").stderr
     castore("rollback", "web", "--to", "2", "--trust-recorded", "--yes")
-    castore("rollback", "web", "--to", "2", "--trust-recorded", "--yes", "--no-safety")
+    castore("rollback", "web", "--to", "2", "--trust-recorded", "--yes", "--no-pre-rollback")
     assert (precious / "file").read_text() == "kept"

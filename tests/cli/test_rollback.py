@@ -305,10 +305,10 @@ def test_the_pre_rollback_generation_restores_all_changes(store: Run, tmp_path: 
     TreeMutator(live, 77).mutate(60)
     mutator = walk(live)
     done = json.loads(store("rollback", "s", "--to", "1", "--numeric-ids", "--json").stdout)
-    wanted = {"service": "s", "number": 1, "safety": 2, "parts": ["t"]}
+    wanted = {"service": "s", "number": 1, "pre_rollback": 2, "parts": ["t"]}
     assert done.items() >= wanted.items()
     logged = json.loads(store("log", "s", "--json").stdout)
-    assert [(g["number"], g["safety"]) for g in logged] == [(2, True), (1, False)]
+    assert [(g["number"], g["pre_rollback"]) for g in logged] == [(2, True), (1, False)]
     store("rollback", "s", "--to", "2", "--numeric-ids")
     assert compare(mutator, walk(live)) == []
     assert leftovers(live) == []
@@ -338,13 +338,13 @@ def test_a_roll_back_that_fails_leaves_the_tree_exactly_as_it_was(store: Run, tm
     assert dump.read_bytes() == b"first\n" * 10_000
 
 
-def test_a_roll_back_that_fails_without_safety_leaves_the_tree_as_it_was(store: Run, tmp_path: Path) -> None:
+def test_a_roll_back_that_fails_without_a_pre_rollback_generation_leaves_the_tree_as_it_was(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
     make_feature_tree(live, many=20)
     store("snapshot", "s", "--tree", f"t={live}", "--exec", "d=echo hello")
     TreeMutator(live, 5).mutate(40)
     before = walk(live)
-    arguments = ["rollback", "s", "--to", "1", "--numeric-ids", "--no-safety", "--restore", "d=false"]
+    arguments = ["rollback", "s", "--to", "1", "--numeric-ids", "--no-pre-rollback", "--restore", "d=false"]
     store(*arguments, expect=11)
     assert compare(before, walk(live)) == []
     assert leftovers(live) == []
@@ -393,14 +393,14 @@ def test_a_roll_back_that_is_interrupted_leaves_the_tree_as_it_was(
     assert (tmp_path / "taken").read_bytes() == b"second"  # the pre-rollback generation's
 
 
-def test_no_safety_takes_none(store: Run, tmp_path: Path) -> None:
+def test_no_pre_rollback_takes_none(store: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
     make_feature_tree(live, many=20)
     store("snapshot", "s", "--tree", f"t={live}")
     night = walk(live)
     TreeMutator(live, 3).mutate(0)
     # Nobody looked at the content: what differs in neither size nor time is not seen.
-    shown = store("rollback", "s", "--to", "1", "--numeric-ids", "--no-safety").stdout
+    shown = store("rollback", "s", "--to", "1", "--numeric-ids", "--no-pre-rollback").stdout
     assert shown.startswith("s is back at generation 1: 1 part, ")
     assert "replaced" not in shown
     assert [line for line in compare(night, walk(live)) if ": hash is " not in line and "extents" not in line and "allocated" not in line] == []
@@ -422,7 +422,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(store: Run, tmp_path
     steps = {(step["action"], step["path"]) for step in plan["trees"]["t"]["steps"]}
     assert steps == {("replace", "changed"), ("create", "removed"), ("remove", "added"), ("metadata", ".")}
     assert plan["trees"]["t"]["path"] == str(live)
-    assert plan["safety"] is True
+    assert plan["pre_rollback"] is True
     shown = store("rollback", "s", "--to", "1", "--dry-run").stdout
     assert "replace  changed" in shown
     assert compare(before, walk(live)) == []
@@ -481,7 +481,7 @@ def test_a_dump_of_a_file_is_rewritten_with_the_owner_and_mode_it_has(store: Run
     assert dump.read_bytes() == first
 
 
-@pytest.mark.parametrize("options", [(), ("--no-safety",)])
+@pytest.mark.parametrize("options", [(), ("--no-pre-rollback",)])
 @pytest.mark.parametrize("there", [True, False])
 def test_a_file_that_a_failing_rollback_wrote_is_reverted(
     store: Run, tmp_path: Path, options: tuple[str, ...], there: bool

@@ -502,7 +502,7 @@ def test_a_file_that_was_changed_with_its_size_and_time_kept_is_restored(store: 
 
     for command in (
         ["rollback", "s", "--to", "r1"],
-        ["rollback", "s", "--to", "r1", "--no-safety"],
+        ["rollback", "s", "--to", "r1", "--no-pre-rollback"],
         ["restore", "--in-place", "s@1:t", live],
         ["restore", "--in-place", "--checksum", "s@1:t/c", live / "c"],
     ):
@@ -510,7 +510,7 @@ def test_a_file_that_was_changed_with_its_size_and_time_kept_is_restored(store: 
         store(*command)
         assert (live / "c").read_text() == "the first c", command
     as_user(tamper)
-    store("rollback", "s", "--to", "r1", "--no-safety", "--trust-times")
+    store("rollback", "s", "--to", "r1", "--no-pre-rollback", "--trust-times")
     store("restore", "--in-place", "--trust-times", "s@1:t", live)
     assert (live / "c").read_text() == "THE FIRST c"
     assert "replace  c" in store("rollback", "s", "--to", "r1", "--dry-run").stdout

@@ -166,13 +166,13 @@ def test_two_nights_an_upgrade_and_the_way_back(wiki: Wiki) -> None:
     assert "what it replaced is generation 3" in printed
     wiki.is_first()
     pre_rollback = wiki.generations()[0]
-    assert (pre_rollback["number"], pre_rollback["safety"], pre_rollback["revision"]) == (3, True, "r2")
+    assert (pre_rollback["number"], pre_rollback["pre_rollback"], pre_rollback["revision"]) == (3, True, "r2")
 
     wiki.rollback("3")
     wiki.is_second()
     wiki.rollback("r2")  # the night, not a pre-rollback generation of the same revision
     wiki.is_second()
-    assert [g["number"] for g in wiki.generations() if not g["safety"]] == [2, 1]
+    assert [g["number"] for g in wiki.generations() if not g["pre_rollback"]] == [2, 1]
     wiki.castore("verify", "--read-data")
 
 
@@ -249,7 +249,7 @@ sys.exit(1)
     assert (tmp_path / "failed").exists()
     wiki.is_second()
     assert not list(wiki.uploads.glob(".castore-*"))
-    assert [g["safety"] for g in wiki.generations()] == [True, False, False]
+    assert [g["pre_rollback"] for g in wiki.generations()] == [True, False, False]
 
 
 def test_a_program_that_always_fails_midway(wiki: Wiki, tmp_path: Path) -> None:

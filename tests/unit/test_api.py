@@ -414,7 +414,7 @@ def test_options_have_the_defaults_of_the_command_line():
         for name in names:
             assert inspect.signature(function).parameters[name].default == default_of(command, name), (function, name)
     assert inspect.signature(castore.Service.plan_rollback).parameters["pre_rollback"].default is True
-    assert default_of(rollback, "no_safety") is False
+    assert default_of(rollback, "no_pre_rollback") is False
 
 
 def default_of(command: click.Command, name: str) -> object:

@@ -24,7 +24,7 @@ def events(context: CliContext, service: str | None, limit: int, as_json: bool) 
     import msgspec
 
     with context.open_store() as store:
-        found = store.internal.state.event_log.read(service)[:limit]
+        found = store.events(service, limit=limit)
     if as_json:
         print_json([{**msgspec.to_builtins(one), **times("time", one.time)} for one in found])
         return

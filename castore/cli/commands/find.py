@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
 from castore.cli import formatting
+from castore.cli.messages import note_left_out
 from castore.cli.options import Count, common, host_option, json_option, print_json_list
 from castore.cli.path_versions import is_directory, number_range, plain_hit, report_damaged, undamaged
 
@@ -56,10 +58,17 @@ def find(
         hits = islice(_hits(reader, service, query, damaged), limit)
         if as_json:
             print_json_list({"service": name, **plain_hit(hit)} for name, hit, _ in hits)
-        for name, hit, hosts in hits:
+        columns: _Columns | None = None
+        for name, hit, host_width in hits:
             count += 1
-            print(_find_line(name, hit, hosts=hosts))
+            if columns is None:
+                columns = _Columns(formatting.terminal_width(), host_width=host_width)
+                print(columns.header)
+            print(columns.line(name, hit))
         context.warn_damaged(store)
+        if columns is not None:
+            sys.stdout.flush()
+            note_left_out(columns.left_out)
     report_damaged(damaged)
     if not count and not as_json:
         where = f"a generation of {service!r}" if service is not None else "any generation"
@@ -76,8 +85,10 @@ class _Query(NamedTuple):
 
 def _hits(
     reader: StreamReader, service: str | None, query: _Query, damaged: list[str]
-) -> Iterator[tuple[str, Hit, bool]]:
-    """Yield (service, match, whether the service has several hosts); list damaged directories in `damaged`.
+) -> Iterator[tuple[str, Hit, int]]:
+    """Yield (service, match, width of the column of hosts); add damage to `damaged`.
+
+    The width is 0 if each service has one host.
 
     service: None for all. Raises NotFoundError for a service that does not exist, IdentityError.
     """
@@ -90,26 +101,88 @@ def _hits(
     if service is not None and store.generations.newest(service) is None:
         raise unknown_service(store, service)
     store.keys.identity()
-    for name in [service] if service is not None else store.generations.services():
+    names = [service] if service is not None else list(store.generations.services())
+    hosts = [groups_of(store, name).hosts() for name in names]
+    width = 0
+    if any(len(names_of) > 1 for names_of in hosts):
+        width = max(len(formatting.printable(host)) for names_of in hosts for host in names_of)
+    for name in names:
         try:
             generations = list(filter(shown(store, name), store.generations.all(name)))
         except NotFoundError:
             if service is not None:
                 raise
             continue  # this service has no generation of the chosen host
-        hosts = len(groups_of(store, name).hosts()) > 1
         found = find_paths(
             reader, generations, query.pattern, part=query.part, ignore_case=query.ignore_case
         )
         for hit in undamaged(name, found, damaged):
-            yield name, hit, hosts
+            yield name, hit, width
+
+
+class _Column(NamedTuple):
+    """A column of the table."""
+
+    name: str
+    width: int
+    right: bool = False
+
+
+_COLUMNS: Final = (
+    _Column("generations", 11, right=True),
+    _Column("first", 10),
+    _Column("last", 10),
+    _Column("type", 4),
+    _Column("size", 8, right=True),
+    _Column("modified", 19),
+    _Column("versions", 8, right=True),
+)
+_OPTIONAL: Final = ("modified", "versions", "type", "first", "last", "size")
+"""Columns that are left out in this order on a narrow terminal."""
+_PATH: Final = 24
+"""Columns of the terminal that are kept for paths."""
 
 
 def _path(service: str, hit: Hit) -> str:
     return f"{service}:{hit.part}" + (f"/{formatting.printable(hit.path)}" if hit.path else "")
 
 
-def _find_line(service: str, hit: Hit, *, hosts: bool) -> str:
+class _Columns:
+    """The columns of the table, whose lines are printed as they are found.
+
+    left_out: the columns for which the terminal has no room.
+    """
+
+    def __init__(self, width: int | None, *, host_width: int) -> None:
+        self._shown = list(_COLUMNS)
+        if host_width:
+            self._shown.append(_Column("host", max(host_width, len("host"))))
+        self.left_out: list[str] = []
+        for name in _OPTIONAL:
+            if width is None or len(self._row(["" for _ in self._shown])) + _PATH <= width:
+                break
+            self._shown = [column for column in self._shown if column.name != name]
+            self.left_out.append(name)
+
+    @property
+    def header(self) -> str:
+        """The first line of the table."""
+        return self._row([column.name for column in self._shown]) + "path"
+
+    def line(self, service: str, hit: Hit) -> str:
+        """Return the line of a path."""
+        cells = _cells(hit)
+        return self._row([cells[column.name] for column in self._shown]) + _path(service, hit)
+
+    def _row(self, cells: list[str]) -> str:
+        aligned = zip(self._shown, cells, strict=True)
+        return "".join(
+            (cell.rjust(column.width) if column.right else cell.ljust(column.width)) + "  "
+            for column, cell in aligned
+        )
+
+
+def _cells(hit: Hit) -> dict[str, str]:
     newest = hit.spans[-1]
     runs: list[list[Generation]] = []
     for span in hit.spans:
@@ -117,17 +190,17 @@ def _find_line(service: str, hit: Hit, *, hosts: bool) -> str:
             runs[-1] = [runs[-1][0], span.generations[-1]]
         else:
             runs.append([span.generations[0], span.generations[-1]])
-    numbers = ",".join(map(number_range, runs))
     entry = newest.entry
-    kind = formatting.mode_text(entry.st_mode)[0] if entry is not None else "-"
-    modified = formatting.local_time(entry.mtime) if entry is not None else "-"
-    size = "-" if is_directory(newest) else formatting.size(newest.size)
-    versions = formatting.count(len(hit.spans), "version")
-    host = f"  {formatting.printable(hit.host)}" if hosts else ""
-    return (
-        f"{numbers:>9}  {_date(hit.spans[0].generations[0])}  {_date(newest.generations[-1])}  {kind} "
-        f"{size:>8}  {modified}  {versions:>12}{host}  {_path(service, hit)}"
-    )
+    return {
+        "generations": ",".join(map(number_range, runs)),
+        "first": _date(hit.spans[0].generations[0]),
+        "last": _date(newest.generations[-1]),
+        "type": formatting.mode_text(entry.st_mode)[0] if entry is not None else "-",
+        "size": "-" if is_directory(newest) else formatting.size(newest.size),
+        "modified": formatting.local_time(entry.mtime) if entry is not None else "-",
+        "versions": str(len(hit.spans)),
+        "host": formatting.printable(hit.host),
+    }
 
 
 def _date(generation: Generation) -> str:

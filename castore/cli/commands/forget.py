@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +10,8 @@ from castore.cli.messages import summarize
 from castore.cli.options import agreed, common, host_option, json_option, print_json
 
 if TYPE_CHECKING:
+    from castore.api.prune import PrunePlan
+    from castore.api.store import Store as OpenedStore
     from castore.cli.context import CliContext
     from castore.model.generation import Generation
     from castore.store import Store
@@ -18,30 +20,27 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: castore forget drupal@7 drupal@20-29")
 @click.argument("what", metavar="SERVICE@SELECTOR...", nargs=-1, required=True)
 @click.option("--all", "everything", is_flag=True, help="Delete all generations of SERVICE.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @common
 @host_option
-def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
+def forget(
+    context: CliContext, what: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, as_json: bool
+) -> None:
     """Delete generations permanently. 'castore compact' reclaims the space that only they referenced.
 
     SERVICE@3-7 selects the generations 3 to 7.
     """
-    from castore.errors import UsageError
+    from castore.api.generation import Generation as OpenedGeneration
     from castore.services.prune import spans
 
     with context.open_store() as opened:
-        store = opened.internal
-        store.generations.sync()
-        chosen: dict[str, dict[int, Any]] = {}
-        for one in what:
-            service, _, selector = one.partition("@")
-            if everything and selector:
-                raise UsageError(f"--all takes a service: {service}, not {one}")
-            if not everything and not selector:
-                raise UsageError(f"{one!r} names no generation: write {one}@NUMBER, or --all for all of them")
-            for generation in _to_forget(store, service, selector):
-                chosen.setdefault(service, {})[generation.number] = generation
+        chosen = _chosen(opened, what, everything=everything)
+        if dry_run:
+            records = [generation for found in chosen.values() for generation in found.values()]
+            _print_plan(opened.plan_forget(OpenedGeneration(opened, one) for one in records), as_json=as_json)
+            return
         names = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
         if not (yes or agreed(f"Delete {names} permanently?")):
             print_json({"forgotten": []}) if as_json else summarize("nothing was deleted")
@@ -53,6 +52,61 @@ def forget(context: CliContext, what: tuple[str, ...], everything: bool, yes: bo
         print_json({"forgotten": [{"service": service, "number": number} for service, number in numbers]})
     else:
         summarize(f"forgotten: {names}")
+
+
+def _chosen(
+    opened: OpenedStore, what: tuple[str, ...], *, everything: bool
+) -> dict[str, dict[int, Generation]]:
+    """Return the generations to delete, by service and number. Raises NotFoundError, UsageError."""
+    from castore.errors import UsageError
+
+    store = opened.internal
+    store.generations.sync()
+    chosen: dict[str, dict[int, Generation]] = {}
+    for name in what:
+        service, _, selector = name.partition("@")
+        if everything and selector:
+            raise UsageError(f"--all takes a service: {service}, not {name}")
+        if not everything and not selector:
+            raise UsageError(f"{name!r} names no generation: write {name}@NUMBER, or --all for all of them")
+        for generation in _to_forget(store, service, selector):
+            chosen.setdefault(service, {})[generation.number] = generation
+    return chosen
+
+
+def _print_plan(plan: PrunePlan, *, as_json: bool) -> None:
+    """Print which generations would be deleted, and the space that 'castore compact' would then reclaim."""
+    from castore.cli import formatting
+    from castore.cli.document import times
+    from castore.model.names import short_revision
+
+    generations = [generation.record for generation in plan.deleted]
+    if as_json:
+        rows = [
+            {
+                "service": generation.service,
+                "number": generation.number,
+                **times("time", generation.time),
+                "revision": generation.revision,
+            }
+            for generation in generations
+        ]
+        print_json({"dry_run": True, "generations": rows, "freed_bytes": plan.space.freed})
+        return
+    table = [
+        [
+            generation.service,
+            str(generation.number),
+            formatting.local_time(generation.time),
+            short_revision(generation.revision) or "-",
+        ]
+        for generation in generations
+    ]
+    print(formatting.table(table, header=["service", "number", "time", "revision"], right={1}))
+    print(
+        f"would delete {formatting.count(len(generations), 'generation')}; 'castore compact' would then "
+        f"reclaim {formatting.size(plan.space.freed)}"
+    )
 
 
 def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli import formatting
-from castore.cli.messages import summarize
+from castore.cli.messages import note_left_out, summarize
 from castore.cli.options import Count, common, host_option, json_option, print_json_list
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 def log(
     context: CliContext, service: str | None, revision: str | None, limit: int | None, as_json: bool
 ) -> None:
-    """List generations, newest first: of SERVICE, or of all services."""
+    """List generations, newest first: of SERVICE, or of all services.
+
+    total: bytes of files and dumps. new: bytes, also of names and metadata, that the store did not have.
+    stored: what the new bytes take in the store, encoded as deltas, compressed and encrypted.
+    """
     from functools import cache
     from itertools import islice
 
@@ -55,7 +59,11 @@ def log(
         pinned = {name: store.generations.pins(name) for name in {one.service for one in generations}}
         if generations:
             # The names of hosts are looked up in the open store.
-            print(table(generations, Shown(drilled, pinned, groups), width=formatting.terminal_width()))
+            text, left_out = table(
+                generations, Shown(drilled, pinned, groups), width=formatting.terminal_width()
+            )
+            print(text, flush=True)
+            note_left_out(left_out)
     if not generations:
         which = f" of a revision that begins with {revision!r}" if revision is not None else ""
         way = "" if which else "; take one with: castore snapshot SERVICE"

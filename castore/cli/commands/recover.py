@@ -42,21 +42,19 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
         print_json({"recovered": run.recovered})  # also printed if a later one fails
     folders = [name for name in what if "/" in name or name in {".", ".."}]
     services = [name for name in what if name not in folders]
+    results = _results_of([*services, *folders], folders)
     if services or not what:
         with context.open_store() as store:
             if not what:
                 services = [name for name in store.services() if store.service(name).has_interrupted_rollback]
-            results = _results_of([*services, *folders])
+                folders = interrupted(machine_paths().journals)
+                results = _results_of([*services, *folders], folders)
             for service in services:
                 with results.service(service):
                     run.report("service", service, store.service(service).recover(forget=forget))
-    else:
-        results = _results_of(folders)
-    if not what:
-        # A rollback that was recovered has reverted its trees.
-        folders = interrupted(machine_paths().journals)
-        results.apart = len(services) + len(folders) > 1
-    for path in folders:
+    # A rollback that was recovered has reverted its trees.
+    left = set(interrupted(machine_paths().journals)) if not what else set(folders)
+    for path in filter(left.__contains__, folders):
         with results.service(path):
             run.directory(path)
     results.finish()
@@ -64,9 +62,10 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
         summarize("no rollback or restore in place was interrupted")
 
 
-def _results_of(names: list[str]) -> ServiceResults:
+def _results_of(names: list[str], folders: list[str]) -> ServiceResults:
     """Return what collects the failures of several services and directories: each is recovered anyway."""
-    return ServiceResults(names, apart=len(names) > 1)
+    kind = "services and directories" if folders else "services"
+    return ServiceResults(names, apart=len(names) > 1, kind=kind)
 
 
 class _Recovery:

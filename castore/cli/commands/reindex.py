@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 def reindex(context: CliContext, as_json: bool) -> None:
     """Delete the index and rebuild it from the store; needs no identity."""
     from castore.cli.progress import show_progress
-    from castore.progress import Progress
 
-    with context.open_internal() as store:
-        counters = Progress()
+    with context.open_store() as store:
         with show_progress() as progress:
-            progress("reading packs", counters)
-            store.updater.rebuild(counters)
-        count = store.index.count("chunks")
+            count = store.reindex(progress=progress)
         context.warn_damaged(store)
     if as_json:
         print_json({"chunks": count})

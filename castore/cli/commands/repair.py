@@ -30,19 +30,13 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
     """
     from castore.cli.progress import show_progress
     from castore.errors import DamageError
-    from castore.maintenance.repair import plan_repair
-    from castore.maintenance.repair import repair as run_repair
-    from castore.progress import Progress
 
-    done = None
-    with context.open_internal() as store:
-        counters = Progress()
-        with show_progress() as progress:
-            progress("checking", counters)
-            with plan_repair(store, counters) as plan:
-                if _is_wanted(plan, dry_run=dry_run, yes=yes, as_json=as_json):
-                    done = run_repair(store, plan, counters)
-    after = done.after if done is not None else plan.found
+    def confirm(plan: RepairPlan) -> bool:
+        return _is_wanted(plan, dry_run=dry_run, yes=yes, as_json=as_json)
+
+    with context.open_store() as store, show_progress() as progress:
+        report = store.repair(confirm=confirm, progress=progress)
+    plan, done, after = report.plan, report.result, report.after
     if as_json:
         print_json(_plain(plan, done, after))
     elif done is not None:

@@ -39,7 +39,7 @@ class _Chosen:
     undo: bool
     dry_run: bool
     yes: bool
-    no_safety: bool
+    no_pre_rollback: bool
     trust_times: bool
     programs: tuple[str, ...]
     trust_recorded: bool
@@ -53,11 +53,12 @@ class _Chosen:
 @click.option("--undo", is_flag=True, help="Return to the state that the last rollback replaced.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask if the generation is of another host or place.")
-@click.option("--no-safety", is_flag=True, help="Do not take a pre-rollback generation.")
+@click.option("--no-pre-rollback", is_flag=True, help="Do not take a pre-rollback generation.")
 @click.option(
     "--trust-times",
     is_flag=True,
-    help="With --no-safety or --dry-run: do not compare the content of files of the same size and time.",
+    help="With --no-pre-rollback or --dry-run: do not compare the content of files with the same size "
+    "and time.",
 )
 @click.option(
     "--restore",
@@ -89,7 +90,7 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
             own.replaced_generation() if selector is None else own.generation(selector),
             restore_with=_programs(chosen.programs),
             trust_recorded=chosen.trust_recorded,
-            pre_rollback=not chosen.no_safety,
+            pre_rollback=not chosen.no_pre_rollback,
             trust_times=chosen.trust_times,
             numeric_ids=chosen.numeric_ids,
             compare=chosen.dry_run,
@@ -113,19 +114,19 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
 
 def _programs(given: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Return the programs of --restore, by part. Raises UsageError."""
-    pairs = (split_named("--restore", text) for text in given)
+    pairs = (split_named("--restore", text, "'ARGV'") for text in given)
     return {name: split_program("--restore", argv) for name, argv in pairs}
 
 
 def _print_done(done: RollbackResult, seconds: float, *, as_json: bool) -> None:
     """Print what a rollback did."""
     target, counters = done.generation, done.progress
-    safety = done.pre_rollback.number if done.pre_rollback is not None else None
+    pre_rollback = done.pre_rollback.number if done.pre_rollback is not None else None
     if as_json:
         print_json({
             "service": target.service,
             "number": target.number,
-            "safety": safety,
+            "pre_rollback": pre_rollback,
             "parts": list(done.parts),
             "new_directories": [formatting.printable(os.fsencode(path)) for path in done.new_directories],
             "creations": list(done.creations),
@@ -136,7 +137,7 @@ def _print_done(done: RollbackResult, seconds: float, *, as_json: bool) -> None:
             f"{target.service} is at generation {target.number}{_of(target)} already: nothing was changed"
         )
     else:
-        kept = f"; what it replaced is generation {safety}" if safety else ""
+        kept = f"; what it replaced is generation {pre_rollback}" if pre_rollback else ""
         much = f"{formatting.count(len(done.parts), 'part')}, {amounts_text(counters, seconds)}"
         summarize(f"{target.service} is back at generation {target.number}{_of(target)}: {much}{kept}")
 
@@ -164,7 +165,7 @@ def _print_plan(plan: RollbackPlan, *, as_json: bool) -> None:
         return
     print_json({
         "number": plan.target.number,
-        "safety": plan.pre_rollback,
+        "pre_rollback": plan.pre_rollback,
         "hooks": {name: list(argv) for name, argv in plan.hooks.items()},
         "trees": trees,
         "dumps": dumps,

@@ -55,7 +55,7 @@ def show(context: CliContext, what: str, as_json: bool) -> None:
     if entry is not None:
         print(entry_line(os.fsencode(selection.path), entry))
     for warning in warnings:
-        print(f"missed: {warning['part']}:{warning['path']}: {warning['reason']}")
+        print(f"skipped: {warning['part']}:{warning['path']}: {warning['reason']}")
 
 
 def _print_head(generation: Generation, pins: Mapping[int, str], *, own: bool) -> None:
@@ -70,7 +70,7 @@ def _print_head(generation: Generation, pins: Mapping[int, str], *, own: bool) -
     if generation.interrupted:
         print("warning   taken after a rollback that has not ended: its state may be inconsistent")
     elif generation.pre_rollback:
-        print("safety    pre-rollback generation: the state that a rollback replaced")
+        print("kind      pre-rollback generation: the state that a rollback replaced")
     if generation.partial:
         print(f"partial   without {', '.join(generation.missing_parts)}: only its number selects it")
     if generation.number in pins:
@@ -104,7 +104,7 @@ def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
     try:
         details = read_details(store, generation)
     except IdentityError:
-        report("give --identity FILE to show the names of missed files")
+        report("give --identity FILE to show the names of skipped files")
         return []
     return [
         {"part": part, "path": formatting.printable(path), "reason": reason}

@@ -122,6 +122,9 @@ def snapshot(
     its settings. Without any configuration, the first snapshot creates a store and an identity, and
     prints where they are.
 
+    The result has the bytes of files and dumps; new: the bytes, also of names and metadata, that the store
+    did not have; stored: what the new bytes take in the store, encoded as deltas, compressed and encrypted.
+
     If one service fails, the others are still taken. The exit code is that of the worst failure.
     """
     from castore.cli.service_results import ServiceResults
@@ -178,10 +181,10 @@ def _given_sources(options: PartOptions, limits: TreeLimits) -> dict[str, Source
         sources[name] = source
 
     for text in options.trees:
-        name, path = split_named("--tree", text)
+        name, path = split_named("--tree", text, "DIR")
         add(name, Tree(expanded(path), *limits))
     for text in options.dumps:
-        name, path = split_named("--dump", text)
+        name, path = split_named("--dump", text, "FILE")
         number = 0 if path == "-" else descriptor_of(expanded(path))
         if number in read:
             raise UsageError(f"the open file {path!r} can be read once only: give it to one --dump")
@@ -191,7 +194,7 @@ def _given_sources(options: PartOptions, limits: TreeLimits) -> dict[str, Source
         stream = None if descriptor is None else Stream(descriptor, options.allow_empty)
         add(name, stream or file_source(expanded(path)))
     for text in options.programs:
-        name, argv = split_named("--exec", text)
+        name, argv = split_named("--exec", text, "'ARGV'")
         add(name, program_source(split_program("--exec", argv)))
     return sources
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from castore.content.streams import StreamReader
 from castore.errors import StorageError
 from castore.model.generation import Origin
+from castore.process.signal_shield import interrupt_note
 from castore.services import folders
 from castore.services.events import event
 from castore.services.hosts import take_over
@@ -69,7 +70,8 @@ def rollback(
     message says what differs.
     """
     target = request.target
-    with event(store, "rollback", target.service) as note:
+    as_before = f"nothing was replaced: the state of {target.service!r} is as before"
+    with event(store, "rollback", target.service) as note, interrupt_note(as_before):
         note.of(target)
         refuse_interrupted(store, target.service)
         done = _roll_back(store, request, context, progress)
@@ -105,7 +107,9 @@ def _roll_back(
         context.watch(RESTORING, progress)
         work = Transaction(store, journal, preparation.steps, pre_rollback, context)
         work.run(target, preparation.created)
-    with contextlib.suppress(StorageError):  # the state is restored: only selection depends on it
+    restored = f"{target.service}@{target.number} is restored"
+    # The state is restored: only the selection of later generations depends on this.
+    with interrupt_note(restored), contextlib.suppress(StorageError):
         take_over(store, target)
     return RolledBack(target, pre_rollback.generation, work.problems, work.changed, new_directories, created)
 

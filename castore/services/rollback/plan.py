@@ -191,7 +191,8 @@ def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dic
             if source is None:
                 raise UsageError(
                     f"cannot dump the present state of {name!r}: no program is known that does; name it as "
-                    "'dump' of the part in castore.toml, or do without a pre-rollback generation: --no-safety"
+                    "'dump' of the part in castore.toml, or do without a pre-rollback "
+                    "generation: --no-pre-rollback"
                 )
             exists = source.engine.exists()
         if exists:

@@ -101,6 +101,9 @@ class Transaction:
         self._revert(error)
         if isinstance(error, CastoreError):
             error.args = (f"{error}; {self._reverted()}",)
+        elif isinstance(error, KeyboardInterrupt):
+            # Of the whole rollback, and not only of the pre-rollback generation that was interrupted.
+            error.__notes__ = [self._reverted()]
 
     def _reverted(self) -> str:
         """Return which state is live after a rollback failed and was reverted."""

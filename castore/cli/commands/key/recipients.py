@@ -21,25 +21,21 @@ def list_(context: CliContext, as_json: bool) -> None:
     """List the store's recipients, admin keys and writers."""
     from castore.cli import formatting
 
-    with context.open_internal() as store:
-        admins = {admin.recipient: admin.text for admin in store.keys.config.admins}
-        recipients = store.keys.recipients
-        config = store.keys.config
+    with context.open_store() as store:
+        recipients, admins, writers = store.keys.recipients, store.keys.admins, store.keys.writers
     if as_json:
         print_json({
             "recipients": [
-                {"recipient": recipient.text, "label": label, "admin": admins.get(recipient.key)}
-                for recipient, label in recipients
+                {"recipient": holder.key, "label": holder.label, "admin": holder.admin or None}
+                for holder in recipients
             ],
-            "admins": [{"admin": admin.text, "label": admin.label} for admin in config.admins],
-            "writers": [plain_writer(writer) for writer in config.writers],
+            "admins": [{"admin": holder.key, "label": holder.label} for holder in admins],
+            "writers": [plain_writer(writer) for writer in writers],
         })
         return
-    for recipient, label in recipients:
-        print(f"{recipient.text}  {formatting.one_line(label or '')}".rstrip())
-    for admin in config.admins:
-        print(formatting.one_line(f"{admin.text}  {admin.label}".rstrip()))
-    for writer in config.writers:
+    for holder in (*recipients, *admins):
+        print(formatting.one_line(f"{holder.key}  {holder.label}".rstrip()))
+    for writer in writers:
         print(formatting.one_line(described(writer)))
 
 
@@ -56,21 +52,11 @@ def add(
     context: CliContext, recipient: str, label: str, admin: str | None, yes: bool, as_json: bool
 ) -> None:
     """Encrypt the store to one more recipient. Needs an admin's identity; no data is rewritten."""
-    from castore.crypto import Admin, Recipient
-    from castore.errors import UsageError
-    from castore.store.format.config import LabelledAdmin
+    from castore.crypto import Recipient
 
     added = Recipient.parse(recipient)
     with signed_store(context, yes=yes) as store:
-        admins = list(store.keys.config.admins)
-        if admin is not None and (key := Admin.parse(admin).key) not in store.keys.config.admin_keys:
-            admins.append(LabelledAdmin(key, label, added.key))
-        if all(added != existing for existing, _ in store.keys.recipients):
-            store.admin.reseal([*store.keys.recipients, (added, label)], admins=admins)
-        elif len(admins) > len(store.keys.config.admins):
-            store.admin.reseal(store.keys.recipients, admins=admins)
-        elif not store.admin.reseal(store.keys.recipients):  # true: an earlier call was interrupted
-            raise UsageError(f"{added.text} is a recipient of this store already")
+        store.keys.add(added, label, admin=admin)
     if as_json:
         print_json({"recipient": added.text, "label": label})
     else:
@@ -88,42 +74,14 @@ def remove(context: CliContext, recipient: str, as_json: bool) -> None:
     removed recipient can still decrypt copies of the store that were made before. The writer key does not
     change.
     """
-    from castore.crypto import Recipient
-    from castore.errors import NotFoundError, UsageError
-
-    if recipient.startswith("castore-admin-"):
-        _remove_admin(context, recipient, as_json=as_json)
-        return
-    removed = Recipient.parse(recipient)
-    with context.open_internal() as store:
-        rest = [(one, label) for one, label in store.keys.recipients if one != removed]
-        if not rest:
-            raise UsageError("a store needs a recipient: add another before removing the last")
-        if len(rest) < len(store.keys.recipients) and store.keys.identity().recipient == removed:
-            raise UsageError("that is the recipient of the identity in use: use an identity that stays")
-        admins = [admin for admin in store.keys.config.admins if admin.recipient != removed.key]
-        if not store.admin.reseal(rest, admins=admins):  # true also if an earlier call was interrupted
-            raise NotFoundError(f"{removed.text} is not a recipient of this store; see 'castore key list'")
+    is_admin_key = recipient.startswith("castore-admin-")
+    with context.open_store() as store:
+        (store.keys.remove_admin if is_admin_key else store.keys.remove)(recipient)
+    kind = "admin" if is_admin_key else "recipient"
     if as_json:
-        print_json({"recipient": removed.text})
+        print_json({kind: recipient})
     else:
-        summarize(f"{removed.text} is no longer a recipient of this store")
-
-
-def _remove_admin(context: CliContext, text: str, *, as_json: bool) -> None:
-    from castore.crypto import Admin
-    from castore.errors import NotFoundError
-
-    key = Admin.parse(text).key
-    with context.open_internal() as store:
-        rest = [admin for admin in store.keys.config.admins if admin.key != key]
-        if len(rest) == len(store.keys.config.admins):
-            raise NotFoundError(f"{text} is not an admin of this store; see 'castore key list'")
-        store.admin.reseal(store.keys.recipients, admins=rest)
-    if as_json:
-        print_json({"admin": text})
-    else:
-        summarize(f"{text} is no longer an admin of this store")
+        summarize(f"{recipient} is no longer {'an' if is_admin_key else 'a'} {kind} of this store")
 
 
 @click.command(epilog="Example: castore key sign --identity /media/usb/identity")
@@ -136,11 +94,8 @@ def sign(context: CliContext, yes: bool, as_json: bool) -> None:
     Print the recipients and writers, and ask for confirmation. Other machines accept later signatures of
     this identity after they were given its admin key with --trust-admin.
     """
-    from castore.crypto import Admin
-
     with signed_store(context, yes=yes) as store:
-        store.admin.sign()
-        location, admin = store.location, Admin(store.admin.admin_key().public).text
+        location, admin = store.location, store.keys.sign()
     if as_json:
         print_json({"store": location})
     else:

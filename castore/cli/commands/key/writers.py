@@ -34,9 +34,8 @@ def adopt(
     An outdated writer key of this machine is replaced.
     """
     with signed_store(context, yes=yes, local_key=False) as store:
-        store.admin.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
-        location, name = store.location, store.keys.certified_host
-        maintains = store.keys.writer_key.may_maintain
+        store.keys.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
+        location, name, maintains = store.location, store.keys.host, store.keys.may_maintain
     if as_json:
         print_json({"store": location, "host": name})
     else:
@@ -58,8 +57,8 @@ def rotate_writer(context: CliContext, new_ids: bool, as_json: bool) -> None:
     themselves. A holder of the former key still knows the names of earlier services and generations, and,
     unless --new-ids is given, can test whether the store holds a chunk that they know.
     """
-    with context.open_internal() as store:
-        store.admin.rotate(new_ids=new_ids)
+    with context.open_store() as store:
+        store.keys.rotate(new_ids=new_ids)
         context.warn_damaged(store)
         location = store.location
     if as_json:
@@ -79,8 +78,8 @@ def revoke_writer(context: CliContext, host: str, as_json: bool) -> None:
     What the machine added before stays, and restores; 'castore key list' names the machines. It also draws
     a new writer key, as 'castore key rotate-writer' does, which the revoked machine does not get.
     """
-    with context.open_internal() as store:
-        store.admin.revoke(host)
+    with context.open_store() as store:
+        store.keys.revoke(host)
         context.warn_damaged(store)
         location = store.location
     if as_json:
@@ -99,10 +98,9 @@ def audit(context: CliContext, as_json: bool) -> None:
     After a theft this shows what the machine could have done before 'castore key revoke-writer'.
     """
     from castore.cli import formatting
-    from castore.maintenance.audit import audit as look
 
-    with context.open_internal() as store:
-        found = look(store)
+    with context.open_store() as store:
+        found = store.keys.audit()
     if as_json:
         import msgspec
 
