@@ -117,6 +117,19 @@ def test_a_damaged_group_is_read_as_the_reference_reads_it(some, damages):
     assert join_deltas(found) == reference_delta.join(found, MAX_GROUP)
 
 
+@pytest.mark.parametrize("length", [(1 << 19) - 1, 1 << 19, 1 << 20])
+def test_a_longer_base_is_searched_as_closely(length):
+    """The table of samples grows with the base, from 512 KiB on."""
+    base = random.Random(length).randbytes(length)
+    target = bytearray(base[length // 2 :] + b"inserted" + base[: length // 2])
+    for at in range(1000, length, length // 20):
+        target[at : at + 4] = b"here"
+    delta = encode_delta(base, target, 0, len(target), length)
+    assert delta is not None
+    assert len(delta) < 1000
+    assert apply_delta(base, delta, len(target)) == target
+
+
 def test_a_group_is_bounded_and_of_deltas_only():
     delta = encode_delta(b"base" * 100, bytearray(b"base" * 100), 0, 400, 100)
     assert join_deltas(part_deltas([delta] * MAX_GROUP)) == [delta] * MAX_GROUP

@@ -61,6 +61,18 @@ def test_data_of_one_byte_value_is_cut_evenly(value):
     assert found[0] in {rule.min, rule.normal + 1, rule.max}
 
 
+def test_data_without_a_border_is_cut_at_the_greatest_length_in_both_ways():
+    rule = cutter(4096)
+    byte = next(byte for byte in range(256) if lengths(whole(rule, bytes([byte]) * rule.max))[0] == rule.max)
+    data = bytearray([byte]) * (5 * rule.max // 2)
+    ends = [rule.max, 2 * rule.max]
+    assert rule.scan(data, 0, len(data), final=False) == ends
+    borders = rule.find(data, 0, 0, len(data))
+    assert borders is not None
+    assert borders.choose(0, len(data), final=False) == ends
+    assert borders.choose(2 * rule.max, len(data), final=True) == [len(data)]
+
+
 @pytest.mark.parametrize("edit", ["insert", "remove", "replace"])
 def test_a_change_of_one_byte_changes_few_chunks(edit):
     rule = cutter(4096)
