@@ -59,6 +59,8 @@ class Pipeline:
     def __init__(self, session: Session, cutter: Cutter, progress: Progress, *, deltas: bool = True) -> None:
         self.progress = progress
         self._deltas = deltas
+        self.average = cutter.average
+        """The intended mean length of chunks, in bytes."""
         self._session = session
         self._cutter = cutter
         # Copying to the beginning of a page is two to three times faster, on Zen 3 at least.
@@ -159,6 +161,15 @@ class Pipeline:
     def call_when_stored(self, action: Callable[[], None]) -> None:
         """Run `action` once everything fed so far is stored."""
         self._batch.ops.append(action)
+
+    def find_stored(self, sample: bytes) -> list[set[RecordId]]:
+        """Cut a sample of a stream; return, for each chunk in it, the chunks that it may be, or resembles."""
+        session, buffer = self._session, bytearray(sample)
+        ends = self._cutter.scan(buffer, 0, len(buffer), final=False)
+        borders = zip([0, *ends], ends, strict=False)
+        named = [(session.chunk_id(memoryview(buffer)[start:end]), start, end) for start, end in borders]
+        found = session.find_similar(buffer, [NewChunk(*chunk) for chunk in named])
+        return [{chunk.id, *chunk.similar_ids} for chunk in found]
 
     def put_list(self, refs: list[Ref]) -> Ref:
         """Store a list of references, not empty; for use in actions."""

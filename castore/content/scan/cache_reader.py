@@ -132,6 +132,14 @@ class ScanCacheReader:
         """Return the record at an offset."""
         return decode_record(self.data, at)
 
+    def records(self) -> Iterator[Record]:
+        """Yield the records of all directories."""
+        at = self.top
+        while at < self.end:
+            record = self.record(at)
+            yield record
+            at = record.below
+
     def below(self, record: Record) -> dict[bytes, int]:
         """Return the positions of the records of a directory's subdirectories."""
         found = self._below.get(record.start)
@@ -246,10 +254,5 @@ class ScanCacheReader:
     def moved(self, ids: tuple[int, int]) -> int | None:
         """Return the record of the directory with that device and inode, wherever it was."""
         if self._by_inode is None:
-            self._by_inode = {}
-            at = self.top
-            while at < self.end:
-                record = self.record(at)
-                self._by_inode[summary_of(record).ids] = at
-                at = record.below
+            self._by_inode = {summary_of(record).ids: record.start for record in self.records()}
         return self._by_inode.get(ids)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from castore.content.ref_tree import iter_chunks
+from castore.content.previous_stream import PreviousStream
+from castore.content.ref_tree import iter_chunks, iter_runs_of_chunks
 from castore.content.scan.cache import is_racily_clean, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
-from castore.content.scan.marks import BUNDLED, DOUBTFUL, OWN_STREAM, SPARSE, WITH_XATTRS
+from castore.content.scan.marks import DOUBTFUL, OWN_STREAM, SPARSE, WITH_XATTRS
+from castore.content.scan.previous_files import PreviousFiles, own_streams
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
 from castore.fs.metadata import data_extents, extra_of
-from castore.kernel.dir_listing import entry_at, entry_bytes, listing_entry, name_at, places_of
+from castore.kernel.dir_listing import entry_at, entry_bytes, listing_entry, name_at
 from castore.model.tree import Content
 
 if TYPE_CHECKING:
@@ -28,6 +30,17 @@ if TYPE_CHECKING:
     from castore.model.refs import Ref
 
 
+class LastRead(NamedTuple):
+    """What the last scan read under a name."""
+
+    entry: bytes
+    """The entry of its listing; empty if the file may have changed since without a trace."""
+    mark: int
+    stream: Ref
+    ids: tuple[int, int]
+    """Its device and inode."""
+
+
 class LargeFileReader:
     """Reads the large files of directories that are scanned."""
 
@@ -36,25 +49,24 @@ class LargeFileReader:
         self._progress = pipeline.progress
         self._entries = entries
         self._old = old
+        self._previous = PreviousFiles(pipeline, old) if old is not None else None
         self._links: dict[tuple[int, int], _Linked] = {}
 
-    def streams(self, record: Record | None) -> dict[bytes, tuple[bytes, int, Ref]]:
-        """Return the large files that the last scan read in a directory: entry, mark and stream by name."""
-        if record is None or self._old is None or not any(mark & OWN_STREAM for mark in record.marks):
+    def last_read(self, record: Record | None) -> dict[bytes, LastRead]:
+        """Return the large files that the last scan read in a directory, by name."""
+        if record is None or self._old is None:
             return {}
+        found: dict[bytes, LastRead] = {}
+        since = summary_of(record).time
         try:
-            refs = self._old.references(record)
+            for place, mark, ref in own_streams(self._old, record):
+                entry = entry_at(record.listing, place)
+                doubtful = mark & DOUBTFUL or is_racily_clean(entry.ctime_ns, since)
+                raw = b"" if doubtful else entry_bytes(record.listing, place)
+                found[entry.name] = LastRead(raw, mark, ref, (entry.dev, entry.ino))
         except CastoreError:
             return {}
-        marked = zip(places_of(record.listing), record.marks, strict=True)
-        large = [(place, mark) for place, mark in marked if mark & OWN_STREAM]
-        first = 1 + any(mark & BUNDLED for mark in record.marks)
-        since = summary_of(record).time
-        return {
-            name_at(record.listing, place): (entry_bytes(record.listing, place), mark, ref)
-            for (place, mark), ref in zip(large, refs[first:], strict=False)
-            if not mark & DOUBTFUL and not is_racily_clean(entry_at(record.listing, place).ctime_ns, since)
-        }
+        return found
 
     def known(self, directory: Scanned, position: int, mark: int, ref: Ref) -> bool:
         """Keep the stream of a large file from the last scan; return whether that was possible."""
@@ -88,8 +100,8 @@ class LargeFileReader:
         self._entries.add(directory, position, entry, Content.OWN, size=entry.size, extra=extra)
         return True
 
-    def read(self, directory: Scanned, position: int) -> None:
-        """Read a file into a stream of its own."""
+    def read(self, directory: Scanned, position: int, last: LastRead | None) -> None:
+        """Read a file into a stream of its own. last: what the last scan read under its name, if anything."""
         name = name_at(directory.listing, directory.places[position])
         fd = self._entries.open_file(directory, name)
         if fd < 0:
@@ -100,6 +112,7 @@ class LargeFileReader:
             linked = self._links.get(key) if info.st_nlink > 1 else None
             again = linked is not None and linked.stamp == stamp_of(info)
             if linked is None or not again:
+                self._compare_with_previous(directory, name, fd, info, last)
                 linked = self._read_large(directory, position, name, fd, info)
                 if info.st_nlink > 1:
                     self._links[key] = linked
@@ -130,6 +143,19 @@ class LargeFileReader:
             (OWN_STREAM if taken.stored else 0) | (SPARSE if linked.extents is not None else 0)
         )
 
+    def _compare_with_previous(
+        self, directory: Scanned, name: bytes, fd: int, info: os.stat_result, last: LastRead | None
+    ) -> None:
+        """Have the next stream compared with that of the file's previous version, if there is one."""
+        if self._old is None or self._previous is None:
+            return
+        previous = last.stream if last is not None else None
+        if last is None or last.ids != (info.st_dev, info.st_ino):
+            # A file that was rotated, or replaced by a new one, may have another's content.
+            previous = self._previous.find(fd, name, info, directory.old_at) or previous
+        if previous is not None:
+            self._pipeline.compare_with(PreviousStream(iter_runs_of_chunks(self._old.store, previous)))
+
     def _read_large(
         self, directory: Scanned, position: int, name: bytes, fd: int, info: os.stat_result
     ) -> _Linked:
@@ -153,6 +179,8 @@ class LargeFileReader:
             raise
         if linked.stored:
             self._pipeline.end_stream(lambda ref: linked.end(ref, self._progress.chunks))
+        else:
+            self._pipeline.compare_with(None)
         after = os.fstat(fd)
         if stamp_of(after) != linked.stamp or sum(length for _, length in whole) != linked.stored:
             self._entries.doubt(directory, CHANGED, name)

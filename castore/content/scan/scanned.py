@@ -51,6 +51,8 @@ class Scanned:
     """Whether it, or a directory below it, has a file with several names."""
     at: int = -1
     """The position of its record in the new scan cache."""
+    old_at: int | None = None
+    """The position of its record in the old scan cache."""
     moved: bool = False
     """Whether its old record is of another place in the tree."""
     below: dict[bytes, int] = field(default_factory=dict)

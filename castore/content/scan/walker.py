@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from castore.content.pipeline import Pipeline
     from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.scan.cache_writer import ScanCacheWriter
+    from castore.content.scan.large_files import LastRead
     from castore.content.scan.rules import ScanRules
     from castore.kernel.dir_listing import Listed, Record
     from castore.model.refs import Ref
@@ -153,6 +154,7 @@ class _Scanner:
             record = self._old.record(old_at)
         self._list(directory, old_at)
         if record is not None and self._old is not None:
+            directory.old_at = record.start
             directory.below = self._old.below(record)
         if record is not None and self._keep(directory, record):
             return directory
@@ -163,7 +165,7 @@ class _Scanner:
         directory.distrust |= is_racily_clean(found.last_ctime, directory.time)
         directory.linked = found.linked
         self._count_chunks(directory, 0)
-        self._read(directory, self._large.streams(record))
+        self._read(directory, self._large.last_read(record))
         return directory
 
     def _list(self, directory: Scanned, old_at: int | None) -> None:
@@ -226,7 +228,7 @@ class _Scanner:
 
         self._pipeline.call_when_stored(count)
 
-    def _read(self, directory: Scanned, streams: dict[bytes, tuple[bytes, int, Ref]]) -> None:
+    def _read(self, directory: Scanned, last_read: dict[bytes, LastRead]) -> None:
         small: list[int] = []
         large: list[int] = []
         for position in self._selection.chosen(directory):
@@ -245,10 +247,10 @@ class _Scanner:
         for position in sorted(large):
             raw = entry_bytes(directory.listing, directory.places[position])
             name = name_at(directory.listing, directory.places[position])
-            before, mark, ref = streams.get(name, (b"", 0, None))
-            same = ref is not None and raw == before
-            if not (same and ref and self._large.known(directory, position, mark, ref)):
-                self._large.read(directory, position)
+            last = last_read.get(name)
+            same = last is not None and raw == last.entry
+            if not (same and last and self._large.known(directory, position, last.mark, last.stream)):
+                self._large.read(directory, position, last)
         directory.subdirectories.reverse()
 
     def _next_child(self, directory: Scanned) -> Scanned | None:
