@@ -122,7 +122,7 @@ class PreviousFiles:
         return streams[file.order][2] if file.order < len(streams) else None
 
     def _samples(self, fd: int, size: int) -> list[set[RecordId]]:
-        """Return, for each chunk of a few samples of the file, the stored chunks that it equals or resembles."""
+        """Return, for each chunk of a few samples of the file, which stored chunks it is or resembles."""
         found: list[set[RecordId]] = []
         length = _SAMPLE_CHUNKS * self._pipeline.average
         for number in range(_SAMPLES):
