@@ -19,7 +19,7 @@ from castore.analysis.results import Analysis, ChunkClass, NightFigures, Row, Wh
 from castore.analysis.scatter import measure_scatter
 from castore.analysis.trial import trial_store
 from castore.analysis.whole_file import whole_files
-from castore.errors import UsageError
+from castore.errors import ProgramError, UsageError
 from castore.progress import Progress, unwatched
 
 if TYPE_CHECKING:
@@ -75,7 +75,10 @@ def run_analysis(request: AnalysisRequest) -> Analysis:
 
 def _whole_files(request: AnalysisRequest, paths: Sequence[str]) -> list[WholeFile]:
     request.watch("zstd --patch-from", Progress())
-    return whole_files(paths)
+    try:
+        return whole_files(paths)
+    except ProgramError:
+        return []  # it printed why; all other figures are complete
 
 
 def _try_setting(request: AnalysisRequest, setting: Setting, first: Row | None) -> tuple[Row, Stored]:

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from castore.cli import formatting
+from castore.cli.document import times
 from castore.cli.options import common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
     from castore.maintenance.stats import Stats
 
+_SHOWN: Final = 10
+"""Generations that are listed."""
+
 
 @click.command(epilog="Example: castore stats --json")
 @json_option
 @common
 def stats(context: CliContext, as_json: bool) -> None:
-    """Show how much the store holds, and what each step saved."""
+    """Show how much the store holds, and what each step saved.
+
+    The unique bytes of a generation are those that no other generation needs: what forgetting it, and then
+    pruning, would free. The 10 generations with most of them are listed.
+    """
     with context.open_store(confined=()) as store:
         found = store.stats()
         context.warn_damaged(store.internal)
     if as_json:
         import msgspec
 
-        print_json({**msgspec.to_builtins(found), "chunks": found.chunks, "overhead": found.overhead})
+        plain = msgspec.to_builtins(found)
+        generations = [{**one, **times("time", one["time"])} for one in plain["generations"]]
+        print_json({**plain, "generations": generations, "chunks": found.chunks, "overhead": found.overhead})
         return
     print(_services_table(found))
     print()
+    if found.generations:
+        print(_generations_table(found))
+        print()
     _print_store(found)
 
 
@@ -48,6 +61,24 @@ def _services_table(found: Stats) -> str:
     ]
     header = ["service", "generations", "plain", "dedup", "delta", "compressed", "stored", "ratio"]
     return formatting.table(rows, header=header, right=set(range(1, 8)))
+
+
+def _generations_table(found: Stats) -> str:
+    """Return the generations that need most bytes of their own: only they need them."""
+    most = sorted(found.generations, key=lambda one: -one.unique)[:_SHOWN]
+    rows = [
+        [
+            f"{one.service}@{one.number}",
+            formatting.local_time(one.time),
+            formatting.size(one.plain),
+            formatting.size(one.unique),
+        ]
+        for one in most
+    ]
+    header = ["generation", "taken", "plain", "unique"]
+    table = formatting.table(rows, header=header, right={2, 3})
+    left = len(found.generations) - len(most)
+    return table + (f"\nand {left} more, which need less of their own (--json lists all)" if left else "")
 
 
 def _print_store(found: Stats) -> None:

@@ -13,7 +13,7 @@ from castore.store.index.record_places import CompleteChunks
 from castore.store.index.schema import NEXT_PACK, NUMBER, PACK, PACK_NUMBER, PLACE, batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from castore.kernel.id_set import IdSet
     from castore.store.format.pack import PackEntry
@@ -80,6 +80,17 @@ class Liveness:
                 while more and cursor.key()[:32] == base:
                     todo.append(cursor.value())
                     more = cursor.next()
+
+    def weights(self, kind: int) -> Iterator[tuple[bytes, float]]:
+        """Yield each chunk or node, by ascending id, with its sealed bytes.
+
+        A record of several chunks counts for each by the share of it.
+        """
+        with self._tables.reading() as txn:
+            cursor = txn.cursor(self._db["chunks" if kind == CHUNK else "nodes"])
+            for record_id, value in cursor:
+                _, _, sealed, *_, members = PLACE.unpack(value)
+                yield record_id, sealed / (members or 1)
 
     def weigh_chunks(self, marks: IdSet) -> tuple[int, int]:
         """Return how many indexed chunks are marked, and their sealed bytes.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 
+import castore
 from castore.maintenance.stats import stats
 from castore.model.refs import RefKind
-from castore.store.format.pack import CHUNK
+from castore.store.format.pack import CHUNK, NODE
 from castore.store.reachability import roots_of
 from tests.support.stores import Sandbox
 
@@ -66,3 +67,64 @@ def test_chunks_that_only_deltas_need_are_those_that_sets_of_ids_find(tmp_path) 
     assert count > 0
     assert records.bases_only == count
     assert abs(records.bases_only_bytes - size) <= 1
+
+
+def needed_by(store, generation) -> set[bytes]:
+    """Everything that a generation needs, bases included, found with sets of all ids."""
+    bases = {record: below for _, record, _, below in store.index.locations.records()}
+    found: set[bytes] = set()
+    todo = list(roots_of(generation))
+    while todo:
+        ref = todo.pop()
+        if ref.id in found:
+            continue
+        found.add(ref.id)
+        if ref.kind is not RefKind.CHUNK:
+            todo += store.reader.read_node(ref.id)
+    below = list(found)
+    while below:
+        for base in bases.get(below.pop(), ()):
+            if base not in found:
+                found.add(base)
+                below.append(base)
+    return found
+
+
+def test_unique_bytes_are_those_that_no_other_generation_needs(tmp_path) -> None:
+    from castore.services.sources import Tree, file_source
+
+    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
+    data = random.Random(1).randbytes(400_000)
+    (tmp_path / "tree").mkdir()
+    for generation in range(4):
+        data = edited(data, generation)
+        (tmp_path / "dump").write_bytes(data)
+        (tmp_path / "tree" / f"{generation % 2}").write_bytes(random.Random(generation).randbytes(70_000))
+        sources = {"d": file_source(str(tmp_path / "dump")), "t": Tree(str(tmp_path / "tree"))}
+        sandbox.snapshot("s" if generation % 2 else "other", sources)
+    with sandbox.open() as store:
+        found = {(one.service, one.number): one.unique for one in stats(store).generations}
+        weights = {record: weight for kind in (CHUNK, NODE) for record, weight in store.index.liveness.weights(kind)}
+        needed = {(one.service, one.number): needed_by(store, one) for one in store.generations.all()}
+        assert len(found) == 4
+        for name, unique in found.items():
+            others = set().union(*(ids for other, ids in needed.items() if other != name))
+            assert unique == round(sum(weights[record] for record in needed[name] - others))
+            assert unique > 0
+
+
+def test_forgetting_a_generation_frees_about_its_unique_bytes(tmp_path) -> None:
+    from castore.services.prune import compact_and_record
+    from castore.services.sources import file_source
+
+    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
+    for generation in range(3):
+        (tmp_path / "dump").write_bytes(random.Random(generation).randbytes(1_000_000))
+        sandbox.snapshot("s", {"d": file_source(str(tmp_path / "dump"))})
+    with sandbox.open() as store:
+        before = stats(store)
+        unique = before.generations[1].unique
+        store.generations.forget("s", [2])
+        compact_and_record(store, castore.Progress(), grace_seconds=0, max_unused=0, unfinished_seconds=0)
+        freed = before.pack_bytes - stats(store).pack_bytes
+    assert abs(freed - unique) < unique // 20
