@@ -133,7 +133,7 @@ class KeyRotatedError(IdentityError):
 
 
 class UntrustedError(IdentityError):
-    """No configuration of the store is signed by an admin whose key is pinned on this machine."""
+    """No configuration of the store is signed by an admin whose key this machine trusts."""
 
 
 class BusyError(CastoreError):

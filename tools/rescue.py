@@ -140,7 +140,7 @@ class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts:
     def __init__(self, path, identity):
         self.path, self.keys = os.path.abspath(path), (sodium.crypto_scalarmult_base(identity), identity)
         self.sessions, self.generations, self.index, self.accepted, self.newest = {}, {}, {}, None, None
-        self.pins = self.own = {sodium.crypto_sign_seed_keypair(derive(identity, "admin"))[0]}
+        self.trusted = self.own = {sodium.crypto_sign_seed_keypair(derive(identity, "admin"))[0]}
         self.read_folder("config", OBJECT_OR_COPY, self.add_config, "passed over")
         require(self.newest, f"{path} has no config/ that opens with this identity")
         signer, self.admins, self.store_id, self.config, secret = self.accepted or self.newest
@@ -180,8 +180,8 @@ class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts:
         config = unpack(record)
         admins = {admin[0] for admin in config["admins"]}
         self.newest = signer, admins, data[16:32], config, opened[16:]
-        if signer in self.pins & admins:
-            self.accepted, self.pins = self.newest, self.own | admins
+        if signer in self.trusted & admins:
+            self.accepted, self.trusted = self.newest, self.own | admins
 
     def add_rotation(self, name, number, _):
         data = self.read(name)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from castore.content.restore.plan import TreePlan
     from castore.progress import Watch
     from castore.services.operations import ServiceOperations
-    from castore.services.rollback.plan import DumpPlan, RemovalPlan
+    from castore.services.rollback.plan import AddedPart, DumpPlan
     from castore.services.rollback.request import RollbackRequest
 
 
@@ -31,7 +31,7 @@ class RollbackPlan:
     """The rollback, as castore's own functions need it."""
     trees: dict[str, TreePlan] = field(default_factory=dict)
     dumps: tuple[DumpPlan, ...] = ()
-    removals: tuple[RemovalPlan, ...] = ()
+    removals: tuple[AddedPart, ...] = ()
     """Parts that did not exist in the target."""
     untouched: tuple[str, ...] = ()
     """Live parts of the service that the target does not have."""
@@ -74,7 +74,7 @@ def make_plan(
         request,
         found.trees,
         found.dumps,
-        tuple(removal for removal in found.removals if removal.exists),
+        tuple(removal for removal in found.added_parts if removal.exists),
         found.untouched,
         tuple(missing_folders(found, request.origins)),
         tuple(creations(store.internal, found)),

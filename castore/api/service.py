@@ -154,7 +154,7 @@ class Service:
         store = self._owner.internal
         sources = sources_of(self.configured_parts() if parts is None else parts)
         leave_out = [store.location, *self._owner.leave_out]
-        return list(preview(sources, leave_out, store.places.journals))
+        return list(preview(sources, leave_out, store.paths.journals))
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Delete generations permanently; `Store.compact` reclaims the space that only they referenced.

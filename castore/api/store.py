@@ -147,7 +147,7 @@ class Store:
     def leave_out(self) -> tuple[str, ...]:
         """Paths that trees store empty, and that a restore never removes: castore's own, and identities."""
         store = self.internal
-        found = [store.places.state, store.places.cache, *self._leave_out()]
+        found = [store.paths.state, store.paths.cache, *self._leave_out()]
         with contextlib.suppress(NoHomeError):
             found.append(identity_path(store.store_id))
         return tuple(dict.fromkeys(found))

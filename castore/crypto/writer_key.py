@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _WRITER: Final = "castore-writer-"
 _FIXED: Final = 16 + 32 + 32
-"""Bytes of a writer key before the admins that it pins."""
+"""Bytes of a writer key before the signers that it trusts."""
 
 
 class MachineKey:
@@ -99,7 +99,7 @@ class Signers:
 def how_to_adopt(location: str = "") -> str:
     """Return which commands make this machine a writer of a store, for messages.
 
-    location: the place of the store, or empty if it is not known.
+    location: that of the store, or empty if it is not known.
     """
     command = "castore key adopt" + (f" --store {shlex.quote(location)}" if location else "")
     return (
@@ -122,7 +122,7 @@ class WriterKey:
         past: KeyHistory | None = None,
         *,
         machine: MachineKey | None = None,
-        pins: Iterable[bytes] = (),
+        trusted_signers: Iterable[bytes] = (),
         signer: SigningKey | None = None,
         signers: Signers | None = None,
     ) -> None:
@@ -132,7 +132,7 @@ class WriterKey:
         self.secret = secret
         self.machine = machine
         """This machine's own keys; None if it has none for this store."""
-        self.pins = tuple(pins)
+        self.trusted_signers = tuple(trusted_signers)
         """The public keys of the admins whose configurations this machine accepts."""
         self._signer = signer
         self.signers = signers or Signers()
@@ -171,11 +171,11 @@ class WriterKey:
 
     def with_secret(self, secret: bytes) -> WriterKey:
         """Return the key of the same store and machine with another secret."""
-        return WriterKey(self.store_id, secret, machine=self.machine, pins=self.pins)
+        return WriterKey(self.store_id, secret, machine=self.machine, trusted_signers=self.trusted_signers)
 
-    def with_pins(self, pins: Iterable[bytes]) -> WriterKey:
-        """Return the same key with these admins pinned, for its file; without former keys."""
-        return WriterKey(self.store_id, self.secret, machine=self.machine, pins=pins)
+    def with_trusted_signers(self, signers: Iterable[bytes]) -> WriterKey:
+        """Return the same key that trusts these signers, for its file; without former keys."""
+        return WriterKey(self.store_id, self.secret, machine=self.machine, trusted_signers=signers)
 
     @classmethod
     def parse(cls, text: str) -> WriterKey:
@@ -184,14 +184,16 @@ class WriterKey:
         data = read(_WRITER, line) if line.startswith(_WRITER) else None
         if data is None or len(data) < _FIXED or (len(data) - _FIXED) % PUBLIC_BYTES:
             raise UsageError("this is not a writer key (castore-writer-...), or it is mistyped or incomplete")
-        pins = [data[at : at + PUBLIC_BYTES] for at in range(_FIXED, len(data), PUBLIC_BYTES)]
-        return cls(data[:16], data[16:48], machine=MachineKey(data[48:_FIXED]), pins=pins)
+        signers = [data[at : at + PUBLIC_BYTES] for at in range(_FIXED, len(data), PUBLIC_BYTES)]
+        return cls(data[:16], data[16:48], machine=MachineKey(data[48:_FIXED]), trusted_signers=signers)
 
     def text(self) -> str:
-        """Return the secrets and pins as text, for a file that only its owner can read."""
+        """Return the secrets and trusted signers as text, for a file that only its owner can read."""
         if self.machine is None:
             raise ValueError("a writer key without a machine's key is not kept")
-        return write(_WRITER, b"".join([self.store_id, self.secret, self.machine.seed, *self.pins]))
+        return write(
+            _WRITER, b"".join([self.store_id, self.secret, self.machine.seed, *self.trusted_signers])
+        )
 
     @property
     def gear(self) -> bytes:

@@ -191,7 +191,7 @@ class Engine(
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:
-        """Restore the dump into a scratch place below `folder`, check it, and yield a summary of the result.
+        """Restore the dump into a scratch directory below `folder`, check it, and yield a summary.
 
         With the summary come variables for the environment of a check: they say how to reach the restored
         state while the block lasts. Yields None if this engine has no drill; the dump is then kept as a

@@ -166,5 +166,5 @@ def _with(argv: list[str], at: int, client: str, options: list[str], *, first: b
     given = shlex.join(options)
     if not first:
         return [*argv[:-1], f"{argv[-1].rstrip()} {given}"]
-    place = list(re.finditer(rf"\b{client}\b", argv[-1]))[-1 if "|" in argv[-1] else 0].end()
-    return [*argv[:-1], f"{argv[-1][:place]} {given}{argv[-1][place:]}"]
+    end = list(re.finditer(rf"\b{client}\b", argv[-1]))[-1 if "|" in argv[-1] else 0].end()
+    return [*argv[:-1], f"{argv[-1][:end]} {given}{argv[-1][end:]}"]

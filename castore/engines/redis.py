@@ -262,8 +262,8 @@ class Redis(Engine[RedisSwap], frozen=True):
             account = unprivileged("redis")
             give(file.fileno(), account)
         give(folder, account)
-        with socket_folder(account) as place:
-            socket = os.path.join(place, "socket")
+        with socket_folder(account) as sockets:
+            socket = os.path.join(sockets, "socket")
             argv = [server, "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", ""]
             # Access is limited by the directory of the socket.
             argv += ["--unixsocketperm", "777"]

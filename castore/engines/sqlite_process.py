@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 _KEPT: Final = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD")
 """Environment variables of castore that the process also gets: Python may need them to start."""
 _START: Final = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from castore.engines.sqlite_worker import main; main()"
+    "import sys; sys.path.insert(0, sys.argv[1]); from castore.engines.sqlite_worker import main; main()"
 )
 _IDLE_SECONDS: Final = 30.0
 """Seconds that the process may be idle, apart from waiting for a lock.
@@ -165,11 +164,11 @@ def _asked(
         request = {"act": act, "path": found.path.hex(), "folder": found.folder, "parent": os.getpid()}
         request |= {"user": user and [*user], **more}
         argv = [sys.executable, "-I", "-S", "-c", _START, _ROOT, json.dumps(request)]
-        place = os.path.join(top, "t")
-        os.mkdir(place, 0o700)
+        temporary = os.path.join(top, "t")
+        os.mkdir(temporary, 0o700)
         if user is not None:
-            os.chown(place, user.uid, user.gid)
-        env |= {"LC_ALL": "C", "TMPDIR": place, "SQLITE_TMPDIR": place}
+            os.chown(temporary, user.uid, user.gid)
+        env |= {"LC_ALL": "C", "TMPDIR": temporary, "SQLITE_TMPDIR": temporary}
         kept = [] if user is None else [found.folder]
         waiting = more.get("seconds", 0)
         limit = timeout or waiting + _LEAST_SECONDS + _size(found) / _LEAST_SPEED

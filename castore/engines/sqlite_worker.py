@@ -159,7 +159,7 @@ def _mounted(folder: int, path: str) -> str:
     Where mounting is not allowed, as in most containers, the path is returned unchanged.
     """
     libc = ctypes.CDLL(None)
-    place = tempfile.gettempdir()
+    temporary = tempfile.gettempdir()
     if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
         return path
     # Opened again: the kernel mounts only directories of this process's own mounts.
@@ -167,11 +167,11 @@ def _mounted(folder: int, path: str) -> str:
     try:
         if not os.path.samestat(os.fstat(here), os.fstat(folder)):
             raise ProgramError("its directory was replaced meanwhile: repeat the command")
-        if libc.mount(b"/proc/self/fd/%d" % here, os.fsencode(place), None, _MS_BIND, None):
+        if libc.mount(b"/proc/self/fd/%d" % here, os.fsencode(temporary), None, _MS_BIND, None):
             return path
     finally:
         os.close(here)
-    return os.path.join(place, os.path.basename(path))
+    return os.path.join(temporary, os.path.basename(path))
 
 
 def _end_with(parent: int) -> None:

@@ -2,7 +2,7 @@
 
 There are three depths.
 
-- The index: every generation's record opens and every node opens. Every chunk has a place in an existing
+- The index: every generation's record opens and every node opens. Every chunk has a location in an existing
   pack, which is as long as its footer says, and belongs to a session whose key exists.
 - The packs: their bytes hash to their name.
 - The data: every chunk opens, decompresses and has the id it is stored under, and every directory decodes as

@@ -2,7 +2,7 @@
 
 The process that creates one holds a lock on it for its lifetime, which no other process inherits. A
 directory without a lock was left by a killed process. The next process that creates one with the same prefix
-in the same place removes it.
+in the same directory removes it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def scratch_folder(
     """Create a directory that is removed at the end of the block; remove those of killed processes, too.
 
     where: the directory to create it in; None: that of the system. mode: of the directory. say: called with
-    directories that cannot be removed. Raises CastoreError if other users could replace the directory in that
-    place, unless `anywhere`. Raises OSError.
+    directories that cannot be removed. Raises CastoreError if other users could replace the directory there,
+    unless `anywhere`. Raises OSError.
     """
     where = where or tempfile.gettempdir()
     if not anywhere:
@@ -64,7 +64,7 @@ def _refuse_loose(where: str) -> None:
         raise CastoreError(f"cannot make a scratch directory in {where}: {error}") from error
     except OSError as error:
         raise CastoreError(
-            f"cannot make a scratch directory in {where}: {error.strerror}; name another place with "
+            f"cannot make a scratch directory in {where}: {error.strerror}; name another one with "
             "--scratch or TMPDIR"
         ) from error
 

@@ -124,8 +124,10 @@ def _parts(names: Sequence[str], **keys: str | int) -> dict[str, dict[str, str |
 
 def _postgresql() -> Iterator[Found]:
     own = os.environ.get("PGHOST", "")
-    places = [own] if os.path.isabs(own) else ["/run/postgresql", "/tmp"]  # noqa: S108 - where servers listen
-    names = [path for place in places for path in sorted(glob.glob(f"{glob.escape(place)}/.s.PGSQL.*[0-9]"))]
+    directories = [own] if os.path.isabs(own) else ["/run/postgresql", "/tmp"]  # noqa: S108 - where servers listen
+    names = [
+        path for folder in directories for path in sorted(glob.glob(f"{glob.escape(folder)}/.s.PGSQL.*[0-9]"))
+    ]
     sockets = [path for path in names if _is_socket(path)]
     for path in sockets:
         host, port = os.path.dirname(path), int(path.rpartition(".")[2])

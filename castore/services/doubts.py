@@ -1,4 +1,4 @@
-"""Find what a rollback must not do without asking: replace state of another host, or at another place."""
+"""Find what a rollback must not do without asking: replace state of another host, or at another path."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation, Origin, Part
     from castore.store import Store
 
-_NOT_A_PLACE: Final = frozenset({
-    *("timeout", "password", "user", "options", "program-path", "maintenance-database", "run-as"),
-})
+_NO_PATHS: Final = frozenset(
+    ("timeout", "password", "user", "options", "program-path", "maintenance-database", "run-as")
+)
 """Settings of engines that do not identify the state."""
 _ADDRESS: Final = frozenset({"host", "port", "socket"})
 """Settings that identify the server that has the state."""
@@ -31,7 +31,7 @@ def doubts(
     """
     found = []
     # A new machine has noted no revision of the service, and its servers may have other addresses.
-    same = _NOT_A_PLACE if store.state.live_revision(target.service) is not None else _NOT_A_PLACE | _ADDRESS
+    same = _NO_PATHS if store.state.live_revision(target.service) is not None else _NO_PATHS | _ADDRESS
     if not store.hosts.is_own(target) and any(_is_live(part, origins) for part in target.parts):
         found.append(
             f"{target.service}@{target.number} was taken on host {target.host}, and this is "
@@ -39,9 +39,9 @@ def doubts(
         )
     for part in target.parts:
         before, now = recorded.get(part.name), origins.get(part.name)
-        places = _different(before, now, same) if before is not None and now is not None else None
-        if places is not None and _is_live(part, origins):
-            found.append(f"{part.name} was taken from {places[0]}, and would be restored to {places[1]}")
+        paths = _different(before, now, same) if before is not None and now is not None else None
+        if paths is not None and _is_live(part, origins):
+            found.append(f"{part.name} was taken from {paths[0]}, and would be restored to {paths[1]}")
     return found
 
 
@@ -61,7 +61,7 @@ def _is_live(part: Part, origins: dict[str, Origin]) -> bool:
 
 
 def _different(before: Origin, now: Origin, same: frozenset[str]) -> tuple[str, str] | None:
-    """Return both places, for people, if two origins differ. same: settings that may differ."""
+    """Return both paths, for people, if two origins differ. same: settings that may differ."""
     old, new = engine_of(before), engine_of(now)
     if old is None or new is None:
         paths = _shown(before.path), _shown(now.path)

@@ -34,10 +34,10 @@ def below(top: str, paths: Iterable[str]) -> frozenset[bytes]:
     return frozenset(os.fsencode(path.removeprefix(start)) for path in found if path.startswith(start))
 
 
-def refuse_same(places: Mapping[str, Iterable[str]]) -> None:
-    """Raise ConfigError if two parts have the same path. places: the paths of each part."""
+def refuse_same(paths_of: Mapping[str, Iterable[str]]) -> None:
+    """Raise ConfigError if two parts have the same path. paths_of: the paths of each part."""
     owner: dict[str, str] = {}
-    for name, paths in places.items():
+    for name, paths in paths_of.items():
         for path in map(os.path.realpath, paths):
             if owner.setdefault(path, name) != name:
                 raise ConfigError(

@@ -109,7 +109,7 @@ class PartWriter:
     def _store_tree(self, name: str, tree: Tree, progress: Progress) -> Ref | None:
         store, service = self._store, self._request.service
         if not self._request.interrupted:
-            refuse_unfinished(store.places.journals, tree.path)
+            refuse_unfinished(store.paths.journals, tree.path)
         report_foreign(store, tree.path)
         new = ScanCacheWriter(scan_path(store, service, name), store.index.epoch())
         self._scans.append(new)

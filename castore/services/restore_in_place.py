@@ -59,7 +59,7 @@ def plan_in_place(
         assert child is not None, "it is a tree"
         if not child.entry.is_dir:
             return plan_entry(reader, child, top, ownership, checksum=not trust_times)
-        refuse_unfinished(store.places.journals, top)
+        refuse_unfinished(store.paths.journals, top)
         report_foreign(store, top)
         details = decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
         origin = configured.get(part.name) or details.origins.get(part.name, Origin())

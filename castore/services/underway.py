@@ -26,7 +26,7 @@ def refuse_unfinished(journals: str, top: str) -> None:
 def report_foreign(store: Store, top: str) -> None:
     """Report directories in `top` that look like undo areas, but belong to no known restore."""
     with contextlib.suppress(OSError):
-        for name in foreign_asides(store.places.journals, real_path(top)):
+        for name in foreign_asides(store.paths.journals, real_path(top)):
             store.options.say(
                 f"{os.path.join(top, name)} belongs to no restore that this user's castore began, and is "
                 "treated like any other directory: look at it, and remove it; if another user's restore was "

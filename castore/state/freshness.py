@@ -5,7 +5,7 @@ whole. Only what a machine remembers shows that something is older. That is one 
 folder and not in the cache, written durably and only when it changes. It holds the highest `config/N` with
 its hash and its admins; and for each service the highest generation, with its session to recognise it.
 
-A machine that remembers nothing accepts what it finds. A copy of a store at another place has a memory
+A machine that remembers nothing accepts what it finds. A copy of a store at another location has a memory
 of its own. A machine that removes generations leaves a record of that in the store (`removals`), so that
 other machines know that it was intended. What disappeared without a record is refused until the user says
 that it is right (`accept`); a snapshot reports it and is committed nevertheless.
@@ -94,15 +94,16 @@ class FreshnessGuard:
     """The memory of a store, in the file `path`; safe to use from several processes at once."""
 
     def __init__(self, path: str, location: str, elsewhere: Iterable[str] = ()) -> None:
-        """Open the memory. elsewhere: the files of the same store at other places."""
+        """Open the memory. elsewhere: the files of the same store at other locations."""
         self._path = path
         self._location = location
         self._elsewhere = [other for other in elsewhere if other != path]
 
     def last(self, service: str) -> int:
-        """Return the highest number that a generation of a service ever had at any place of the store.
+        """Return the highest number that a generation of a service ever had at any location of the store.
 
-        All places count, because the state of a service on this machine names generations by their numbers.
+        All locations count, because the state of a service on this machine names generations by their
+        numbers.
         """
         memories = [self.memory(), *self._memories_elsewhere()]
         return max(self._of(memory, service).last for memory in memories)
@@ -145,7 +146,7 @@ class FreshnessGuard:
         self._change(change, strict=accept)
 
     def admins(self) -> frozenset[bytes]:
-        """Return the keys whose configurations are accepted here or, if none, at the store's other places."""
+        """Return the keys whose configurations are accepted here or, if none, at other locations."""
         own = self.memory().admins
         return frozenset(own or (key for memory in self._memories_elsewhere() for key in memory.admins))
 
@@ -309,7 +310,7 @@ def _is_removed(state: PresentGenerations, service: str, number: int, seen: Serv
     return state.removals(service).includes(number, host)
 
 
-def seen_at(places: MachinePaths, store_id: bytes, storage: Storage) -> FreshnessGuard:
+def seen_at(paths: MachinePaths, store_id: bytes, storage: Storage) -> FreshnessGuard:
     """Return what this machine has seen of the store in `storage`."""
-    path = places.seen_of(store_id, storage.place)
-    return FreshnessGuard(path, storage.location, places.all_seen_of(store_id))
+    path = paths.seen_of(store_id, storage.canonical_location)
+    return FreshnessGuard(path, storage.location, paths.all_seen_of(store_id))

@@ -10,8 +10,8 @@ from blake3 import blake3
 
 _WRITER_KEY: Final = "writer.key"
 _IN_PLACE: Final = "in-place"
-_PLACES: Final = "places"
-"""The folder, in a store's state, with one folder for each place of the store or of its copies."""
+_LOCATIONS: Final = "locations"
+"""The folder, in a store's state, with one folder for each location of the store or of its copies."""
 
 
 @dataclass(frozen=True)
@@ -41,55 +41,55 @@ class MachinePaths:
         stores = os.listdir(self.state) if os.path.isdir(self.state) else []
         return [os.path.join(self.state, store, _WRITER_KEY) for store in stores]
 
-    def seen_of(self, store_id: bytes, place: str) -> str:
-        """Return the path of what was seen of a store at a place, which reveals an older copy."""
-        return os.path.join(self._state_at(store_id, place), "seen")
+    def seen_of(self, store_id: bytes, location: str) -> str:
+        """Return the path of what was seen of a store at a location, which reveals an older copy."""
+        return os.path.join(self._state_at(store_id, location), "seen")
 
     def all_seen_of(self, store_id: bytes) -> list[str]:
-        """Return the paths of what was seen of a store, at every place where this machine used it."""
-        folder = os.path.join(self.state_of(store_id), _PLACES)
+        """Return the paths of what was seen of a store, at every location where this machine used it."""
+        folder = os.path.join(self.state_of(store_id), _LOCATIONS)
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         return [os.path.join(folder, name, "seen") for name in names]
 
-    def has_used(self, place: str) -> bool:
-        """Return whether this machine has used a store, or a copy of one, at a place."""
-        name = _folder_of(place)
+    def has_used(self, location: str) -> bool:
+        """Return whether this machine has used a store, or a copy of one, at a location."""
+        name = _folder_of(location)
         stores = os.listdir(self.state) if os.path.isdir(self.state) else []
-        return any(os.path.isdir(os.path.join(self.state, store, _PLACES, name)) for store in stores)
+        return any(os.path.isdir(os.path.join(self.state, store, _LOCATIONS, name)) for store in stores)
 
-    def ages_of(self, store_id: bytes, place: str) -> str:
-        """Return the path of the record of how long objects have been seen in a store at a place."""
-        return os.path.join(self._state_at(store_id, place), "ages")
+    def ages_of(self, store_id: bytes, location: str) -> str:
+        """Return the path of the record of how long objects have been seen in a store at a location."""
+        return os.path.join(self._state_at(store_id, location), "ages")
 
-    def verified_of(self, store_id: bytes, place: str) -> str:
-        """Return the path of the record of verified packs of a store at a place."""
-        return os.path.join(self._state_at(store_id, place), "verified")
+    def verified_of(self, store_id: bytes, location: str) -> str:
+        """Return the path of the record of verified packs of a store at a location."""
+        return os.path.join(self._state_at(store_id, location), "verified")
 
     def events_of(self, store_id: bytes) -> str:
         """Return the path of the log of operations on the services of a store."""
         return os.path.join(self.state_of(store_id), "events")
 
-    def index_of(self, store_id: bytes, place: str) -> str:
-        """Return the folder of the index of a store at a place."""
-        return os.path.join(self._cache_at(store_id, place), "index")
+    def index_of(self, store_id: bytes, location: str) -> str:
+        """Return the folder of the index of a store at a location."""
+        return os.path.join(self._cache_at(store_id, location), "index")
 
-    def scans_of(self, store_id: bytes, place: str) -> str:
-        """Return the folder of the scan cache of a store at a place."""
-        return os.path.join(self._cache_at(store_id, place), "scan")
+    def scans_of(self, store_id: bytes, location: str) -> str:
+        """Return the folder of the scan cache of a store at a location."""
+        return os.path.join(self._cache_at(store_id, location), "scan")
 
-    def base_cache_of(self, store_id: bytes, place: str) -> str:
-        """Return the folder of the base cache of a store at a place."""
-        return os.path.join(self._cache_at(store_id, place), "base-cache")
+    def base_cache_of(self, store_id: bytes, location: str) -> str:
+        """Return the folder of the base cache of a store at a location."""
+        return os.path.join(self._cache_at(store_id, location), "base-cache")
 
     # A copy of a store has the id of the original, but other objects: what was seen of one says nothing
     # about the other.
 
-    def _state_at(self, store_id: bytes, place: str) -> str:
-        return os.path.join(self.state_of(store_id), _PLACES, _folder_of(place))
+    def _state_at(self, store_id: bytes, location: str) -> str:
+        return os.path.join(self.state_of(store_id), _LOCATIONS, _folder_of(location))
 
-    def _cache_at(self, store_id: bytes, place: str) -> str:
-        return os.path.join(self.cache, store_id.hex(), _folder_of(place))
+    def _cache_at(self, store_id: bytes, location: str) -> str:
+        return os.path.join(self.cache, store_id.hex(), _folder_of(location))
 
 
-def _folder_of(place: str) -> str:
-    return blake3(place.encode("utf-8", "surrogateescape")).hexdigest(8)
+def _folder_of(location: str) -> str:
+    return blake3(location.encode("utf-8", "surrogateescape")).hexdigest(8)

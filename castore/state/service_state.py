@@ -38,11 +38,11 @@ class ServiceState:
         self._folder = paths.state_of(store_id)
         self._location = storage.location
         self._tag_of = tag_of
-        self._verified = paths.verified_of(store_id, storage.place)
+        self._verified = paths.verified_of(store_id, storage.canonical_location)
         self._taken_over: dict[str, dict[str, int]] = {}
         self.event_log = EventLog(paths.events_of(store_id))
         """The log of operations on services of the store, on this machine."""
-        self.first_seen = FirstSeen(paths.ages_of(store_id, storage.place))
+        self.first_seen = FirstSeen(paths.ages_of(store_id, storage.canonical_location))
         """How long this machine has seen objects in the store."""
 
     # Locks
@@ -102,9 +102,7 @@ class ServiceState:
         if service not in self._taken_over:
             text = read_private(self._file("taken-over", service)) or ""
             lines = (line.partition(" ") for line in text.splitlines())
-            self._taken_over[service] = {
-                key: int(number) for number, _, key in lines if number.isdecimal()
-            }
+            self._taken_over[service] = {key: int(number) for number, _, key in lines if number.isdecimal()}
         return self._taken_over[service]
 
     def take_over(self, service: str, keys: Collection[str], number: int) -> None:

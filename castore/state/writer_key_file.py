@@ -30,9 +30,9 @@ def keep_writer_key(path: str, writer: WriterKey, storage: Storage) -> None:
     write_private(path, (note + writer.text() + "\n").encode())
 
 
-def has_kept_key_of(places: MachinePaths, location: str) -> bool:
-    """Return whether this machine keeps a writer key of a store that was at that place."""
-    for path in places.writer_keys():
+def has_kept_key_of(paths: MachinePaths, location: str) -> bool:
+    """Return whether this machine keeps a writer key of a store that was at that location."""
+    for path in paths.writer_keys():
         with contextlib.suppress(StorageError):
             if _noted(location) in (read_private(path) or ""):
                 return True

@@ -1,4 +1,4 @@
-"""The contract of a storage: a place that holds a store's objects.
+"""The contract of a storage, which holds the objects of one store.
 
 Objects are immutable: written once, completely or not at all, and never changed. Names are relative paths of
 lower-case letters, digits, dots and dashes, with `/` between their components.
@@ -58,7 +58,7 @@ class Writer(ABC):
 
 
 class Storage(ABC):
-    """A place that holds a store's objects."""
+    """Holds the objects of one store."""
 
     forks: bool = False
     """Whether a forked process may go on reading, concurrently with its parent."""
@@ -66,11 +66,11 @@ class Storage(ABC):
     @property
     @abstractmethod
     def location(self) -> str:
-        """The place, as named in messages."""
+        """The location of the store, as named in messages."""
 
     @property
-    def place(self) -> str:
-        """The name under which this machine remembers the place; by default its location."""
+    def canonical_location(self) -> str:
+        """The one name under which this machine remembers the location."""
         return self.location
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Storage(ABC):
         A folder that was never written to is empty. Raises StorageError.
         """
 
-    def sync_dir(self, folder: str) -> None:  # noqa: B027 - most places show only what is durable
+    def sync_dir(self, folder: str) -> None:  # noqa: B027 - most storages show only what is durable
         """Make durable what `list` shows of a folder, if it is not durable yet.
 
         A process that was killed just before the last step of a commit or a deletion leaves a state that
@@ -123,9 +123,9 @@ class Storage(ABC):
 
     @contextlib.contextmanager
     def lock(self, *, exclusive: bool = False) -> Iterator[bool]:
-        """Hold the place's lock during the block: exclusively (`exclusive`), or shared.
+        """Hold the store's lock during the block: exclusively (`exclusive`), or shared.
 
-        Yields whether every process that may use this place takes the lock. If not, a process that deletes
+        Yields whether every process that may use this storage takes the lock. If not, a process that deletes
         must wait until all commits that may have begun before have ended. Raises StorageError.
         """
         del exclusive

@@ -168,9 +168,7 @@ class LocalStorage(Storage):
             self._files.listdir(self._root)
             self._sweep()
         except FileNotFoundError:
-            raise NotFoundError(
-                f"no store at {self._root}: there is no such directory"
-            ) from None
+            raise NotFoundError(f"no store at {self._root}: there is no such directory") from None
         except NotADirectoryError:
             raise NotFoundError(f"no store at {self._root}: it is not a directory") from None
         except OSError as error:
@@ -182,7 +180,7 @@ class LocalStorage(Storage):
         return self._root
 
     @property
-    def place(self) -> str:
+    def canonical_location(self) -> str:
         """The directory without symbolic links: each directory has one name."""
         return os.path.realpath(self._root)
 

@@ -30,7 +30,7 @@ class StoreOptions:
     accept_older: bool = False
     """Accept a store that is older than this machine has seen it, and record it as it is."""
     trust: Collection[bytes] = ()
-    """Public keys of admins that are accepted in addition to those that this machine pins."""
+    """Public keys of admins that are accepted in addition to those that this machine trusts."""
     agree: Agree | None = None
     """Asks the user whether to accept a configuration that no trusted admin signed.
 

@@ -66,11 +66,11 @@ class Store:
         """Compose a store of the keys that opened it, and an index; use `open` or `create`."""
         self.storage = keys.storage
         self.store_id = keys.store_id
-        self.places = paths
+        self.paths = paths
         self.options = options
         self.keys = keys
         self.index = index
-        self.base_cache = BaseCache(paths.base_cache_of(self.store_id, self.storage.place))
+        self.base_cache = BaseCache(paths.base_cache_of(self.store_id, self.storage.canonical_location))
         if options.base_cache is not None:
             self.base_cache.limit = options.base_cache
         self.state = ServiceState(paths, self.storage, self.store_id, keys.tag_of)
@@ -116,8 +116,8 @@ class Store:
         data = encode_config(1, config, writer, signer)
         path = paths.writer_key_of(writer.store_id)
         new.before_create(writer.store_id)
-        pins = dict.fromkeys([*sorted(config.admin_keys), signer.public])
-        keep_writer_key(path, writer.with_pins(pins), storage)
+        signers = dict.fromkeys([*sorted(config.admin_keys), signer.public])
+        keep_writer_key(path, writer.with_trusted_signers(signers), storage)
         try:
             storage.put(config_name(1), data)
         except ObjectExistsError:
@@ -156,8 +156,8 @@ class Store:
     def _open(cls, opener: Opener, options: StoreOptions) -> Self:
         accepted = _choose(opener, accept_older=options.accept_older)
         keys = KeyManager(opener, accepted, accept_older=options.accept_older)
-        index = Index(opener.places.index_of(keys.store_id, opener.storage.place), keys.store_id)
-        store = cls(keys, index, opener.places, options)
+        index = Index(opener.paths.index_of(keys.store_id, opener.storage.canonical_location), keys.store_id)
+        store = cls(keys, index, opener.paths, options)
         try:
             store.updater.drop_revoked()
         except BaseException:
@@ -190,7 +190,7 @@ class Store:
 
     def reopened(self) -> Store:
         """Return this store for reading in a newly forked process: LMDB needs an index handle of its own."""
-        return Store(self.keys, Index(self.index.path, self.store_id), self.places, self.options)
+        return Store(self.keys, Index(self.index.path, self.store_id), self.paths, self.options)
 
     def __enter__(self) -> Self:
         return self
@@ -208,7 +208,7 @@ class Store:
 
     @property
     def location(self) -> str:
-        """The place that holds the store, as named in messages."""
+        """The location of the store, as named in messages."""
         return self.storage.location
 
     # What most callers do
@@ -252,16 +252,16 @@ class Store:
 
 def _choose(opener: Opener, *, accept_older: bool) -> Accepted:
     """Return the accepted configuration. It must not be older than one that was accepted before."""
-    storage, places = opener.storage, opener.places
+    storage, paths = opener.storage, opener.paths
     try:
         accepted = choose(opener)
     except (KeyRotatedError, UntrustedError, DamageError):
         if not accept_older:
             # More likely, an older copy replaced the store; that error also says more.
             for store_id, number in newest_numbers(storage):
-                seen_at(places, store_id, storage).check_config(number)
+                seen_at(paths, store_id, storage).check_config(number)
         raise
     if not accept_older:
-        seen = seen_at(places, accepted.sealed.store_id, storage)
+        seen = seen_at(paths, accepted.sealed.store_id, storage)
         seen.check_config(accepted.sealed.number, accepted.sealed.hash)
     return accepted

@@ -410,7 +410,7 @@ def test_no_command_prints_a_secret(command_line, home):
         command_line("init", command_line.store, "--recipient", secret_of(second), env=debug, expect=2)
     everything = "".join(command_line.printed)
     for path in (command_line.first, second, writer):
-        body = secret_of(path).split("-")[2][:120]  # of a writer key, before the admin keys that it pins
+        body = secret_of(path).split("-")[2][:120]  # of a writer key, before the admin keys that it trusts
         for start in range(0, len(body) - 12, 6):
             assert body[start : start + 12] not in everything
 

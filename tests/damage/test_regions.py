@@ -61,7 +61,7 @@ class PristineStore:
             store.sync()
             forget(store, "web", [store.generations.get("web", 3)])
             # A machine that never saw the third gives its number again.
-            os.unlink(self.sandbox.places.seen_of(store.store_id, store.storage.place))
+            os.unlink(self.sandbox.places.seen_of(store.store_id, store.storage.canonical_location))
             # Nor is there a record of the removal.
             shutil.rmtree(self.sandbox.store / "removals")
         self.change(4)

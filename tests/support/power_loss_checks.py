@@ -91,7 +91,7 @@ class PowerLossChecker:
         reader = readers[chance.choice(sorted(readers))]
         # The machine's memory is that of the end of the history.
         storage = LocalStorage(ROOT, files=files)
-        # So are the admins that it pins: earlier ones are given.
+        # So are the admins that it trusts: earlier ones are given.
         trust = [one.admin.public for one in host.identities.values()]
         with Store.open(storage, places, lambda: reader, StoreOptions(accept_older=True, trust=trust)) as store:
             store.sync()

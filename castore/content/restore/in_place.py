@@ -124,7 +124,7 @@ class InPlace(PlanWriter):
         super().__init__(reader, plan, ownership, progress)
         self._plan = plan
         self._owner = owner
-        self._journals = reader.store.places.journals
+        self._journals = reader.store.paths.journals
         self._undo: UndoArea | None = None
 
     @property

@@ -49,7 +49,8 @@ class DirectorySummary(NamedTuple):
 
 def scan_path(store: Store, service: str, part: str) -> str:
     """Return the path of this machine's scan cache of a tree."""
-    return os.path.join(store.places.scans_of(store.store_id, store.storage.place), f"{service}:{part}")
+    folder = store.paths.scans_of(store.store_id, store.storage.canonical_location)
+    return os.path.join(folder, f"{service}:{part}")
 
 
 def summary_of(record: Record) -> DirectorySummary:

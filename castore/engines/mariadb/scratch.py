@@ -34,8 +34,8 @@ def scratch_server(folder: str, client: str) -> Iterator[str]:
         argv = [make, "--no-defaults", f"--datadir={data}", f"--tmpdir={folder}", "--skip-test-db"]
         argv.append("--auth-root-authentication-method=normal")
     output_of(argv, account=account, cwd=folder, env=environment())
-    with socket_folder(account) as place:
-        socket = os.path.join(place, "socket")
+    with socket_folder(account) as sockets:
+        socket = os.path.join(sockets, "socket")
         files = os.path.join(folder, "files")
         os.mkdir(files, 0o700)
         give(files, account)
@@ -43,7 +43,7 @@ def scratch_server(folder: str, client: str) -> Iterator[str]:
         quiet = [f"--max-allowed-packet={PACKET}", f"--tmpdir={folder}", f"--secure-file-priv={files}"]
         quiet += ("--skip-networking", "--innodb-flush-log-at-trx-commit=0", "--event-scheduler=OFF")
         argv = [server, "--no-defaults", f"--datadir={data}", f"--socket={socket}", *quiet]
-        argv.append(f"--pid-file={place}/pid")
+        argv.append(f"--pid-file={sockets}/pid")
         with running(argv, signal.SIGTERM, account=account, cwd=folder) as process:
             ask = [client, "--no-defaults", f"--socket={socket}", "--user=root"]
             process.wait_for([*ask, "--execute=SELECT 1"])

@@ -101,10 +101,10 @@ def _load(database: Database, folder: str, contents: Contents, was: dict[str, An
             if role := re.search('role "(.+?)" does not exist', str(error)):
                 client.query(f"CREATE ROLE {quoted_name(role[1])};")
             elif space := re.search('parameter "default_tablespace": "(.+?)"(;|$)', str(error)):
-                place = os.path.join(folder, f"space{spaces}")
+                directory = os.path.join(folder, f"space{spaces}")
                 # The server's user, who owns the directory, creates it: a name there may be a link.
-                output_of(["mkdir", "-m", "700", place], account=unprivileged("postgres"), cwd=folder)
-                named = f"{quoted_name(space[1])} LOCATION {quoted_text(place)}"
+                output_of(["mkdir", "-m", "700", directory], account=unprivileged("postgres"), cwd=folder)
+                named = f"{quoted_name(space[1])} LOCATION {quoted_text(directory)}"
                 client.query(f"CREATE TABLESPACE {named};")
                 spaces += 1
             else:

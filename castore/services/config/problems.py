@@ -86,9 +86,9 @@ class Problems:
             try:
                 return msgspec.convert(left, kind)
             except msgspec.ValidationError as error:
-                place, reason = _mistake_in_table(left, kind) or ((), _reason(error))
-            refusal = self.error((*keys, *place), reason)
-            key = str(place[0]) if place else ""
+                path, reason = _mistake_in_table(left, kind) or ((), _reason(error))
+            refusal = self.error((*keys, *path), reason)
+            key = str(path[0]) if path else ""
             if key not in left:
                 # The mistake of a required key that was removed here is already reported.
                 raise ConfigProblemsError(*([] if key in table else [str(refusal)]))

@@ -24,7 +24,6 @@ from castore.services.sources import (
 )
 
 if TYPE_CHECKING:
-
     from castore.content.restore.plan import TreePlan
     from castore.model.generation import Generation, Part
     from castore.services.rollback.request import RollbackContext, RollbackRequest
@@ -41,7 +40,7 @@ class DumpPlan:
     """Why restoring it may fail or lose something, for people; empty: no reason."""
 
     @property
-    def places(self) -> list[str]:
+    def live_paths(self) -> list[str]:
         """The path of the live file that the dump replaces, if the engine has one."""
         found = configured_path(self.source.engine)
         return [] if found is None else [found]
@@ -58,7 +57,7 @@ class DumpPlan:
 
 
 @dataclass(frozen=True)
-class RemovalPlan:
+class AddedPart:
     """A live part that did not exist in the target generation, and is removed."""
 
     name: str
@@ -80,7 +79,7 @@ class RollbackPlan:
     target: Generation
     trees: dict[str, TreePlan] = field(default_factory=dict)
     dumps: tuple[DumpPlan, ...] = ()
-    removals: tuple[RemovalPlan, ...] = ()
+    added_parts: tuple[AddedPart, ...] = ()
     untouched: tuple[str, ...] = ()
     """Live parts of the service that `target` does not have."""
 
@@ -100,17 +99,17 @@ def plan_rollback(store: Store, request: RollbackRequest, context: RollbackConte
     dumps = [
         _plan_dump(part, origins.get(part.name, Origin())) for part in target.parts if part.kind == "dump"
     ]
-    removals = _plan_removals(store, target, origins)
+    added_parts = _added_parts(store, target, origins)
     paths_of = {
-        dump.part.name: with_endings(dump.places, dump.source.engine.sidecar_suffixes) for dump in dumps
+        dump.part.name: with_endings(dump.live_paths, dump.source.engine.sidecar_suffixes) for dump in dumps
     }
-    paths_of |= {removal.name: [removal.path] for removal in removals}
+    paths_of |= {added.name: [added.path] for added in added_parts}
     with StreamReader(store) as reader:
         trees = _plan_trees(tree_planner(store, reader, request, context), paths_of)
-    covered = {part.name for part in target.parts} | {removal.name for removal in removals}
+    covered = {part.name for part in target.parts} | {added.name for added in added_parts}
     untouched = list(lacking(context.service, covered))
     untouched += [name for name in target.missing_parts if name not in covered]
-    return RollbackPlan(target, trees, tuple(dumps), removals, tuple(dict.fromkeys(untouched)))
+    return RollbackPlan(target, trees, tuple(dumps), added_parts, tuple(dict.fromkeys(untouched)))
 
 
 def tree_planner(
@@ -145,9 +144,7 @@ def _plan_trees(planner: TreePlanner, paths_of: dict[str, list[str]]) -> dict[st
     return trees
 
 
-def _plan_removals(
-    store: Store, target: Generation, origins: dict[str, Origin]
-) -> tuple[RemovalPlan, ...]:
+def _added_parts(store: Store, target: Generation, origins: dict[str, Origin]) -> tuple[AddedPart, ...]:
     """Return the parts that `target` records as absent and whose present path is known."""
     found = []
     for name, kind in read_details(store, target).absent_parts.items():
@@ -155,7 +152,7 @@ def _plan_removals(
         source = engine_of(at) if kind == "dump" else None
         path = os.fsdecode(at.path) or (configured_path(source.engine) if source else None) or ""
         if path and target.part(name) is None:
-            found.append(RemovalPlan(name, path, source))
+            found.append(AddedPart(name, path, source))
     return tuple(found)
 
 
@@ -178,7 +175,7 @@ def present_sources(plan: RollbackPlan, origins: dict[str, Origin]) -> tuple[dic
     sources: dict[str, Source] = {}
     absent = Absent()
     kinds: dict[str, Literal["tree", "dump"]] = {part.name: part.kind for part in plan.target.parts}
-    kinds |= {removal.name: "dump" if removal.source else "tree" for removal in plan.removals}
+    kinds |= {added.name: "dump" if added.source else "tree" for added in plan.added_parts}
     for name, kind in kinds.items():
         found = origins.get(name, Origin())
         source: Source | None

@@ -13,10 +13,10 @@ from castore.services import folders
 from castore.services.nested_parts import below, refuse_same, with_endings
 from castore.services.rollback.journal import PartJournal
 from castore.services.rollback.steps import (
+    AddedDumpStep,
+    AddedTreeStep,
     DumpStep,
-    EngineRemoval,
     RollbackStep,
-    TreeRemoval,
     TreeStep,
     contents_of,
     planned_move,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from castore.engines.state import EngineState
     from castore.model.generation import FileOwner, Generation, Part
     from castore.progress import Progress
-    from castore.services.rollback.plan import RemovalPlan, RollbackPlan
+    from castore.services.rollback.plan import AddedPart, RollbackPlan
     from castore.services.rollback.pre_rollback import PreRollback
     from castore.services.rollback.request import RollbackContext
     from castore.services.rollback.trees import TreePlanner
@@ -61,11 +61,11 @@ class Preparation:
                 self._add_tree(part)
             else:
                 self._add_dump(part, sources[part.name])
-        for removal in plan.removals:
-            if removal.exists and removal.source is None:
-                self._add_tree_removal(removal)
-            elif removal.exists and removal.source is not None:
-                self._add_dump_removal(removal.name, removal.source)
+        for added in plan.added_parts:
+            if added.exists and added.source is None:
+                self._add_added_tree(added)
+            elif added.exists and added.source is not None:
+                self._add_added_dump(added.name, added.source)
         refuse_same(self._live)
 
     def _origin(self, name: str) -> Origin:
@@ -84,18 +84,18 @@ class Preparation:
         engine = source.engine
         self._add(DumpStep(engine, state, journal, contents, own), engine.sidecar_suffixes)
 
-    def _add_tree_removal(self, removal: RemovalPlan) -> None:
-        move = planned_move(removal.path)
-        journal = PartJournal(removal.name, path=os.fsencode(removal.path), move=move)
-        work = partial(self._removal, removal.name, removal.path)
-        self._add(TreeRemoval(journal, move, self._trees.store.places.journals, work))
+    def _add_added_tree(self, added: AddedPart) -> None:
+        move = planned_move(added.path)
+        journal = PartJournal(added.name, path=os.fsencode(added.path), move=move)
+        work = partial(self._removal, added.name, added.path)
+        self._add(AddedTreeStep(journal, move, self._trees.store.paths.journals, work))
 
-    def _add_dump_removal(self, name: str, source: EngineSource) -> None:
+    def _add_added_dump(self, name: str, source: EngineSource) -> None:
         journal, state = _journal_of(name, source)
         contents = contents_of(self._trees.reader, None, self._taken)
         may_delete = partial(self._pre_rollback.may_delete, name)
         engine = source.engine
-        self._add(EngineRemoval(engine, state, journal, contents, may_delete), engine.sidecar_suffixes)
+        self._add(AddedDumpStep(engine, state, journal, contents, may_delete), engine.sidecar_suffixes)
 
     def _add(self, step: RollbackStep, endings: tuple[str, ...] = ()) -> None:
         self.steps.append(step)

@@ -14,10 +14,10 @@ from castore.services.events import event
 from castore.services.rollback.journal import Journal, PartJournal, read_journal
 from castore.services.rollback.outcome import clean_up_parts, record_state, revert_parts, ways_out
 from castore.services.rollback.steps import (
+    AddedTreeStep,
     DumpStep,
     RecoveredTreeStep,
     RollbackStep,
-    TreeRemoval,
     contents_of,
 )
 from castore.services.sources import recorded_engine
@@ -92,9 +92,9 @@ def _step(
 ) -> RollbackStep:
     """Return the step that another process has begun. taken: the pre-rollback generation."""
     if part.state is None:
-        journals = store.places.journals
+        journals = store.paths.journals
         if part.move is not None:
-            return TreeRemoval(part, part.move, journals)
+            return AddedTreeStep(part, part.move, journals)
         return RecoveredTreeStep(part, journals)
     source = recorded_engine(part.engine, part.settings)
     found = target.part(part.name) if target is not None else None

@@ -104,7 +104,7 @@ class DumpStep(RollbackStep):
         self._engine.cleanup(self._state)
 
 
-class EngineRemoval(DumpStep):
+class AddedDumpStep(DumpStep):
     """A dump that did not exist in the target generation, and is removed."""
 
     def __init__(
@@ -215,7 +215,7 @@ def refuse_without_folder(path: str) -> None:
         )
 
 
-class TreeRemoval(RollbackStep):
+class AddedTreeStep(RollbackStep):
     """A tree that did not exist in the target generation: it is moved aside, to a name next to it.
 
     Files that no snapshot has stay where they are.

@@ -63,7 +63,7 @@ class TreePlanner:
         if not os.path.lexists(live):
             # The rollback makes the directory first; this step is what `--dry-run` shows.
             return TreePlan(live, (Step("create", (), open_top(self.reader, part.content)),), {})
-        refuse_unfinished(self.store.places.journals, live)
+        refuse_unfinished(self.store.paths.journals, live)
         report_foreign(self.store, live)
         rules = rules_of(found, left_out(self.store, self.leave_out))
         with last_scan(self.store, self.target.service, part.name, live, rules) as scan:

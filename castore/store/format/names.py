@@ -24,7 +24,7 @@ PINS: Final = "pins"
 REMOVALS: Final = "removals"
 DELETIONS: Final = "deletions"
 FLAGS: Final = "flags"
-"""Properties of the place that holds the store; the storage layer writes and reads them."""
+"""Properties of the storage of the store; the storage layer writes and reads them."""
 TEMPORARY: Final = "tmp"
 """Objects that are being written; the storage layer uses it."""
 

@@ -134,7 +134,7 @@ def with_config(
         writer.secret,
         past,
         machine=writer.machine,
-        pins=writer.pins,
+        trusted_signers=writer.trusted_signers,
         signer=signer,
         signers=config.signers,
     )

@@ -1,11 +1,11 @@
-"""The index: what this machine knows of a store: the places of records, and the generations.
+"""The index: what this machine knows of a store: the locations of records, and the generations.
 
 It is an LMDB database that can be rebuilt from the store. An entry is put only after the store has what it
 describes; a session puts it only after that is durable. Reads are short transactions; none stays open during
 I/O on the store.
 
-    chunks, nodes   id -> place (27 bytes)
-    copies          id | pack number -> place: further places of a record that the tables above have
+    chunks, nodes   id -> location (27 bytes)
+    copies          id | pack number -> location: further locations of a record that the tables above have
     bases           id | pack number -> ids of the bases of a delta
     features        super-feature of a sketch -> first 8 bytes of the id of the latest chunk that has it
     usage           service -> (pack number, little-endian | bytes used) of each pack that its last
@@ -28,13 +28,13 @@ Numbers in keys are u32, big-endian, so that they sort.
 
 The class `Index` is composed of parts, each of which has tables of its own: `locations` (find records),
 `packs` (add and remove packs), `generations`, `liveness` (what is needed of packs), `verification`, and
-`usage` (for the base cache). They share `transactions`, `metadata` (the table `meta`) and `record_places`
-(reading places within a transaction). Other modules: `schema` (layout), `opening` (where an index may be;
+`usage` (for the base cache). They share `transactions`, `metadata` (the table `meta`) and `location_reader`
+(reading locations within a transaction). Other modules: `schema` (layout), `opening` (where an index may be;
 damaged ones are replaced), `lmdb_env` (an LMDB environment, whose map grows), `lmdb_files` (its files),
 `bulk_load` (index all packs in one pass) and `replacement` (use what was built).
 """
 
 from castore.store.index.index import Index
-from castore.store.index.record_places import RecordLocation
+from castore.store.index.location_reader import RecordLocation
 
 __all__ = ["Index", "RecordLocation"]

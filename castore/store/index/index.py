@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from castore.store.index.generations import GenerationTable
 from castore.store.index.liveness import Liveness
+from castore.store.index.location_reader import LocationReader
 from castore.store.index.locations import RecordLocations
 from castore.store.index.metadata import Metadata
 from castore.store.index.opening import mark_of
 from castore.store.index.pack_tables import PackTable
 from castore.store.index.pack_usage import PackUsage
-from castore.store.index.record_places import RecordPlaces
 from castore.store.index.schema import TABLES
 from castore.store.index.transactions import Tables
 from castore.store.index.verification import VerificationTable
@@ -34,12 +34,12 @@ class Index:
         """Open the index in `path`, or create it. Raises StorageError."""
         self.path = path
         self.tables = Tables(path, store_id)
-        places = RecordPlaces(self.tables)
+        reader = LocationReader(self.tables)
         self._meta = Metadata(self.tables)
-        self.locations = RecordLocations(self.tables, self._meta, places)
-        self.packs = PackTable(self.tables, self._meta, places)
+        self.locations = RecordLocations(self.tables, self._meta, reader)
+        self.packs = PackTable(self.tables, self._meta, reader)
         self.generations = GenerationTable(self.tables)
-        self.liveness = Liveness(self.tables, self._meta, places)
+        self.liveness = Liveness(self.tables, self._meta, reader)
         self.verification = VerificationTable(self.tables)
         self.usage = PackUsage(self.tables)
         self._mark = mark_of(store_id)

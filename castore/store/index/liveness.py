@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from castore.kernel.index_rows import weigh
 from castore.model.refs import PackId
 from castore.store.format.pack import CHUNK
-from castore.store.index.record_places import CompleteChunks
-from castore.store.index.schema import NEXT_PACK, NUMBER, PACK, PACK_NUMBER, PLACE, batches
+from castore.store.index.location_reader import CompleteChunks
+from castore.store.index.schema import LOCATION, NEXT_PACK, NUMBER, PACK, PACK_NUMBER, batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from castore.kernel.id_set import IdSet
     from castore.store.format.pack import PackEntry
+    from castore.store.index.location_reader import LocationReader
     from castore.store.index.metadata import Metadata
-    from castore.store.index.record_places import RecordPlaces
     from castore.store.index.transactions import Tables
 
 
@@ -34,11 +34,11 @@ class PackLiveness(NamedTuple):
 class Liveness:
     """Marks what is needed, and counts it by pack."""
 
-    def __init__(self, tables: Tables, meta: Metadata, places: RecordPlaces) -> None:
+    def __init__(self, tables: Tables, meta: Metadata, locations: LocationReader) -> None:
         self._tables = tables
         self._db = tables.by_name
         self._meta = meta
-        self._places = places
+        self._locations = locations
 
     def set_not_referenced(self, packs: Iterable[PackId]) -> None:
         """Set the packs that new snapshots do not reference.
@@ -102,7 +102,7 @@ class Liveness:
             for batch in batches(iter(txn.cursor(self._db["chunks"]))):
                 is_marked = marks.find(b"".join([key for key, _ in batch]))
                 for _, value in itertools.compress(batch, is_marked):
-                    _, _, sealed, *_, members = PLACE.unpack(value)
+                    _, _, sealed, *_, members = LOCATION.unpack(value)
                     count += 1
                     weight += sealed / (members or 1)
         return count, round(weight)
@@ -130,7 +130,7 @@ class Liveness:
                 values = [value for _, value in batch]
                 if not_referenced:
                     values = [
-                        next(self._places.usable(txn, key, first, not_referenced), first)
+                        next(self._locations.usable(txn, key, first, not_referenced), first)
                         if marked and first[PACK_NUMBER] in not_referenced
                         else first
                         for (key, first), marked in zip(batch, is_marked, strict=True)
@@ -139,10 +139,10 @@ class Liveness:
         return live
 
     def are_chosen(self, pack: PackId, entries: Sequence[PackEntry]) -> list[bool]:
-        """Return for each entry of a pack whether its record is to be read from this place.
+        """Return for each entry of a pack whether its record is to be read from this location.
 
-        If a chunk cannot be reconstructed from any place, all its places count: its missing bases may be
-        stored again.
+        If a chunk cannot be reconstructed from any location, all its locations count: its missing bases may
+        be stored again.
         """
         with self._tables.reading() as txn:
             number = txn.get(pack, b"", db=self._db["pack_numbers"])[::-1]
@@ -153,16 +153,16 @@ class Liveness:
                 if value is None:
                     found.append(True)
                     continue
-                place = PLACE.unpack(value)
+                location = LOCATION.unpack(value)
                 at = (entry.offset, entry.group_index)
-                found.append(value[PACK_NUMBER] == number and (place[1], place[7]) == at)
+                found.append(value[PACK_NUMBER] == number and (location[1], location[7]) == at)
         return found
 
     def _chosen_place(self, txn: Any, entry: PackEntry, not_referenced: frozenset[bytes]) -> bytes | None:
-        """Return the place that a record is read from; None if there is none in a pack that stays."""
+        """Return the location that a record is read from; None if there is none in a pack that stays."""
         if entry.kind == CHUNK:
             return CompleteChunks(self._tables, txn, not_referenced).find(entry.id)
-        first = self._places.first(txn, entry.kind, entry.id)
+        first = self._locations.first(txn, entry.kind, entry.id)
         if first is None:
             return None
-        return next(self._places.usable(txn, entry.id, first, not_referenced), None)
+        return next(self._locations.usable(txn, entry.id, first, not_referenced), None)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from castore.model.refs import RecordId
 from castore.store.format.pack import BASES, CHUNK, MAX_CHAIN, NODE
 from castore.store.index.lmdb_files import WRONG
-from castore.store.index.record_places import CompleteChunks, RecordLocation, split_ids
-from castore.store.index.schema import BATCH, NUMBER, PLACE, PLAIN, forwards
+from castore.store.index.location_reader import CompleteChunks, RecordLocation, split_ids
+from castore.store.index.schema import BATCH, LOCATION, NUMBER, PLAIN, forwards
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from castore.kernel import Sketch
     from castore.model.refs import PackId, SessionId
+    from castore.store.index.location_reader import LocationReader
     from castore.store.index.metadata import Metadata
-    from castore.store.index.record_places import RecordPlaces
     from castore.store.index.transactions import Tables
 
 
@@ -44,12 +44,12 @@ class IndexedRecord(NamedTuple):
 class RecordLocations:
     """Finds chunks and nodes."""
 
-    def __init__(self, tables: Tables, meta: Metadata, places: RecordPlaces) -> None:
+    def __init__(self, tables: Tables, meta: Metadata, locations: LocationReader) -> None:
         self._tables = tables
         self._db = tables.by_name
         self._begin, self._end = tables.begin, tables.end
         self._meta = meta
-        self._places = places
+        self._locations = locations
 
     def has_node(self, node: bytes, *, without: Collection[PackId] = ()) -> bool:
         """Return whether the store has a node in a pack that stays; without: packs that do not stay."""
@@ -60,7 +60,7 @@ class RecordLocations:
                 if value is None:
                     return False
                 not_referenced = self._meta.not_referenced(txn, without)
-                return any(True for _ in self._places.usable(txn, node, value, not_referenced))
+                return any(True for _ in self._locations.usable(txn, node, value, not_referenced))
             finally:
                 txn.abort()
                 self._end()
@@ -109,11 +109,13 @@ class RecordLocations:
             return None
         if chunk in above or len(above) > MAX_CHAIN:
             return chunk
-        place = self.locate(CHUNK, chunk)
+        location = self.locate(CHUNK, chunk)
         missing: RecordId | None = chunk
         # Two machines that stored the same data at once may each have stored one chunk as a delta of the
         # other. Then each also has a copy of one of them that does not depend on the other.
-        for copy in [place, *self.copies(chunk)] if place is not None and place.bases else [place]:
+        for copy in (
+            [location, *self.copies(chunk)] if location is not None and location.bases else [location]
+        ):
             if copy is None:
                 continue
             missing = None
@@ -147,8 +149,8 @@ class RecordLocations:
         try:
             txn = self._begin()
             try:
-                value = self._places.first(txn, kind, record_id)
-                return None if value is None else self._places.decode(txn, record_id, value)
+                value = self._locations.first(txn, kind, record_id)
+                return None if value is None else self._locations.decode(txn, record_id, value)
             finally:
                 txn.abort()
                 self._end()
@@ -158,7 +160,7 @@ class RecordLocations:
     def locate_chunks(
         self, chunks: Iterable[RecordId], kept: Container[RecordId] = (), kind: int = CHUNK
     ) -> dict[RecordId, RecordLocation]:
-        """Return the indexed places of chunks and of all their bases; or those of nodes (`kind`).
+        """Return the indexed locations of chunks and of all their bases; or those of nodes (`kind`).
 
         kept: chunks to leave out, together with bases that only they need.
         """
@@ -166,7 +168,7 @@ class RecordLocations:
         todo = [chunk for chunk in chunks if chunk not in kept]
         names: dict[int, tuple[bytes, PackId]] = {}
         sessions: dict[int, SessionId] = {}
-        unpack, bases_of = PLACE.unpack, self._db["bases"]
+        unpack, bases_of = LOCATION.unpack, self._db["bases"]
         table = self._db["chunks" if kind == CHUNK else "nodes"]
         with self._tables.reading() as txn:
             while todo:
@@ -176,11 +178,11 @@ class RecordLocations:
                     continue
                 pack, offset, sealed, plain, counter, session, codec, member, _ = unpack(value)
                 if pack not in names or session not in sessions:
-                    place = self._places.decode(txn, chunk, value)
-                    if place is None:
+                    location = self._locations.decode(txn, chunk, value)
+                    if location is None:
                         continue
-                    names[pack] = NUMBER.pack(pack), place.pack
-                    sessions[session] = place.session
+                    names[pack] = NUMBER.pack(pack), location.pack
+                    sessions[session] = location.session
                 number, pack_id = names[pack]
                 bases: tuple[RecordId, ...] = ()
                 if BASES[codec]:
@@ -195,11 +197,11 @@ class RecordLocations:
         return found
 
     def copies(self, record_id: RecordId) -> list[RecordLocation]:
-        """Return the further places of a record."""
+        """Return the further locations of a record."""
         with self._tables.reading() as txn:
-            values = self._places.copies(txn, record_id)
-            found = [self._places.decode(txn, record_id, value) for value in values]
-        return [place for place in found if place is not None]
+            values = self._locations.copies(txn, record_id)
+            found = [self._locations.decode(txn, record_id, value) for value in values]
+        return [location for location in found if location is not None]
 
     def records(self) -> Iterator[IndexedRecord]:
         """Yield each chunk and node."""
@@ -217,8 +219,8 @@ class RecordLocations:
                 return []
             found = []
             for record_id, value in itertools.islice(iter(cursor), BATCH):
-                _, _, sealed, _, _, _, _, member, _ = PLACE.unpack(value)
-                bases = tuple(self._places.bases(txn, record_id, value))
+                _, _, sealed, _, _, _, _, member, _ = LOCATION.unpack(value)
+                bases = tuple(self._locations.bases(txn, record_id, value))
                 found.append(IndexedRecord(kind, record_id, 0 if member else sealed, bases))
             forwards(start, found[-1].id + b"\0")
             return found

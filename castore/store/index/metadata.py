@@ -68,7 +68,7 @@ class Metadata:
         return int(NUMBER.unpack(txn.get(counter, NUMBER.pack(0), db=self._db["meta"]))[0])
 
     def not_referenced(self, txn: Any, also: Iterable[PackId] = ()) -> frozenset[bytes]:
-        """Return the numbers, as encoded in places, of packs that new snapshots do not reference.
+        """Return the numbers, as encoded in locations, of packs that new snapshots do not reference.
 
         also: packs whose numbers are returned, too.
         """

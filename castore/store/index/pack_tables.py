@@ -12,12 +12,12 @@ from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.format.pack import CHUNK, NODE, PackEntry
 from castore.store.index.schema import (
     GROUP_SIZE,
+    LOCATION,
     NEXT_PACK,
     NEXT_SESSION,
     NUMBER,
     PACK,
     PACK_NUMBER,
-    PLACE,
     SESSION_NUMBER,
     batches,
 )
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from castore.kernel import Sketch
+    from castore.store.index.location_reader import LocationReader, RecordLocation
     from castore.store.index.metadata import Metadata
-    from castore.store.index.record_places import RecordLocation, RecordPlaces
     from castore.store.index.transactions import Tables
 
 
@@ -55,11 +55,11 @@ class PackOwner(NamedTuple):
 class PackTable:
     """The tables of packs and sessions; adds the records of packs, and removes them with the packs."""
 
-    def __init__(self, tables: Tables, meta: Metadata, places: RecordPlaces) -> None:
+    def __init__(self, tables: Tables, meta: Metadata, locations: LocationReader) -> None:
         self._tables = tables
         self._db = tables.by_name
         self._meta = meta
-        self._places = places
+        self._locations = locations
 
     def ids(self) -> set[PackId]:
         """Return the ids of the indexed packs."""
@@ -112,13 +112,13 @@ class PackTable:
                 for key, value in txn.cursor(self._db[table]):
                     if value[PACK_NUMBER] != number[::-1]:
                         continue
-                    place = self._places.decode(txn, key[:32], value)
-                    if place is None:
+                    location = self._locations.decode(txn, key[:32], value)
+                    if location is None:
                         continue
                     known = kind
                     if known is None:
                         known = CHUNK if txn.get(key[:32], db=self._db["chunks"]) is not None else NODE
-                    yield _entry_at(place, RecordId(key[:32]), known), value[GROUP_SIZE] or 1
+                    yield _entry_at(location, RecordId(key[:32]), known), value[GROUP_SIZE] or 1
 
     def without_key(self, listed: Callable[[], Collection[SessionId]]) -> set[PackId]:
         """Return the packs with records of sessions whose objects are missing: nobody can open those.
@@ -129,7 +129,7 @@ class PackTable:
             known = dict(txn.cursor(self._db["session_numbers"]))
         if not (missing := known.keys() - set(listed())):
             return set()
-        # Places have the number in little-endian order.
+        # Locations have the number in little-endian order.
         numbers = {known[session][::-1]: session for session in missing}
         found: set[bytes] = set()
         with self._tables.reading() as txn:
@@ -182,7 +182,7 @@ class PackTable:
             session = sessions.get(entry.session)
             if session is None:
                 session = sessions[entry.session] = self._session_number(txn, entry.session)
-            place = PLACE.pack(
+            location = LOCATION.pack(
                 pack,
                 entry.offset,
                 entry.sealed_length,
@@ -194,8 +194,8 @@ class PackTable:
                 members[entry.offset],
             )
             table = self._db["chunks"] if entry.kind == CHUNK else self._db["nodes"]
-            if not txn.put(entry.id, place, overwrite=False, db=table):
-                txn.put(entry.id + number, place, db=self._db["copies"])
+            if not txn.put(entry.id, location, overwrite=False, db=table):
+                txn.put(entry.id + number, location, db=self._db["copies"])
             if entry.bases:
                 txn.put(entry.id + number, b"".join(entry.bases), db=self._db["bases"])
 
@@ -241,7 +241,7 @@ class PackTable:
         self._delete_features(txn, [*dead["chunks"], *dead["nodes"]])
 
     def _delete_named(self, txn: Any, ids: dict[bytes, Sequence[RecordId]]) -> dict[str, list[bytes]]:
-        """Delete entries of packs by their ids; return the ids whose first place was there."""
+        """Delete entries of packs by their ids; return the ids whose first location was there."""
         dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
         for number, found in ids.items():
             for record_id in sorted(set(found)):
@@ -255,7 +255,7 @@ class PackTable:
         return dead
 
     def _delete_scanned(self, txn: Any, numbers: list[bytes]) -> dict[str, list[bytes]]:
-        """Delete all entries of packs by a scan; return the ids whose first place was there."""
+        """Delete all entries of packs by a scan; return the ids whose first location was there."""
         listed = b"".join(numbers)
         for name in ("copies", "bases"):
             found: list[bytes] = []
@@ -270,7 +270,7 @@ class PackTable:
         dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
         for name, found in dead.items():
             for batch in batches(iter(txn.cursor(self._db[name]))):
-                count, is_listed = are_listed(b"".join([value for _, value in batch]), PLACE.size, listed)
+                count, is_listed = are_listed(b"".join([value for _, value in batch]), LOCATION.size, listed)
                 if count:
                     found += [key for key, _ in itertools.compress(batch, is_listed)]
             for key in found:
@@ -303,17 +303,17 @@ class PackTable:
             cursor.delete()
 
 
-def _entry_at(place: RecordLocation, record_id: RecordId, kind: int) -> PackEntry:
-    """Return the entry that a pack has for a record at a place."""
+def _entry_at(location: RecordLocation, record_id: RecordId, kind: int) -> PackEntry:
+    """Return the entry that a pack has for a record at a location."""
     return PackEntry(
         id=record_id,
         kind=kind,
-        codec=place.codec,
-        plain_length=place.plain_length,
-        sealed_length=place.sealed_length,
-        counter=place.counter,
-        session=place.session,
-        offset=place.offset,
-        bases=place.bases,
-        group_index=place.group_index,
+        codec=location.codec,
+        plain_length=location.plain_length,
+        sealed_length=location.sealed_length,
+        counter=location.counter,
+        session=location.session,
+        offset=location.offset,
+        bases=location.bases,
+        group_index=location.group_index,
     )

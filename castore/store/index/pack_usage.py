@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from castore.store.index.transactions import Tables
 
 _USAGE: Final = struct.Struct("<4sQ")
-"""The number of a pack as it is encoded in places, and the bytes used of it."""
+"""The number of a pack as it is encoded in locations, and the bytes used of it."""
 
 
 class PackUsage:

@@ -29,12 +29,12 @@ def replace(environment: Environment, built: Environment, kept: Iterable[str]) -
     syncing with the store updates it as usual, and what only it has is found in the store again.
     """
     path, olds = environment.path, []
-    with environment.exclusive(), contextlib.ExitStack() as place:
+    with environment.exclusive(), contextlib.ExitStack() as files:
         environment.fit_map()
         # Lock the folder before the write lock, in the order in which an opening process takes them. If
         # the folder is missing, another process replaces the index because it was damaged.
         with contextlib.suppress(FileNotFoundError):
-            place.enter_context(kept_in_place(path, shared=False))
+            files.enter_context(kept_in_place(path, shared=False))
         # From here on, no other process writes to the old one.
         with environment.env.begin(write=True) as txn:
             _copy(environment, txn, built, kept)

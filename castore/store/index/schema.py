@@ -11,22 +11,22 @@ import lmdb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PLACE: Final = struct.Struct("<IIIIIIBBB")
+LOCATION: Final = struct.Struct("<IIIIIIBBB")
 """Pack, offset, sealed length, plain length, counter, session, codec, member number, size of its group."""
 PACK_NUMBER: Final = slice(0, 4)
-"""Position of the pack number in a place; little-endian, unlike in keys."""
+"""Position of the pack number in a location; little-endian, unlike in keys."""
 RECORD: Final = slice(0, 8)
-"""Position of pack number and offset in a place: together they identify a record."""
+"""Position of pack number and offset in a location: together they identify a record."""
 SEALED: Final = slice(8, 12)
-"""Position of the sealed length in a place."""
+"""Position of the sealed length in a location."""
 PLAIN: Final = slice(12, 16)
-"""Position of the plain length in a place."""
+"""Position of the plain length in a location."""
 SESSION_NUMBER: Final = slice(20, 24)
-"""Position of the session number in a place; little-endian, unlike in keys."""
+"""Position of the session number in a location; little-endian, unlike in keys."""
 CODEC: Final = 24
-"""Position of the codec in a place."""
+"""Position of the codec in a location."""
 GROUP_SIZE: Final = 26
-"""Position of the size of the delta group in a place."""
+"""Position of the size of the delta group in a location."""
 NUMBER: Final = struct.Struct(">I")
 PACK: Final = struct.Struct("<32sQQ")
 """Id, length, and bytes of records."""

@@ -187,11 +187,15 @@ class KeyAdministration:
             self._keys.refresh()
             signer = self.admin_key()
             writer = self._keys.writer_key
-            key = WriterKey(writer.store_id, writer.secret, machine=machine, pins=writer.pins)
+            key = WriterKey(
+                writer.store_id, writer.secret, machine=machine, trusted_signers=writer.trusted_signers
+            )
             present = self._keys.config.certificate(machine.signing.public)
             if present is not None and present.revoked:
                 machine = MachineKey.generate()
-                key = WriterKey(writer.store_id, key.secret, machine=machine, pins=key.pins)
+                key = WriterKey(
+                    writer.store_id, key.secret, machine=machine, trusted_signers=key.trusted_signers
+                )
                 present = None
             name = host or (present.host if present is not None else self._hosts.name)
             self._refuse_taken(name, machine)
@@ -337,7 +341,7 @@ class KeyAdministration:
         except ObjectExistsError:
             raise BusyError(f"another castore has just written {config_name(number)}; try again") from None
         replicas.put_copy(self._storage, CONFIGS, number, data)
-        # The machine that created the store, or one without a writer key, may not pin the signer yet.
+        # The machine that created the store, or one without a writer key, may not trust the signer yet.
         self._keys.trust(signer.public)
         self._keys.refresh()
         if self._keys.sealed.number != number:

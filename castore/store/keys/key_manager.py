@@ -59,7 +59,7 @@ class KeyManager:
         self.storage = opener.storage
         self.store_id = accepted.sealed.store_id
         self._opener = opener
-        self.freshness = seen_at(opener.places, self.store_id, opener.storage)
+        self.freshness = seen_at(opener.paths, self.store_id, opener.storage)
         """What this machine has seen of the store."""
         self._record(accepted, accept_older=accept_older)
         self._current: _Current | None = self._keys_of(accepted)
@@ -74,13 +74,13 @@ class KeyManager:
 
     @property
     def location(self) -> str:
-        """The place that holds the store, as named in messages."""
+        """The location of the store, as named in messages."""
         return self.storage.location
 
     @property
     def key_file(self) -> str:
         """The path at which this machine keeps the writer key, if it has one."""
-        return self._opener.places.writer_key_of(self.store_id)
+        return self._opener.paths.writer_key_of(self.store_id)
 
     # The accepted configuration
 
@@ -232,7 +232,7 @@ class KeyManager:
         self._use(choose(self._opener))
 
     def trust(self, signer: bytes) -> None:
-        """Accept configurations that this admin signs, in addition to the pinned ones."""
+        """Accept configurations that this admin signs, in addition to the trusted ones."""
         self._opener = dataclasses.replace(self._opener, trusted=self._opener.trusted | {signer})
 
     def stray_configurations(self) -> list[str]:
@@ -278,8 +278,8 @@ class KeyManager:
 
     def _keys_of(self, accepted: Accepted) -> _Current:
         config = accepted.config
-        pinned = accepted.writer.with_pins(accepted.pins)
-        writer = with_config(pinned, config, self.storage, self._signing_key(accepted))
+        trusting = accepted.writer.with_trusted_signers(accepted.trusted_signers)
+        writer = with_config(trusting, config, self.storage, self._signing_key(accepted))
         ring = Keyring(self.storage, writer, self._opener.identity, config)
         return _Current(accepted, writer, ring, Cutter(writer.gear, config.average_chunk_size))
 
@@ -294,6 +294,11 @@ class KeyManager:
 
     def _record(self, accepted: Accepted, *, accept_older: bool = False) -> None:
         """Record on this machine what was accepted: the number, the admins, and the key that opens it."""
-        self.freshness.remember_config(accepted.sealed, accepted.pins, accept=accept_older)
+        self.freshness.remember_config(accepted.sealed, accepted.trusted_signers, accept=accept_older)
         for kept in self._opener.keys(self.store_id)[:1]:
-            keep_accepted(self.key_file, kept, accepted.writer.with_pins(accepted.pins), self.storage)
+            keep_accepted(
+                self.key_file,
+                kept,
+                accepted.writer.with_trusted_signers(accepted.trusted_signers),
+                self.storage,
+            )

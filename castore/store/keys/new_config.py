@@ -69,9 +69,7 @@ def _certificate(machine: MachineKey, host: str, since: int, *, maintain: bool) 
     return Certificate(machine.signing.public, machine.identity.recipient.key, check_host(host), since, roles)
 
 
-def with_certificate(
-    config: StoreConfig, machine: MachineKey, name: str, *, maintain: bool
-) -> StoreConfig:
+def with_certificate(config: StoreConfig, machine: MachineKey, name: str, *, maintain: bool) -> StoreConfig:
     """Return a configuration with a machine certified under this name."""
     now = time.time_ns()
     fresh = _certificate(machine, name, now, maintain=maintain)

@@ -91,9 +91,7 @@ def check_opens(storage: Storage, keyring: Keyring, config: StoreConfig) -> None
         _data_key(storage, keyring, session, numbers, config)
 
 
-def _reseal_session(
-    storage: Storage, request: Resealing, session: SessionId, numbers: list[int]
-) -> bool:
+def _reseal_session(storage: Storage, request: Resealing, session: SessionId, numbers: list[int]) -> bool:
     found = _data_key(storage, request.keyring, session, numbers, request.config)
     if found is None:
         return False

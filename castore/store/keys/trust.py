@@ -1,7 +1,7 @@
-"""Choose the accepted configuration: the highest one that opens, verifies, and is signed by a pinned admin.
+"""Choose the accepted configuration: the highest one that opens, verifies, and is signed by a trusted admin.
 
 Anyone who can add objects to the store, or has its writer secret, can add configurations. A configuration
-that does not open, or that no pinned admin signed, is ignored, whatever its number: it blocks nothing.
+that does not open, or that no trusted admin signed, is ignored, whatever its number: it blocks nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Accepted:
     """The numbers of all configurations that existed."""
 
     @property
-    def pins(self) -> tuple[bytes, ...]:
+    def trusted_signers(self) -> tuple[bytes, ...]:
         """The public keys whose configurations are accepted from now on.
 
         If no admin has signed the store yet, the machine that created it is included.
@@ -76,13 +76,13 @@ class Opener:
     """The keys with which this process opens configurations, and the signers that it accepts."""
 
     storage: Storage
-    places: MachinePaths
+    paths: MachinePaths
     identity: IdentitySource
     """Opens configurations if this machine has no writer key."""
     local_key: bool = True
     """Whether to use the writer key that this machine keeps."""
     trusted: frozenset[bytes] = frozenset()
-    """Keys whose configurations are accepted in addition to those that this machine pins."""
+    """Keys whose configurations are accepted in addition to those that this machine trusts."""
     agree: Agree | None = None
     """Asks the user whether to accept a configuration that no trusted key signed."""
 
@@ -90,14 +90,14 @@ class Opener:
         """Return the writer keys of this machine for a store. Raises UsageError, StorageError."""
         if not self.local_key:
             return []
-        return local_writer_keys(self.places.writer_key_of(store_id), store_id, self.storage)
+        return local_writer_keys(self.paths.writer_key_of(store_id), store_id, self.storage)
 
     def _accepts(self, store_id: bytes, keys: list[WriterKey], signer: bytes) -> bool:
         if signer in self.trusted:
             return True
         if keys:
-            return signer in keys[0].pins
-        return signer in seen_at(self.places, store_id, self.storage).admins()
+            return signer in keys[0].trusted_signers
+        return signer in seen_at(self.paths, store_id, self.storage).admins()
 
     def open(self, sealed: SealedConfig, keys: list[WriterKey]) -> Accepted:
         """Return a configuration as accepted. Raises CastoreError, which says why it is not accepted."""
@@ -151,7 +151,7 @@ class _NewerStoreError(FormatError):
 
 
 class _UntrustedConfigError(UntrustedError):
-    """A configuration is signed by a key that this machine does not pin."""
+    """A configuration is signed by a key that this machine does not trust."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -235,7 +235,7 @@ def newest_numbers(storage: Storage) -> list[tuple[bytes, int]]:
 
 
 def _missing(storage: Storage) -> CastoreError:
-    """Return the error for a place without a readable configuration."""
+    """Return the error for a location without a readable configuration."""
     if numbers := config_numbers(storage):
         name = config_name(numbers[-1])
         return DamageError(f"{name} is missing, and its copy is damaged: {_WITHOUT_CONFIG}")

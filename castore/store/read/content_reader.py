@@ -76,7 +76,7 @@ class ContentReader:
     def broken_entries(
         self, pack: PackId, entries: Sequence[PackEntry]
     ) -> Iterator[tuple[PackEntry, DamageError]]:
-        """Yield the entries of a pack that do not open at their place, and why. Raises IdentityError."""
+        """Yield the entries of a pack that do not open at their location, and why. Raises IdentityError."""
         return self._reader.broken(pack, entries)
 
     def is_intact(self, pack: PackId, entry: PackEntry, sealed: bytes | memoryview) -> bool:
@@ -95,9 +95,7 @@ class ContentReader:
         # Imported when needed: commands that list generations must start fast.
         from castore.store.read.record_reader import RecordReader  # noqa: PLC0415
 
-        reader = RecordReader(
-            self._keys.storage, self._updater.index, ring, longest=self._keys.cutter.max
-        )
+        reader = RecordReader(self._keys.storage, self._updater.index, ring, longest=self._keys.cutter.max)
         self._records = ring, reader
         return reader
 

@@ -82,13 +82,13 @@ class RecordReader:
         If there are several copies, an intact one is returned. If there is none, raises DamageError, which
         names record and pack, or ObjectMissingError if the pack is missing. Raises IdentityError for a chunk.
         """
-        place = self._index.locations.locate(kind, record_id)
-        if place is None:
+        location = self._index.locations.locate(kind, record_id)
+        if location is None:
             return None
         if not depth:
             self._local.left = _MOST_OPENED
         try:
-            return self.open(kind, record_id, place, depth)
+            return self.open(kind, record_id, location, depth)
         except (DamageError, ObjectMissingError) as error:
             failure = error
         for copy in self._index.locations.copies(record_id):
@@ -122,15 +122,15 @@ class RecordReader:
         """Return the plaintexts of nodes, read in one batch; None if anything fails, as in `read_chunks`."""
         opened: dict[RecordId, bytes] = {}
         try:
-            places = self._index.locations.locate_chunks(nodes, kind=NODE)
-            at = {(place.pack, place.offset): (node, place) for node, place in places.items()}
-            for where, sealed in self._fetch(sorted(place[:3] for place in places.values())):
-                node, place = at[where]
-                self._check_length(NODE, place)
+            locations = self._index.locations.locate_chunks(nodes, kind=NODE)
+            at = {(location.pack, location.offset): (node, location) for node, location in locations.items()}
+            for where, sealed in self._fetch(sorted(location[:3] for location in locations.values())):
+                node, location = at[where]
+                self._check_length(NODE, location)
                 plain = self._codecs.body(
-                    place.codec, self._unseal(NODE, node, place, sealed), place.plain_length
+                    location.codec, self._unseal(NODE, node, location, sealed), location.plain_length
                 )
-                if place.bases or not self._is_named(NODE, plain, node):
+                if location.bases or not self._is_named(NODE, plain, node):
                     return None
                 opened[node] = plain
             return [opened[node] for node in nodes]
@@ -138,13 +138,13 @@ class RecordReader:
             return None
 
     def broken(self, pack: PackId, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, DamageError]]:
-        """Yield the entries of a pack that do not open at their place, and why. Raises IdentityError."""
+        """Yield the entries of a pack that do not open at their location, and why. Raises IdentityError."""
         for first in range(0, len(entries), _TOGETHER):
             batch = entries[first : first + _TOGETHER]
             chunks = [entry.id for entry in batch if entry.kind == CHUNK]
-            places = self._index.locations.locate_chunks(chunks)
-            # Entries whose indexed place is here are opened in one batch, which is faster.
-            here = [entry for entry in batch if places.get(entry.id) == RecordLocation.of(pack, entry)]
+            locations = self._index.locations.locate_chunks(chunks)
+            # Entries whose indexed location is here are opened in one batch, which is faster.
+            here = [entry for entry in batch if locations.get(entry.id) == RecordLocation.of(pack, entry)]
             intact = self.read_chunks([entry.id for entry in here]) is not None
             for entry in batch:
                 if intact and entry in here:
@@ -157,33 +157,33 @@ class RecordReader:
                 except ObjectMissingError as error:
                     yield entry, DamageError(str(error))
 
-    def is_intact(self, place: RecordLocation, entry: PackEntry, sealed: bytes | memoryview) -> bool:
-        """Return whether `sealed` is the unchanged record at a place. Raises IdentityError."""
+    def is_intact(self, location: RecordLocation, entry: PackEntry, sealed: bytes | memoryview) -> bool:
+        """Return whether `sealed` is the unchanged record at a location. Raises IdentityError."""
         try:
-            self._unseal(entry.kind, entry.id, place, sealed)
+            self._unseal(entry.kind, entry.id, location, sealed)
         except DamageError:
             return False
         return True
 
-    def _stored_forms(self, places: dict[RecordId, RecordLocation]) -> dict[RecordId, StoredForm]:
+    def _stored_forms(self, locations: dict[RecordId, RecordLocation]) -> dict[RecordId, StoredForm]:
         """Return the stored forms of chunks. Raises DamageError, IdentityError, StorageError."""
-        if sum(place.plain_length for place in places.values()) > _AT_ONCE:
+        if sum(location.plain_length for location in locations.values()) > _AT_ONCE:
             raise DamageError("these chunks are too many to be opened in one batch")
         found = {}
         records: dict[_Where, list[tuple[RecordId, RecordLocation]]] = {}
-        for chunk, place in places.items():
-            self._check_length(CHUNK, place)
-            where = place.pack, place.offset
-            if where not in records and place.codec >= GROUPED and self._forms.has_group(where):
-                read = partial(self._read_sealed, CHUNK, chunk, place)
-                found[chunk] = self._forms.decode(where, place, read)
+        for chunk, location in locations.items():
+            self._check_length(CHUNK, location)
+            where = location.pack, location.offset
+            if where not in records and location.codec >= GROUPED and self._forms.has_group(where):
+                read = partial(self._read_sealed, CHUNK, chunk, location)
+                found[chunk] = self._forms.decode(where, location, read)
             else:
-                records.setdefault(where, []).append((chunk, place))
+                records.setdefault(where, []).append((chunk, location))
         for where, sealed in self._fetch(sorted(several[0][1][:3] for several in records.values())):
-            for chunk, place in records[where]:
-                if place.codec != DICTIONARY:  # only `read` supports that codec
-                    unseal = partial(self._unseal, CHUNK, chunk, place, sealed)
-                    found[chunk] = self._forms.decode(where, place, unseal)
+            for chunk, location in records[where]:
+                if location.codec != DICTIONARY:  # only `read` supports that codec
+                    unseal = partial(self._unseal, CHUNK, chunk, location, sealed)
+                    found[chunk] = self._forms.decode(where, location, unseal)
         return found
 
     def _fetch(self, spans: Iterable[tuple[PackId, int, int]]) -> Iterator[tuple[_Where, memoryview]]:
@@ -204,52 +204,54 @@ class RecordReader:
             yield (pack, offset), data[offset - start : offset - start + length]
 
     def _unseal(
-        self, kind: int, record_id: RecordId, place: RecordLocation, sealed: bytes | memoryview
+        self, kind: int, record_id: RecordId, location: RecordLocation, sealed: bytes | memoryview
     ) -> bytes:
         """Return the data sealed in a record. Raises DamageError, IdentityError."""
         keys = self._keyring.chunk_sealer if kind == CHUNK else self._keyring.node_sealer
-        names = record_names(record_id, place.bases, place.plain_length, kind, place.codec)
-        return keys(place.session).open(place.counter, *names, sealed)
+        names = record_names(record_id, location.bases, location.plain_length, kind, location.codec)
+        return keys(location.session).open(location.counter, *names, sealed)
 
-    def open(self, kind: int, record_id: RecordId, place: RecordLocation, depth: int = 0) -> bytes:
-        """Return the record at a place, verified. Raises as `read` does, or ObjectMissingError."""
+    def open(self, kind: int, record_id: RecordId, location: RecordLocation, depth: int = 0) -> bytes:
+        """Return the record at a location, verified. Raises as `read` does, or ObjectMissingError."""
         try:
-            data = self._open(kind, record_id, place, depth)
-            if len(data) != place.plain_length:
+            data = self._open(kind, record_id, location, depth)
+            if len(data) != location.plain_length:
                 raise DamageError(  # noqa: TRY301 - reported like the others
-                    f"it has {len(data)} bytes instead of {place.plain_length}"
+                    f"it has {len(data)} bytes instead of {location.plain_length}"
                 )
             if not self._is_named(kind, data, record_id):
                 raise DamageError("its bytes do not match its id")  # noqa: TRY301
         except MissingError as error:
-            raise MissingError(f"{_where(kind, record_id, place)}: {error}") from None
+            raise MissingError(f"{_where(kind, record_id, location)}: {error}") from None
         except (DamageError, FormatError) as error:
-            raise DamageError(f"{_where(kind, record_id, place)}: {error}") from None
+            raise DamageError(f"{_where(kind, record_id, location)}: {error}") from None
         return data
 
-    def _open(self, kind: int, record_id: RecordId, place: RecordLocation, depth: int) -> bytes:
-        where = place.pack, place.offset
-        read = partial(self._read_sealed, kind, record_id, place)
-        self._check_length(kind, place)
+    def _open(self, kind: int, record_id: RecordId, location: RecordLocation, depth: int) -> bytes:
+        where = location.pack, location.offset
+        read = partial(self._read_sealed, kind, record_id, location)
+        self._check_length(kind, location)
         # A hostile store may have chunks with many bases on many levels, each with many damaged copies.
         self._local.left = getattr(self._local, "left", _MOST_OPENED) - 1
         if self._local.left < 0:
             raise DamageError(f"more than {counted(_MOST_OPENED, 'record')} would have to be opened for it")
         read_base = partial(self._base, depth=depth + 1)
-        form = self._forms.decode(where, place, read, lambda: b"".join(map(read_base, place.bases)))
+        form = self._forms.decode(where, location, read, lambda: b"".join(map(read_base, location.bases)))
         return assemble_verified(record_id, form, read_base) if form.bases else form.data
 
-    def _check_length(self, kind: int, place: RecordLocation) -> None:
+    def _check_length(self, kind: int, location: RecordLocation) -> None:
         """Raise DamageError for a chunk or node that is longer than castore writes."""
         most = self._longest if kind == CHUNK else _MAX_NODE
-        if place.plain_length > most:
-            raise DamageError(f"it has {place.plain_length} bytes, more than {most}, the most for its kind")
+        if location.plain_length > most:
+            raise DamageError(
+                f"it has {location.plain_length} bytes, more than {most}, the most for its kind"
+            )
 
-    def _read_sealed(self, kind: int, record_id: RecordId, place: RecordLocation) -> bytes:
-        sealed = self._storage.get(pack_name(place.pack), place.offset, place.sealed_length)
-        if len(sealed) != place.sealed_length:
+    def _read_sealed(self, kind: int, record_id: RecordId, location: RecordLocation) -> bytes:
+        sealed = self._storage.get(pack_name(location.pack), location.offset, location.sealed_length)
+        if len(sealed) != location.sealed_length:
             raise DamageError("the pack is cut off")
-        return self._unseal(kind, record_id, place, sealed)
+        return self._unseal(kind, record_id, location, sealed)
 
     def _base(self, base: RecordId, depth: int) -> bytes:
         if depth > MAX_CHAIN:
@@ -260,6 +262,6 @@ class RecordReader:
         return found
 
 
-def _where(kind: int, record_id: RecordId, place: RecordLocation) -> str:
+def _where(kind: int, record_id: RecordId, location: RecordLocation) -> str:
     what = "chunk" if kind == CHUNK else "node"
-    return f"{what} {record_id.hex()} in {pack_name(place.pack)} at byte {place.offset} is damaged"
+    return f"{what} {record_id.hex()} in {pack_name(location.pack)} at byte {location.offset} is damaged"

@@ -116,7 +116,7 @@ class Bases:
 
     def prepare(self, chunks: Iterable[RecordId]) -> None:
         """Locate, for this thread, chunks that it will get, and all their bases, in one transaction."""
-        self._local.places = self._index.locations.locate_chunks(chunks)
+        self._local.locations = self._index.locations.locate_chunks(chunks)
 
     def _stored_form(self, chunk: RecordId) -> StoredForm:
         """Return the stored form of a chunk. Raises KeyError, DamageError."""
@@ -126,12 +126,12 @@ class Bases:
             with contextlib.suppress(KeyError):
                 return self._decode((writer, offset), lambda: writer.read(offset, length), pending)
         # Its pack may have been finished in the meantime.
-        places: dict[RecordId, RecordLocation] = getattr(self._local, "places", {})
-        place = places.get(chunk) or self._index.locations.locate(CHUNK, chunk)
-        if place is None:
+        locations: dict[RecordId, RecordLocation] = getattr(self._local, "locations", {})
+        location = locations.get(chunk) or self._index.locations.locate(CHUNK, chunk)
+        if location is None:
             raise KeyError(chunk)
-        where = place.pack, place.offset
-        return self._decode(where, lambda: self._base_cache.read(*where, place.sealed_length), place)
+        where = location.pack, location.offset
+        return self._decode(where, lambda: self._base_cache.read(*where, location.sealed_length), location)
 
     def _decode(
         self,

@@ -42,7 +42,7 @@ class NewChunk(NamedTuple):
     similar_ids: tuple[RecordId, ...] = ()
     """Chunks that share features with it, the most similar first."""
     aligned_ids: tuple[RecordId, ...] = ()
-    """The one or two chunks that were at the same place in the previous version of the stream."""
+    """The one or two chunks that were at the same position in the previous version of the stream."""
 
 
 class DeltaMember(NamedTuple):

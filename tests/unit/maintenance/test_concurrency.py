@@ -111,7 +111,7 @@ def test_a_number_given_again_by_who_lost_its_memory_harms_nobody(sandbox):
         assert content(other, "web@2:db") == noise(2, 50_000)
     sandbox.drop("web", 2)
     with sandbox.opened() as store:
-        os.unlink(sandbox.places.seen_of(store.store_id, store.storage.place))
+        os.unlink(sandbox.places.seen_of(store.store_id, store.storage.canonical_location))
     # The record of the removal keeps the number from being given again.
     shutil.rmtree(sandbox.store / "removals")
     assert sandbox.take("web", noise(3, 50_000)) == 2

@@ -85,7 +85,7 @@ def test_a_service_that_vanished_and_one_that_is_another(sandbox):
         store.sync()
     for name in objects(sandbox, "web", 2):
         os.unlink(sandbox.store / name)
-    (state,) = Path(sandbox.places.state).glob("*/places/*/seen")
+    (state,) = Path(sandbox.places.state).glob("*/locations/*/seen")
     memory = state.read_bytes()
     state.unlink()
     take(sandbox)  # another number 2
@@ -161,7 +161,7 @@ def test_the_file_is_private_and_written_only_when_something_changed(sandbox):
     take(sandbox)
     with opened(sandbox) as store:
         store.sync()
-        path = sandbox.places.seen_of(store.store_id, store.storage.place)
+        path = sandbox.places.seen_of(store.store_id, store.storage.canonical_location)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     before = os.stat(path).st_ino
     with opened(sandbox) as store:
@@ -179,7 +179,7 @@ def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_reading(sandbox
         raise StorageError("no space left")
 
     with opened(sandbox) as store:
-        path = sandbox.places.seen_of(store.store_id, store.storage.place)
+        path = sandbox.places.seen_of(store.store_id, store.storage.canonical_location)
     os.unlink(path)
     monkeypatch.setattr("castore.state.freshness.write_private", refused)
     with opened(sandbox) as store:

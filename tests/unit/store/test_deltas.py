@@ -378,7 +378,7 @@ def test_the_cache_keeps_what_the_last_generation_is_in_and_its_bound(sandbox):
 
 def test_a_cache_that_cannot_be_written_is_done_without(sandbox):
     with sandbox.open() as store:
-        folder = sandbox.places.base_cache_of(store.store_id, store.storage.place)
+        folder = sandbox.places.base_cache_of(store.store_id, store.storage.canonical_location)
     os.makedirs(folder, mode=0o700)
     command = ["mount", "-t", "tmpfs", "-o", "size=200k", "castore-test", folder]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:

@@ -253,7 +253,7 @@ def test_an_index_that_is_lost_or_damaged_or_cut_is_built_again(local):
     refs, _ = put(local.store, b"content")
     local.store.generations.commit(generation(local.store))
     local.store.close()
-    path = local.places.index_of(local.store.store_id, local.store.storage.place)
+    path = local.places.index_of(local.store.store_id, local.store.storage.canonical_location)
     file = os.path.join(path, "data.mdb")
 
     def cut(length):
@@ -586,4 +586,4 @@ def test_many_packs_are_indexed_at_once_and_damaged_ones_named(local, monkeypatc
             other.updater.rebuild()
             assert store.index.locations.has_node(node)
             assert [g.number for g in store.generations.all()] == [1]
-    assert os.listdir(os.path.dirname(places.index_of(local.store.store_id, local.store.storage.place))) == ["index"]
+    assert os.listdir(os.path.dirname(places.index_of(local.store.store_id, local.store.storage.canonical_location))) == ["index"]

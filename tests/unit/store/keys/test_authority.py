@@ -121,9 +121,9 @@ def test_the_text_of_an_admin_key_has_a_check():
 
 
 def test_a_writer_key_holds_the_machine_and_the_admins_that_it_pins():
-    key = WriterKey.generate().with_pins([b"a" * 32, b"b" * 32])
+    key = WriterKey.generate().with_trusted_signers([b"a" * 32, b"b" * 32])
     again = WriterKey.parse(key.text())
-    assert (again, again.pins) == (key, key.pins)
+    assert (again, again.trusted_signers) == (key, key.trusted_signers)
     assert again.machine.seed == key.machine.seed
     assert again.machine.signing.public == MachineKey(key.machine.seed).signing.public
     with pytest.raises(UsageError):
@@ -269,7 +269,7 @@ def test_machines_follow_the_admins_that_an_admin_names(sandbox):
     with sandbox.at(sandbox.machine("second"), second) as store:
         store.admin.reseal([(second.recipient, "")], admins=admins(second))
     with sandbox.open(identity=False) as store:
-        assert store.keys.writer_key.pins == (second.admin.public,)
+        assert store.keys.writer_key.trusted_signers == (second.admin.public,)
     sandbox.forge(9, sandbox.identity.admin)
     with sandbox.open(identity=False) as store:
         assert list(store.keys.passed_over) == ["config/9"], "who is an admin no more signs nothing"

@@ -1,6 +1,6 @@
 """Read where records are stored, within a transaction: tables `chunks`, `nodes`, `copies` and `bases`.
 
-A place is the encoded form (`schema.PLACE`); a `RecordLocation` is the decoded one.
+A location is encoded as `schema.LOCATION`; a `RecordLocation` is a decoded one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.format.pack import BASES, CHUNK, MAX_CHAIN
-from castore.store.index.schema import CODEC, NUMBER, PACK_NUMBER, PLACE, RECORD, SEALED
+from castore.store.index.schema import CODEC, LOCATION, NUMBER, PACK_NUMBER, RECORD, SEALED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ class RecordLocation(NamedTuple):
 
     @classmethod
     def of(cls, pack: PackId, entry: PackEntry) -> RecordLocation:
-        """Return the place of an entry of a pack."""
+        """Return the location of an entry of a pack."""
         return cls(
             pack,
             entry.offset,
@@ -51,19 +51,19 @@ class RecordLocation(NamedTuple):
         )
 
 
-class RecordPlaces:
-    """Reads the places of records, within transactions of the other parts of the index."""
+class LocationReader:
+    """Reads the locations of records, within transactions of the other parts of the index."""
 
     def __init__(self, tables: Tables) -> None:
         self._db = tables.by_name
 
     def first(self, txn: Any, kind: int, record_id: bytes) -> bytes | None:
-        """Return the first place of a chunk or node, or None."""
+        """Return the first location of a chunk or node, or None."""
         value: bytes | None = txn.get(record_id, db=self._db["chunks" if kind == CHUNK else "nodes"])
         return value
 
     def copies(self, txn: Any, record_id: bytes) -> list[bytes]:
-        """Return the further places of a record."""
+        """Return the further locations of a record."""
         found = []
         cursor = txn.cursor(self._db["copies"])
         more = cursor.set_range(record_id)
@@ -75,9 +75,9 @@ class RecordPlaces:
     def usable(
         self, txn: Any, record_id: bytes, first: bytes, not_referenced: frozenset[bytes]
     ) -> Iterator[bytes]:
-        """Yield a record's places in packs that may be referenced.
+        """Yield a record's locations in packs that may be referenced.
 
-        Places after the first are only yielded if the first is a delta, or in a pack of `not_referenced`.
+        Locations after the first are only yielded if the first is a delta, or in a pack of `not_referenced`.
         """
         stays = first[PACK_NUMBER] not in not_referenced
         if stays:
@@ -87,16 +87,16 @@ class RecordPlaces:
                 if value[PACK_NUMBER] not in not_referenced:
                     yield value
 
-    def bases(self, txn: Any, chunk: bytes, place: bytes) -> list[RecordId]:
-        """Return the bases of a chunk at one of its places."""
-        if not BASES[place[CODEC]]:
+    def bases(self, txn: Any, chunk: bytes, location: bytes) -> list[RecordId]:
+        """Return the bases of a chunk at one of its locations."""
+        if not BASES[location[CODEC]]:
             return []
-        number = NUMBER.pack(int.from_bytes(place[PACK_NUMBER], "little"))
+        number = NUMBER.pack(int.from_bytes(location[PACK_NUMBER], "little"))
         return split_ids(txn.get(chunk + number, b"", db=self._db["bases"]))
 
-    def decode(self, txn: Any, record_id: bytes, place: bytes) -> RecordLocation | None:
-        """Return the location that a place means; None if it is not completely indexed."""
-        pack, offset, sealed, plain, counter, session, codec, member, _ = PLACE.unpack(place)
+    def decode(self, txn: Any, record_id: bytes, location: bytes) -> RecordLocation | None:
+        """Return the decoded location; None if it is not completely indexed."""
+        pack, offset, sealed, plain, counter, session, codec, member, _ = LOCATION.unpack(location)
         number = NUMBER.pack(pack)
         named = txn.get(number, db=self._db["packs"])
         session_id = txn.get(NUMBER.pack(session), db=self._db["sessions"])
@@ -112,18 +112,18 @@ class RecordPlaces:
 
 
 class CompleteChunks:
-    """Finds, within one transaction, the places from which chunks can be reconstructed.
+    """Finds, within one transaction, the locations from which chunks can be reconstructed.
 
-    That is a place in a pack that stays, of a chunk whose bases can all be reconstructed, too. Each chunk and
-    base is examined once. A damaged base counts as stored until `castore repair` has deleted it.
+    That is a location in a pack that stays, of a chunk whose bases can all be reconstructed, too. Each chunk
+    and base is examined once. A damaged base counts as stored until `castore repair` has deleted it.
     """
 
     def __init__(self, tables: Tables, txn: Any, not_referenced: frozenset[bytes]) -> None:
-        """not_referenced: the numbers of packs that do not stay, as they are encoded in places."""
+        """not_referenced: the numbers of packs that do not stay, as they are encoded in locations."""
         self.pack_bytes: Counter[bytes] = Counter()
-        """Bytes of the records that were found, by pack number as encoded in places."""
+        """Bytes of the records that were found, by pack number as encoded in locations."""
         self._chunks = tables.by_name["chunks"]
-        self._places = RecordPlaces(tables)
+        self._locations = LocationReader(tables)
         self._txn = txn
         self._not_referenced = not_referenced
         self._heights: dict[bytes, int] = {}
@@ -137,7 +137,7 @@ class CompleteChunks:
         return self._heights[chunk] != INCOMPLETE
 
     def find(self, chunk: bytes, depth: int = 0) -> bytes | None:
-        """Return the first of a chunk's places from which it can be reconstructed, or None.
+        """Return the first of a chunk's locations from which it can be reconstructed, or None.
 
         Also returns None for a chunk that was examined before.
         """
@@ -152,25 +152,25 @@ class CompleteChunks:
         # Most chunks are no deltas: this is the fast path of the loop below.
         if not BASES[first[CODEC]] and first[PACK_NUMBER] not in self._not_referenced:
             return self._complete(chunk, first, 0)
-        for place in self._places.usable(self._txn, chunk, first, self._not_referenced):
+        for location in self._locations.usable(self._txn, chunk, first, self._not_referenced):
             height = 0
-            for base in self._places.bases(self._txn, chunk, place):
+            for base in self._locations.bases(self._txn, chunk, location):
                 self.find(base, depth + 1)
                 height = max(height, heights[base] + 1)
                 if heights[base] == INCOMPLETE or height > MAX_CHAIN:
                     break
             else:
-                return self._complete(chunk, place, height)
+                return self._complete(chunk, location, height)
         return None
 
-    def _complete(self, chunk: bytes, place: bytes, height: int) -> bytes:
+    def _complete(self, chunk: bytes, location: bytes, height: int) -> bytes:
         self._heights[chunk] = height
-        record = place[RECORD]
+        record = location[RECORD]
         # Several chunks may share a record.
         if record not in self._counted:
             self._counted.add(record)
-            self.pack_bytes[place[PACK_NUMBER]] += int.from_bytes(place[SEALED], "little")
-        return place
+            self.pack_bytes[location[PACK_NUMBER]] += int.from_bytes(location[SEALED], "little")
+        return location
 
 
 def split_ids(joined: bytes) -> list[RecordId]:
