@@ -89,7 +89,7 @@ class Liveness:
         with self._tables.reading() as txn:
             cursor = txn.cursor(self._db["chunks" if kind == CHUNK else "nodes"])
             for record_id, value in cursor:
-                _, _, sealed, *_, members = PLACE.unpack(value)
+                _, _, sealed, *_, members = LOCATION.unpack(value)
                 yield record_id, sealed / (members or 1)
 
     def weigh_chunks(self, marks: IdSet) -> tuple[int, int]:
