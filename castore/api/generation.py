@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from castore.model.generation import Generation as Record
     from castore.model.generation import Part as PartRecord
     from castore.progress import Watch
+    from castore.services.comparison import Difference
     from castore.services.drill import Drilled
     from castore.services.operations import Snapshot
     from castore.store.store import Store as OpenStore
@@ -152,6 +153,29 @@ class Generation:
         where = None if scratch is None else os.fspath(scratch)
         with interrupt_note("the live state was not changed, and the scratch directory was deleted"):
             return operations.drill(self.record, scratch=where, consent=trust_recorded)
+
+    def diff(self, newer: Generation) -> Iterator[Difference]:
+        """Yield what differs between this and a newer generation. Raises IdentityError, DamageError."""
+        return self._selection(None).diff(newer._selection(None))
+
+    def recorded_warnings(self) -> list[tuple[str, bytes, str]]:
+        """Return (part, path, reason) of files that are missing or possibly inconsistent in it.
+
+        Raises IdentityError, DamageError.
+        """
+        from castore.services.rollback.plan import read_details
+
+        return list(read_details(self._owner.internal, self.record).warnings)
+
+    @property
+    def is_of_this_host(self) -> bool:
+        """Whether this machine took it, or took over the host that did."""
+        return self._owner.internal.hosts.is_own(self.record)
+
+    @property
+    def pin_note(self) -> str | None:
+        """The note of its pin, or None if it is not pinned."""
+        return self._owner.internal.generations.pins(self.service).get(self.number)
 
     def pin(self, note: str = "") -> bool:
         """Keep it whatever the retention rules say; return whether it was not pinned yet."""

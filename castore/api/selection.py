@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from castore.api.generation import Generation, Part
 from castore.api.progress import counters
 from castore.content.streams import StreamReader
+from castore.errors import UsageError
 from castore.progress import Progress
 from castore.services.listing import list_entries
 from castore.services.ownership import stored_ownership
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from castore.content.stored_dirs import Child
     from castore.model.generation import Part as PartRecord
     from castore.progress import Watch
+    from castore.services.comparison import Difference
     from castore.services.selectors import Selection as Selected
 
 
@@ -142,6 +144,33 @@ class Selection:
         with StreamReader(self._owner.internal) as reader:
             for path, record in list_entries(reader, self.record, recursive=recursive):
                 yield Entry(os.fsdecode(path), record)
+                self._owner.check_open()
+
+    def entry(self) -> Entry | None:
+        """Return the entry at the path, or None for a dump.
+
+        Raises NotFoundError, UsageError, IdentityError, DamageError.
+        """
+        from castore.services.restore import child_of
+
+        record = self.record
+        if record.part is None:
+            raise UsageError("a whole generation is no entry: select a part of it")
+        with StreamReader(self._owner.internal) as reader:
+            child = child_of(reader, record.part, record.path)
+        return None if child is None else Entry(record.path, child)
+
+    def diff(self, newer: Selection) -> Iterator[Difference]:
+        """Yield what differs between this and a newer selection.
+
+        A part or path of one of the two also applies to the other, unless that has its own.
+        Raises NotFoundError if neither has the path; UsageError, IdentityError, DamageError.
+        """
+        from castore.services.comparison import differences
+
+        with StreamReader(self._owner.internal) as reader:
+            for difference in differences(reader, self.record, newer.record):
+                yield difference
                 self._owner.check_open()
 
     def restore(

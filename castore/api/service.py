@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from castore.api.generation import Generation
@@ -10,16 +11,22 @@ from castore.model.names import revision_begins
 from castore.process.signal_shield import interrupt_note
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Unpack
 
     from castore.api.prune import PrunePlan
     from castore.api.rollback import RollbackPlan, RollbackResult
     from castore.api.sources import AnyParts, AnySource
     from castore.api.store import Store
+    from castore.content.streams import StreamReader
+    from castore.content.versions import Damaged
     from castore.model.generation import Generation as Record
     from castore.progress import Watch
+    from castore.services.find import Hit
+    from castore.services.find import Hit as PathVersions
     from castore.services.preview import PartPreview
+
+    _Found = Hit | tuple[str, Damaged]
 
 
 _AFTER_FORGET: Final = (
@@ -100,6 +107,84 @@ class Service:
         store.generations.sync()
         refuse_interrupted(store, self.name)
         return Generation(self._owner, undo_of(store, self.name))
+
+    def pins(self) -> dict[int, str]:
+        """Return the notes of the pinned generations, by number."""
+        return dict(self._owner.internal.generations.pins(self.name))
+
+    def hosts(self) -> set[str]:
+        """Return the names of the hosts that took its generations."""
+        from castore.services.hosts import groups_of
+
+        return groups_of(self._owner.internal, self.name).hosts()
+
+    def find(
+        self,
+        pattern: str,
+        *,
+        part: str = "",
+        ignore_case: bool = False,
+        on_damage: Callable[[str, bytes, str], None] | None = None,
+    ) -> Iterator[PathVersions]:
+        """Yield the paths that match a pattern in any generation, with their versions.
+
+        pattern: as of `castore find`: matches names at every depth, or whole paths if it begins with "/".
+        part: search only in this part, or in all if empty.
+        on_damage: called with the part, the path and the reason for each directory that cannot be read; None
+            raises DamageError for it.
+        Raises NotFoundError for a service without generations, UsageError, IdentityError.
+        """
+        from castore.services.find import find_paths
+
+        def search(reader: StreamReader, generations: list[Record]) -> Iterator[_Found]:
+            return find_paths(reader, generations, pattern, part=part, ignore_case=ignore_case)
+
+        return self._versions(search, on_damage)
+
+    def history(
+        self, part: str, path: str = "", *, on_damage: Callable[[str, bytes, str], None] | None = None
+    ) -> Iterator[PathVersions]:
+        """Yield the versions of a part, or of a path in it, for each host.
+
+        on_damage: as in `find`.
+        Raises NotFoundError if no generation has it, IdentityError.
+        """
+        from castore.services.find import path_history
+
+        def search(reader: StreamReader, generations: list[Record]) -> Iterator[_Found]:
+            return path_history(reader, generations, part, path)
+
+        return self._versions(search, on_damage)
+
+    def _versions(
+        self,
+        search: Callable[[StreamReader, list[Record]], Iterator[_Found]],
+        on_damage: Callable[[str, bytes, str], None] | None,
+    ) -> Iterator[PathVersions]:
+        """Yield what a search over the generations of the chosen host finds."""
+        from castore.content.streams import StreamReader
+        from castore.errors import DamageError
+        from castore.services.find import Hit
+        from castore.services.hosts import shown
+        from castore.services.selector_rules import unknown_service
+
+        store = self._owner.internal
+        store.generations.sync()
+        generations = store.generations.all(self.name)
+        if not generations:
+            raise unknown_service(store, self.name)
+        generations = list(filter(shown(store, self.name), generations))
+        store.keys.identity()
+        with StreamReader(store) as reader:
+            for found in search(reader, generations):
+                if isinstance(found, Hit):
+                    yield found
+                    self._owner.check_open()
+                    continue
+                part, (path, reason) = found
+                if on_damage is None:
+                    raise DamageError(f"{self.name}:{part}/{os.fsdecode(path)}: {reason}")
+                on_damage(part, path, reason)
 
     # Snapshots
 

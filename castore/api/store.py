@@ -11,7 +11,7 @@ from castore.api.progress import counters
 from castore.api.prune import PrunePlan, PruneReport
 from castore.api.service import Service
 from castore.errors import NotFoundError, UsageError
-from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
+from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS, Limits
 from castore.model.names import revision_begins
 from castore.process.signal_shield import interrupt_note
 from castore.state.directories import NoHomeError, identity_path
@@ -155,10 +155,14 @@ class Store:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the caller should know: an older store than expected, damaged objects, chosen hosts."""
-        store = self.internal
-        older = (store.generations.older,) if store.generations.older else ()
+        older = (self.older_warning,) if self.older_warning else ()
         damaged = (f"{name}: {reason}" for name, reason in sorted(self.damaged.items()))
         return (*older, *damaged, *self._messages)
+
+    @property
+    def older_warning(self) -> str:
+        """Why the store seems to be older than this machine has seen it, or empty."""
+        return self.internal.generations.older or ""
 
     @property
     def damaged(self) -> dict[str, str]:
@@ -166,6 +170,14 @@ class Store:
         return {name: str(reason) for name, reason in self.internal.damaged.items()}
 
     # What is stored
+
+    def refresh(self) -> None:
+        """Read what was added to the store since it was opened. Other methods do so when it is needed."""
+        self.internal.generations.sync()
+
+    def load_identity(self) -> None:
+        """Get the identity now, instead of when it is needed first. Raises IdentityError."""
+        self.internal.keys.identity()
 
     def service(self, name: str) -> Service:
         """Return a service by its name. It need not have generations yet."""
@@ -277,9 +289,9 @@ class Store:
                 self.internal,
                 chosen,
                 counters("pruning", progress),
-                grace_seconds=grace_seconds,
-                max_unused=max_unused,
-                unfinished_seconds=unfinished_seconds,
+                Limits(
+                    max_unused=max_unused, grace_seconds=grace_seconds, unfinished_seconds=unfinished_seconds
+                ),
             )
         return PruneReport(done, self._all(removed), [*misconfigured, *busy])
 
@@ -296,7 +308,7 @@ class Store:
 
         chosen, misconfigured = self._services_to_prune(keep, services)
         decisions, space = pruning.plan_prune(
-            self.internal, chosen, max_unused=max_unused, unfinished_seconds=unfinished_seconds
+            self.internal, chosen, Limits(max_unused=max_unused, unfinished_seconds=unfinished_seconds)
         )
         expired = [decision.generation for decision in decisions if not decision.rules]
         return PrunePlan(space, self._all(expired), [*misconfigured], decisions)
@@ -329,53 +341,34 @@ class Store:
         described = self.settings.of if self.settings is not None else lambda _name: None
         return services_to_prune(store, list(services), described, keep)
 
-    @overload
     def compact(
         self,
         *,
-        dry_run: Literal[False] = False,
-        max_unused: float = ...,
-        grace_seconds: float = ...,
-        unfinished_seconds: float = ...,
-        progress: Watch | None = ...,
-    ) -> PruneReport: ...
-
-    @overload
-    def compact(
-        self,
-        *,
-        dry_run: Literal[True],
-        max_unused: float = ...,
-        grace_seconds: float = ...,
-        unfinished_seconds: float = ...,
-        progress: Watch | None = ...,
-    ) -> PrunePlan: ...
-
-    def compact(
-        self,
-        *,
-        dry_run: bool = False,
         max_unused: float = MAX_UNUSED,
         grace_seconds: float = GRACE_SECONDS,
         unfinished_seconds: float = UNFINISHED_SECONDS,
         progress: Watch | None = None,
-    ) -> PruneReport | PrunePlan:
+    ) -> PruneReport:
         """Reclaim the space that no generation references. The arguments are those of `prune`."""
-        from castore.maintenance.compact import plan
         from castore.services.prune import compact_and_record
 
-        store = self.internal
-        if dry_run:
-            return PrunePlan(plan(store, max_unused=max_unused, unfinished_seconds=unfinished_seconds))
         with interrupt_note(_AFTER_COMPACT):
             done = compact_and_record(
-                store,
+                self.internal,
                 counters("compacting", progress),
-                grace_seconds=grace_seconds,
-                max_unused=max_unused,
-                unfinished_seconds=unfinished_seconds,
+                Limits(
+                    max_unused=max_unused, grace_seconds=grace_seconds, unfinished_seconds=unfinished_seconds
+                ),
             )
         return PruneReport(done)
+
+    def plan_compact(
+        self, *, max_unused: float = MAX_UNUSED, unfinished_seconds: float = UNFINISHED_SECONDS
+    ) -> PrunePlan:
+        """Return what `compact` would do. The arguments and errors are those of `prune`."""
+        from castore.maintenance.compact import plan
+
+        return PrunePlan(plan(self.internal, max_unused=max_unused, unfinished_seconds=unfinished_seconds))
 
     def verify(
         self,

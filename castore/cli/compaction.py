@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.api.prune import PrunePlan, PruneReport
+    from castore.api.store import Store
     from castore.maintenance.compact import Compacted
     from castore.maintenance.compaction_plan import Plan
     from castore.services.retention import RetentionDecision
-    from castore.store import Store
 
 
 def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,16 +100,16 @@ def _plain_decision(decision: RetentionDecision) -> dict[str, Any]:
 def _decisions_table(store: Store, decisions: list[RetentionDecision]) -> str:
     from castore.model.names import short_revision
 
-    services = {one.generation.service for one in decisions}
-    notes = {service: store.generations.pins(service) for service in services}
+    services = {decision.generation.service for decision in decisions}
+    notes = {service: store.service(service).pins() for service in services}
     rows = []
     for decision in decisions:
-        one = decision.generation
+        generation = decision.generation
         why = ", ".join(decision.rules) or "(to be deleted)"
-        note = notes[one.service].get(one.number, "")
+        note = notes[generation.service].get(generation.number, "")
         rows.append([
-            *(one.service, str(one.number), formatting.local_time(one.time)),
-            short_revision(one.revision) or "-",
+            *(generation.service, str(generation.number), formatting.local_time(generation.time)),
+            short_revision(generation.revision) or "-",
             why + (f" ({formatting.one_line(note)})" if note else ""),
         ])
     header = ["service", "number", "time", "revision", "kept by"]

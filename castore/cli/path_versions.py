@@ -10,35 +10,38 @@ from castore.cli.document import times
 from castore.cli.messages import report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from castore.model.generation import Generation
     from castore.services.find import Hit, Span
 
 
-def undamaged(service: str, found: Any, damaged: list[str]) -> Iterator[Hit]:
-    """Yield the hits; add directories that could not be read to `damaged`."""
-    from castore.services.find import Hit
+class DamagedDirectories:
+    """Collects the directories of a service that could not be read."""
 
-    for one in found:
-        if isinstance(one, Hit):
-            yield one
-        else:
-            part, (path, reason) = one
-            damaged.append(f"{service}:{part}/{formatting.printable(path)}: {reason}")
+    def __init__(self) -> None:
+        self.lines: list[str] = []
 
+    def of(self, service: str) -> Callable[[str, bytes, str], None]:
+        """Return a function that takes the part, the path and the reason for each directory."""
 
-def report_damaged(damaged: list[str]) -> None:
-    """Print the directories that could not be read. Raises DamageError if there are any."""
-    from castore.errors import DamageError
+        def take(part: str, path: bytes, reason: str) -> None:
+            self.lines.append(f"{service}:{part}/{formatting.printable(path)}: {reason}")
 
-    for line in damaged:
-        report(line)
-    if damaged:
-        raise DamageError(
-            f"{formatting.count(len(damaged), 'directory', 'directories')} could not be read and not searched"
-            "; 'castore verify' says which generations are damaged"
-        )
+        return take
+
+    def refuse(self) -> None:
+        """Print the directories. Raises DamageError if there are any."""
+        from castore.errors import DamageError
+
+        for line in self.lines:
+            report(line)
+        if self.lines:
+            directories = formatting.count(len(self.lines), "directory", "directories")
+            raise DamageError(
+                f"{directories} could not be read and not searched; 'castore verify' says which generations "
+                "are damaged"
+            )
 
 
 def number_range(generations: list[Generation]) -> str:

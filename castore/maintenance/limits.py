@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, TypedDict
+from dataclasses import dataclass
+from typing import Final
 
 MAX_UNUSED: Final = 0.1
 """A pack is rewritten if no generation needs more than this share of its records."""
@@ -13,8 +14,13 @@ UNFINISHED_SECONDS: Final = 7 * 86400
 """Packs of a session that no generation names are kept this long: its snapshot may still be running."""
 
 
-class Limits(TypedDict, total=False):
-    """Thresholds of `plan` and `compact`."""
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The thresholds of a compaction."""
 
-    max_unused: float
-    unfinished_seconds: float
+    max_unused: float = MAX_UNUSED
+    """A pack is rewritten only if more than this share of it is unused."""
+    grace_seconds: float = GRACE_SECONDS
+    """Time between marking a pack and deleting it, if the users of the store do not share a file lock."""
+    unfinished_seconds: float = UNFINISHED_SECONDS
+    """How long the packs of interrupted snapshots are kept."""

@@ -26,7 +26,6 @@ from castore.services.selector_rules import unknown_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from typing import Unpack
 
     from castore.maintenance.limits import Limits
     from castore.model.generation import Generation
@@ -90,7 +89,7 @@ def _has_removable(store: Store, service: str) -> bool:
 
 
 def plan_prune(
-    store: Store, services: Mapping[str, Service | None], **limits: Unpack[Limits]
+    store: Store, services: Mapping[str, Service | None], limits: Limits
 ) -> tuple[list[RetentionDecision], Plan]:
     """Return what `prune` would decide and reclaim. The arguments are those of `prune`."""
     now = time.time_ns()
@@ -104,7 +103,12 @@ def plan_prune(
         for decision in decided
         if not decision.rules
     }
-    planned = plan(store, **limits, without=lambda one: (one.service, one.number) in expired)
+    planned = plan(
+        store,
+        max_unused=limits.max_unused,
+        unfinished_seconds=limits.unfinished_seconds,
+        without=lambda one: (one.service, one.number) in expired,
+    )
     return decided, planned
 
 
@@ -112,13 +116,11 @@ def prune(
     store: Store,
     services: Mapping[str, Service | None],
     progress: Progress,
-    *,
-    grace_seconds: float,
-    **limits: Unpack[Limits],
+    limits: Limits,
 ) -> tuple[list[Generation], list[CastoreError], Compacted]:
     """Delete the generations that no rule keeps, and reclaim their space.
 
-    services: the settings of each service, by name. grace_seconds, limits: as for `compact`. Returns the
+    services: the settings of each service, by name. Returns the
     deleted generations, the errors of services that were left out (another castore works on them, or a
     rollback is unfinished), and the result of compaction. Raises what `compact` raises; the generations are
     deleted then.
@@ -142,15 +144,19 @@ def prune(
             "adopt --maintain' gives this machine the role"
         )
         return removed, left_out, Compacted(Plan())
-    return removed, left_out, compact_and_record(store, progress, grace_seconds=grace_seconds, **limits)
+    return removed, left_out, compact_and_record(store, progress, limits)
 
 
-def compact_and_record(
-    store: Store, progress: Progress, *, grace_seconds: float, **limits: Unpack[Limits]
-) -> Compacted:
-    """Compact the store, and record that as an event. Arguments and errors are those of `compact`."""
+def compact_and_record(store: Store, progress: Progress, limits: Limits) -> Compacted:
+    """Compact the store, and record that as an event. Errors are those of `compact`."""
     with event(store, "compact", "") as note:
-        done = compact(store, progress, grace_seconds=grace_seconds, **limits)
+        done = compact(
+            store,
+            progress,
+            max_unused=limits.max_unused,
+            grace_seconds=limits.grace_seconds,
+            unfinished_seconds=limits.unfinished_seconds,
+        )
         trim_base_cache(store)
         note.text = (
             f"{counted(done.removed, 'pack')}, {counted(done.removed_bytes, 'byte')} removed; "

@@ -19,6 +19,7 @@ from castore.content.streams import StreamReader
 from castore.crypto import Identity
 from castore.errors import IdentityError, NotFoundError, UsageError
 from castore.maintenance.compact import compact
+from castore.maintenance.limits import Limits
 from castore.maintenance.verify import verify as verify_store
 from castore.progress import Progress
 from castore.services.config import Keep, Service
@@ -362,7 +363,7 @@ class Machine(RuleBasedStateMachine):
         with self.writing() as store:
             store.generations.sync()
             settings = dict.fromkeys(store.generations.services(), Service(keep=Keep(last=last, per_revision=0)))
-            gone, busy, _ = prune(store, settings, Progress(), max_unused=0.1, grace_seconds=0)
+            gone, busy, _ = prune(store, settings, Progress(), Limits(grace_seconds=0))
         assert not busy
         for one in gone:
             assert one.number != max(self.numbers(one.service))

@@ -532,7 +532,7 @@ def test_generations_are_pinned_forgotten_and_drilled(store: castore.Store, wiki
     assert list(service.generations()) == [second]
     with pytest.raises(NotFoundError, match="no generation 1"):
         service.forget([1])
-    assert store.compact(dry_run=True).reclaimed >= 0
+    assert store.plan_compact().reclaimed >= 0
     assert store.compact().compacted is not None
     assert store.stats().total.generations == 1
 

@@ -11,9 +11,7 @@ import castore
 PACKAGE = Path(castore.__file__).parent
 
 KNOWN = {
-    ("cli/commands/diff.py", "named is not None"): "one of two selections names a part, or the function has returned",
     ("cli/commands/help.py", "ctx.parent is not None"): "click gives a subcommand its parent",
-    ("cli/commands/show.py", "selection.part is not None"): "the caller has selected a part",
     ("engines/mariadb/script.py", "self._tail is not None"): "the tables are read before the records",
     ("process/program.py", "self._process.stdin is not None"): "the program was started with a pipe",
     ("process/program.py", "self._process.stdout is not None"): "the program was started with a pipe",

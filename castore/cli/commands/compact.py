@@ -38,7 +38,10 @@ def compact(
     limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
         if dry_run:
-            print_plan(store.internal, store.compact(dry_run=True, **limits), as_json=as_json)
+            plan = store.plan_compact(
+                max_unused=limits["max_unused"], unfinished_seconds=limits["unfinished_seconds"]
+            )
+            print_plan(store, plan, as_json=as_json)
             return
         with show_progress() as progress:
             done = store.compact(progress=progress, **limits)

@@ -10,13 +10,13 @@ import click
 from castore.cli import formatting
 from castore.cli.messages import note_left_out
 from castore.cli.options import Count, common, host_option, json_option, print_json_list
-from castore.cli.path_versions import is_directory, number_range, plain_hit, report_damaged, undamaged
+from castore.cli.path_versions import DamagedDirectories, is_directory, number_range, plain_hit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from castore.api.store import Store
     from castore.cli.context import CliContext
-    from castore.content.streams import StreamReader
     from castore.model.generation import Generation
     from castore.services.find import Hit
 
@@ -47,77 +47,59 @@ def find(
     """
     from itertools import islice
 
-    from castore.content.streams import StreamReader
     from castore.errors import NotFoundError
 
     count = 0
-    damaged: list[str] = []
-    with context.open_internal(confined=()) as store, StreamReader(store) as reader:
-        store.generations.sync()
-        query = _Query(pattern, part, ignore_case)
-        hits = islice(_hits(reader, service, query, damaged), limit)
+    damaged = DamagedDirectories()
+    with context.open_store(confined=()) as store:
+        services = [service] if service is not None else store.services()
+        found = (
+            (name, hit)
+            for name in services
+            for hit in _of_service(
+                store.service(name).find(
+                    pattern, part=part, ignore_case=ignore_case, on_damage=damaged.of(name)
+                ),
+                is_named=service is not None,
+            )
+        )
+        hits = islice(found, limit)
         if as_json:
-            print_json_list({"service": name, **plain_hit(hit)} for name, hit, _ in hits)
+            print_json_list({"service": name, **plain_hit(hit)} for name, hit in hits)
         columns: _Columns | None = None
-        for name, hit, host_width in hits:
+        for name, hit in hits:
             count += 1
             if columns is None:
-                columns = _Columns(formatting.terminal_width(), host_width=host_width)
+                columns = _Columns(formatting.terminal_width(), host_width=_host_width(store, services))
                 print(columns.header)
             print(columns.line(name, hit))
         context.warn_damaged(store)
         if columns is not None:
             sys.stdout.flush()
             note_left_out(columns.left_out)
-    report_damaged(damaged)
+    damaged.refuse()
     if not count and not as_json:
         where = f"a generation of {service!r}" if service is not None else "any generation"
         raise NotFoundError(f"no path matches {pattern!r} in {where}")
 
 
-class _Query(NamedTuple):
-    """What is searched for."""
-
-    pattern: str
-    part: str
-    ignore_case: bool
-
-
-def _hits(
-    reader: StreamReader, service: str | None, query: _Query, damaged: list[str]
-) -> Iterator[tuple[str, Hit, int]]:
-    """Yield (service, match, width of the column of hosts); add damage to `damaged`.
-
-    The width is 0 if each service has one host.
-
-    service: None for all. Raises NotFoundError for a service that does not exist, IdentityError.
-    """
+def _of_service(hits: Iterator[Hit], *, is_named: bool) -> Iterator[Hit]:
+    """Yield the matches in a service. is_named: raise NotFoundError if the chosen host has none of it."""
     from castore.errors import NotFoundError
-    from castore.services.find import find_paths
-    from castore.services.hosts import groups_of, shown
-    from castore.services.selector_rules import unknown_service
 
-    store = reader.store
-    if service is not None and store.generations.newest(service) is None:
-        raise unknown_service(store, service)
-    store.keys.identity()
-    names = [service] if service is not None else list(store.generations.services())
-    hosts = [groups_of(store, name).hosts() for name in names]
-    width = 0
-    if any(len(names_of) > 1 for names_of in hosts):
-        width = max(len(formatting.printable(host)) for names_of in hosts for host in names_of)
-    for name in names:
-        try:
-            generations = list(filter(shown(store, name), store.generations.all(name)))
-        except NotFoundError:
-            if service is not None:
-                raise
-            continue  # this service has no generation of the chosen host
-        found = find_paths(
-            reader, generations, query.pattern, part=query.part, ignore_case=query.ignore_case
-        )
-        for hit in undamaged(name, found, damaged):
-            yield name, hit, width
+    try:
+        yield from hits
+    except NotFoundError:
+        if is_named:
+            raise
+
+
+def _host_width(store: Store, services: list[str]) -> int:
+    """Return the width of the column of hosts, or 0 if each service has one host."""
+    hosts = [store.service(name).hosts() for name in services]
+    if all(len(names) <= 1 for names in hosts):
+        return 0
+    return max(len(formatting.printable(host)) for names in hosts for host in names)
 
 
 class _Column(NamedTuple):

@@ -33,7 +33,7 @@ def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_jso
 
     several = ServiceResults(services, apart=len(services) > 1)
     with context.open_store() as store, show_progress() as progress:
-        store.internal.generations.sync()
+        store.refresh()
         for service in services:
             with several.service(service):
                 context.required_settings()

@@ -40,7 +40,7 @@ def guard(context: CliContext, restoring: bool, words: tuple[str, ...], as_json:
 
     services, command = _split_command(words)
     with context.open_store() as store, show_progress() as progress:
-        store.internal.generations.sync()
+        store.refresh()
         context.required_settings()
         work = operations_of(store, progress)
 

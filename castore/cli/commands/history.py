@@ -8,7 +8,7 @@ import click
 
 from castore.cli import formatting
 from castore.cli.options import Count, common, host_option, json_option, print_json
-from castore.cli.path_versions import is_directory, number_range, plain_hit, report_damaged, undamaged
+from castore.cli.path_versions import DamagedDirectories, is_directory, number_range, plain_hit
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -27,11 +27,7 @@ def history(context: CliContext, what: str, limit: int | None, as_json: bool) ->
     A version is a run of generations between which nothing of it changed: content, metadata, what is below
     a directory.
     """
-    from castore.content.streams import StreamReader
     from castore.errors import UsageError
-    from castore.services.find import path_history
-    from castore.services.hosts import shown
-    from castore.services.selector_rules import unknown_service
 
     service, colon, rest = what.partition(":")
     part, _, path = rest.partition("/")
@@ -39,15 +35,9 @@ def history(context: CliContext, what: str, limit: int | None, as_json: bool) ->
         raise UsageError(
             f"{what!r} names no part: write SERVICE:PART or SERVICE:PART/PATH, without a generation"
         )
-    damaged: list[str] = []
-    with context.open_internal(confined=()) as store, StreamReader(store) as reader:
-        store.generations.sync()
-        generations = store.generations.all(service)
-        if not generations:
-            raise unknown_service(store, service)
-        generations = list(filter(shown(store, service), generations))
-        store.keys.identity()
-        hits = list(undamaged(service, path_history(reader, generations, part, path), damaged))
+    damaged = DamagedDirectories()
+    with context.open_store(confined=()) as store:
+        hits = list(store.service(service).history(part, path, on_damage=damaged.of(service)))
         context.warn_damaged(store)
     for hit in hits:
         hit.spans[:] = hit.spans[::-1][:limit]
@@ -58,7 +48,7 @@ def history(context: CliContext, what: str, limit: int | None, as_json: bool) ->
             if len(hits) > 1:
                 print(f"host {formatting.printable(hit.host)}")
             print(_history_table(hit))
-    report_damaged(damaged)
+    damaged.refuse()
 
 
 def _history_table(hit: Hit) -> str:

@@ -45,7 +45,7 @@ def unpin(context: CliContext, what: str, as_json: bool) -> None:
         chosen = store.service(service).generation(selector or "latest")
         number = chosen.number
         if not chosen.unpin():
-            pinned = ", ".join(map(str, sorted(store.internal.generations.pins(service)))) or "none"
+            pinned = ", ".join(map(str, sorted(store.service(service).pins()))) or "none"
             raise NotFoundError(f"{service}@{number} is not pinned; pins of {service!r}: {pinned}")
     if as_json:
         print_json({"service": service, "number": number, "pinned": False, "changed": True})

@@ -98,7 +98,7 @@ def prune(
     with context.open_store() as store:
         if dry_run:
             plan = store.prune(keep, services=services, dry_run=True, **limits)
-            print_plan(store.internal, plan, as_json=as_json)
+            print_plan(store, plan, as_json=as_json)
             _raise_worst(plan.left_out)
             return
         with show_progress() as progress:

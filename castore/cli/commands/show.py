@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,10 +15,10 @@ from castore.cli.tree_entries import entry_line, plain_entry
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from castore.api.generation import Generation as OpenedGeneration
+    from castore.api.selection import Selection
     from castore.cli.context import CliContext
     from castore.model.generation import Generation
-    from castore.services.selectors import Selection
-    from castore.store import Store
 
 
 @click.command(epilog="Example: castore show drupal@latest")
@@ -29,43 +29,42 @@ if TYPE_CHECKING:
 def show(context: CliContext, what: str, as_json: bool) -> None:
     """Show one generation, or a part or path of it: sizes, and how much was already stored."""
     from castore.cli.generations import parts_table, plain
-    from castore.services.selectors import select
 
-    with context.open_internal(confined=()) as store:
-        store.generations.sync()
-        selection = select(store, what)
-        generation = selection.generation
-        parts = [selection.part] if selection.part else list(generation.parts)
-        warnings = _warnings(store, generation) if any(part.skipped_files for part in parts) else []
-        warnings = [one for one in warnings if _concerns(one, selection)]
-        entry = _entry_of(store, selection) if selection.path else None
-        pins = store.generations.pins(generation.service)
-        own = store.hosts.is_own(generation)
+    with context.open_store(confined=()) as store:
+        selection = store.select(what)
+        chosen = selection.generation
+        generation = chosen.record
+        parts = [selection.part.record] if selection.part else list(generation.parts)
+        warnings = _warnings(chosen) if any(part.skipped_files for part in parts) else []
+        warnings = [warning for warning in warnings if _concerns(warning, selection)]
+        entry = selection.entry() if selection.path else None
+        pins = {} if (note := chosen.pin_note) is None else {chosen.number: note}
+        is_own = chosen.is_of_this_host
     if as_json:
         shown = plain(generation, pins=pins)
         names = {part.name for part in parts}
         shown["parts"] = [part for part in shown["parts"] if part["name"] in names]
         if entry is not None:
-            shown["entry"] = plain_entry(os.fsencode(selection.path), entry)
+            shown["entry"] = plain_entry(os.fsencode(selection.path), entry.record)
         print_json({**shown, "warnings": warnings})
         return
-    _print_head(generation, pins, own=own)
+    _print_head(generation, pins, is_own=is_own)
     print()
     print(parts_table(parts))
     if entry is not None:
-        print(entry_line(os.fsencode(selection.path), entry))
+        print(entry_line(os.fsencode(selection.path), entry.record))
     for warning in warnings:
         print(f"skipped: {warning['part']}:{warning['path']}: {warning['reason']}")
 
 
-def _print_head(generation: Generation, pins: Mapping[int, str], *, own: bool) -> None:
-    """Print what is known of a generation. own: it is of this host."""
+def _print_head(generation: Generation, pins: Mapping[int, str], *, is_own: bool) -> None:
+    """Print what is known of a generation. is_own: it is of this host."""
     from castore.model.names import short_revision
 
     print(f"{generation.service}@{generation.number}  {formatting.local_time(generation.time)}")
     short = short_revision(generation.revision)
     print(f"revision  {short or '-'}{f'  ({generation.revision})' if short != generation.revision else ''}")
-    print(f"host      {formatting.printable(generation.host)}{'' if own else '  (not this one)'}")
+    print(f"host      {formatting.printable(generation.host)}{'' if is_own else '  (not this one)'}")
     print(f"took      {formatting.duration(generation.duration)}")
     if generation.interrupted:
         print("warning   taken after a rollback that has not ended: its state may be inconsistent")
@@ -77,16 +76,6 @@ def _print_head(generation: Generation, pins: Mapping[int, str], *, own: bool) -
         print(f"pinned    {formatting.printable(pins[generation.number]) or 'yes'}")
 
 
-def _entry_of(store: Store, selection: Selection) -> Any:
-    """Return the entry at the path of a selection. Raises NotFoundError, UsageError."""
-    from castore.content.streams import StreamReader
-    from castore.services.restore import child_of
-
-    assert selection.part is not None
-    with StreamReader(store) as reader:
-        return child_of(reader, selection.part, selection.path)
-
-
 def _concerns(warning: dict[str, str], selection: Selection) -> bool:
     """Return whether a warning concerns the part and path of a selection, or a path below."""
     if selection.part is None:
@@ -96,17 +85,16 @@ def _concerns(warning: dict[str, str], selection: Selection) -> bool:
     return below and warning["part"] == selection.part.name
 
 
-def _warnings(store: Store, generation: Generation) -> list[dict[str, str]]:
+def _warnings(generation: OpenedGeneration) -> list[dict[str, str]]:
     """Return the warnings of a snapshot; without an identity, print that one is needed."""
     from castore.errors import IdentityError
-    from castore.services.rollback.plan import read_details
 
     try:
-        details = read_details(store, generation)
+        warnings = generation.recorded_warnings()
     except IdentityError:
         report("give --identity FILE to show the names of skipped files")
         return []
     return [
         {"part": part, "path": formatting.printable(path), "reason": reason}
-        for part, path, reason in details.warnings
+        for part, path, reason in warnings
     ]

@@ -279,7 +279,7 @@ class _Run:
                     with self.several.service(name):
                         self._take(store, name, sources)
             finally:
-                if older := store.internal.generations.older:
+                if older := store.older_warning:
                     warn(older)
 
     def _take(self, store: Store, service: str, sources: dict[str, Source]) -> None:

@@ -29,7 +29,7 @@ def stats(context: CliContext, as_json: bool) -> None:
     """
     with context.open_store(confined=()) as store:
         found = store.stats()
-        context.warn_damaged(store.internal)
+        context.warn_damaged(store)
     if as_json:
         import msgspec
 

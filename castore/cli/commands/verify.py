@@ -54,7 +54,7 @@ def verify(
         raise UsageError("--index is always done: leave it out, or the other options")
     with context.open_store(confined=()) as store, show_progress() as progress:
         if context.identity_file:
-            store.internal.keys.identity()  # also opens the sealed keys of the identity
+            store.load_identity()  # also opens the sealed keys of the identity
         found = store.verify(
             packs=packs, read_data=read_data, sample=sample, restart=restart, progress=progress
         )

@@ -14,6 +14,7 @@ from castore.content.streams import StreamReader
 from castore.errors import DamageError, UsageError
 from castore.maintenance import compact as module
 from castore.maintenance.compact import compact, plan
+from castore.maintenance.limits import Limits
 from castore.maintenance.verify import verify
 from castore.progress import Progress
 from castore.services.config import Keep, Service
@@ -322,7 +323,7 @@ def test_rules_let_generations_go_and_pins_hold_them(sandbox):
         assert not store.generations.pin("web", 2, "again")
         assert store.generations.pins("web") == {2: "before the move"}
         settings = Service(keep=Keep(last=1))
-        gone, busy, done = prune(store, {"web": settings}, Progress(), max_unused=0.1, grace_seconds=0)
+        gone, busy, done = prune(store, {"web": settings}, Progress(), Limits(grace_seconds=0))
     assert [one.number for one in gone] == [4, 3, 1]
     assert not busy
     assert done.removed
