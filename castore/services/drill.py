@@ -52,36 +52,49 @@ class Drilled:
         return "; ".join(f"{name}: {finding}" for name, finding in self.parts.items())
 
 
+@dataclass(frozen=True)
+class DrillRequest:
+    """A drill of a generation, with the settings of its service."""
+
+    target: Generation
+    configured: dict[str, Origin]
+    """The parts in castore.toml."""
+    settings: Service
+    """The service in castore.toml, with its `drill-check`."""
+    ownership: Ownership
+    scratch: str | None = None
+    """Where to create the scratch directory, or None for the system's temporary directory."""
+    trust_recorded: bool = False
+    """Whether to use the recorded origins of parts that castore.toml does not describe."""
+
+
 def drill(
     store: Store,
-    generation: Generation,
-    origins: dict[str, Origin],
-    settings: Service,
-    ownership: Ownership,
+    request: DrillRequest,
     *,
-    scratch: str | None = None,
-    consent: bool = False,
     note_finding: Callable[[str], None] = lambda _text: None,
     say: Callable[[str], None] = lambda _text: None,
     watch: Watch = unwatched,
 ) -> Drilled:
     """Restore a generation into a scratch directory and check it there; the live state is not touched.
 
-    origins: the parts in castore.toml. consent: use the recorded origins of other parts. scratch: where to
-    create the scratch directory. The service's `drill-check` gets the path of that directory in
-    CASTORE_DRILL, and what engines report about a part in CASTORE_DRILL_PART_... note_finding: called with
-    each finding. say: called with recorded origins that are not used. watch: called at the start of each
-    part. Raises CastoreError if anything is not sound.
+    The service's `drill-check` gets the path of that directory in CASTORE_DRILL, and what engines report
+    about a part in CASTORE_DRILL_PART_... note_finding: called with each finding. say: called with recorded
+    origins that are not used. watch: called at the start of each part. Raises CastoreError if anything is not
+    sound.
     """
+    generation, settings = request.target, request.settings
     done = Drilled(generation)
     clock = time.monotonic()
     with event(store, "drill", generation.service) as note, ExitStack() as stack:
         note.of(generation)
-        top = stack.enter_context(scratch_folder(_PREFIX, scratch, mode=0o711, say=note_finding))
+        top = stack.enter_context(scratch_folder(_PREFIX, request.scratch, mode=0o711, say=note_finding))
         recorded = read_details(store, generation).origins
-        known = trusted_origins(store, generation, recorded, origins, say, consent=consent, drill=True)
+        known = trusted_origins(
+            store, generation, recorded, request.configured, say, consent=request.trust_recorded, drill=True
+        )
         # Other users can enter the directory: they must find no set-id program and no device there.
-        owned = replace(ownership, privileges=False)
+        owned = replace(request.ownership, privileges=False)
         work = _Drill(stack.enter_context(StreamReader(store)), stack, top, owned)
         for part in generation.parts:
             progress = Progress(total=part.size, most_files=part.files)

@@ -14,7 +14,7 @@ from castore.model.generation import Origin
 from castore.progress import Progress
 from castore.services.config import Service
 from castore.services.doubts import doubts
-from castore.services.drill import drill
+from castore.services.drill import DrillRequest, drill
 from castore.services.hooks import Hooks
 from castore.services.ownership import stored_ownership
 from castore.services.recorded import trusted_origins
@@ -226,18 +226,15 @@ class ServiceOperations:
         Raises CastoreError if anything is not sound.
         """
         settings = self.described(target.service)
-        return drill(
-            self.store,
+        request = DrillRequest(
             target,
             configured_origins(settings) if settings is not None else {},
             settings or Service(),
             stored_ownership(),
-            scratch=scratch,
-            consent=consent,
-            note_finding=self.note,
-            say=self.say,
-            watch=self.progress,
+            scratch,
+            trust_recorded=consent,
         )
+        return drill(self.store, request, note_finding=self.note, say=self.say, watch=self.progress)
 
     def take(self, service: str) -> Generation:
         """Take a generation of the parts in castore.toml, and report what went wrong. Raises CastoreError."""

@@ -592,7 +592,7 @@ def test_generations_are_drilled_in_servers_of_their_own(sandbox: Sandbox, live:
     scratch = tempfile.mkdtemp(prefix="scratch-", dir=folder_for_servers())
     os.chmod(scratch, 0o711)
     with sandbox.open() as store:
-        done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0), scratch=scratch)
+        done = drill.drill(store, drill.DrillRequest(taken, {}, Service(), Ownership(change=os.geteuid() == 0), scratch=scratch))
     os.rmdir(scratch)  # it is empty again
     result = done.parts["db"]
     assert result.startswith({"postgresql": "2,300 rows", "mariadb": "1,005 rows", "sqlite": "4,000 rows"}[live.name])

@@ -468,7 +468,7 @@ def test_a_hostile_dump_in_a_store_is_not_drilled(postgres: Postgres, mark: Path
     engine = PostgreSQL(database="postgres", host=postgres.socket_folder, user="postgres", program_path=str(public))
     taken = sandbox.snapshot("s", {"db": EngineSource("postgresql", engine)})
     with sandbox.open() as store, pytest.raises(CastoreError, match="s@1:db: "):
-        drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0))
+        drill.drill(store, drill.DrillRequest(taken, {}, Service(), Ownership(change=os.geteuid() == 0)))
     with pytest.raises(CastoreError):
         sandbox.rollback(1, take_pre_rollback=False)
 

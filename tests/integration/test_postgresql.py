@@ -50,7 +50,7 @@ def drilled(sandbox: Sandbox, number: int) -> str:
     with sandbox.open() as store:
         target = store.generations.get("s", number)
         assert target is not None
-        return drill.drill(store, target, {}, Service(), Ownership(change=os.geteuid() == 0)).parts["db"]
+        return drill.drill(store, drill.DrillRequest(target, {}, Service(), Ownership(change=os.geteuid() == 0))).parts["db"]
 
 
 @contextlib.contextmanager

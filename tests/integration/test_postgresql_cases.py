@@ -75,11 +75,11 @@ def test_a_database_of_any_encoding_comes_back_and_is_drilled(server: Postgres, 
         assert server.psql(asked, "app") == first
         assert server.psql("SHOW server_encoding", "app") == encoding
         from castore.services.config import Service
-        from castore.services.drill import drill
+        from castore.services.drill import DrillRequest, drill
 
         with sandbox.open() as store:
             target = store.generations.get("s", 1)
-            drill(store, target, dict(read_details(store, target).origins), Service(), Ownership(change=False))
+            drill(store, DrillRequest(target, dict(read_details(store, target).origins), Service(), Ownership(change=False)))
 
 
 def test_a_database_with_a_subscription_is_not_rolled_back_until_it_is_dropped(server: Postgres, sandbox: Sandbox):
@@ -302,7 +302,7 @@ CREATE MATERIALIZED VIEW m AS SELECT uses() AS x; ALTER DATABASE app SET search_
 
 def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(server: Postgres, sandbox: Sandbox):
     from castore.services.config import Service
-    from castore.services.drill import drill
+    from castore.services.drill import DrillRequest, drill
 
     if "unaccent" not in server.psql("SELECT name FROM pg_available_extensions"):
         missing("there is no extension unaccent")
@@ -316,7 +316,7 @@ def test_functions_that_need_the_search_path_of_the_database_are_no_obstacle(ser
         assert server.psql("SELECT x FROM m", "app") == "1"
         with sandbox.open() as store:
             target = store.generations.get("s", 1)
-            drill(store, target, dict(read_details(store, target).origins), Service(), Ownership(change=False))
+            drill(store, DrillRequest(target, dict(read_details(store, target).origins), Service(), Ownership(change=False)))
         assert left(server) == ""
 
 

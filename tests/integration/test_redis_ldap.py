@@ -246,7 +246,7 @@ def test_the_programs_of_a_server_are_run_as_another_user(sandbox: Sandbox, serv
     rollback(sandbox, 1, server.hooks)
     assert server.state() == first
     with sandbox.open() as store:
-        drill.drill(store, store.generations.get("s", 1), {}, Service(), Ownership(change=True))
+        drill.drill(store, drill.DrillRequest(store.generations.get("s", 1), {}, Service(), Ownership(change=True)))
 
 
 def test_a_server_that_is_not_healthy_is_reverted(sandbox: Sandbox, server: Server):
@@ -266,7 +266,7 @@ def test_a_generation_is_drilled(sandbox: Sandbox, server: Server):
     server.change()
     with sandbox.open() as store:
         ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-        done = drill.drill(store, taken, {}, Service(), ownership)
+        done = drill.drill(store, drill.DrillRequest(taken, {}, Service(), ownership))
     assert done.parts["db"].startswith("3 keys" if server.name == "redis" else "202 entries")
 
 
@@ -371,7 +371,7 @@ def test_a_server_that_keeps_an_append_only_file_is_refused_and_drilled(sandbox:
         rollback(sandbox, 1, redis.hooks)
     assert redis.state() == second
     with sandbox.open() as store:
-        done = drill.drill(store, taken, {}, Service(), Ownership(change=os.geteuid() == 0, numeric=True))
+        done = drill.drill(store, drill.DrillRequest(taken, {}, Service(), Ownership(change=os.geteuid() == 0, numeric=True)))
     assert done.parts["db"].startswith("3 keys")
 
 
