@@ -12,9 +12,9 @@ from castore.engines.file import File
 from castore.errors import CastoreError, UsageError
 from castore.services.rollback.journal import PartJournal, TreeMove
 from castore.services.rollback.steps import (
-    EngineRemoval,
+    AddedDumpStep,
+    AddedTreeStep,
     RecoveredTreeStep,
-    TreeRemoval,
     TreeStep,
     planned_move,
 )
@@ -30,13 +30,13 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
-def removal(tree: Path, move: TreeMove | None = None) -> TreeRemoval:
+def removal(tree: Path, move: TreeMove | None = None) -> AddedTreeStep:
     """Return the step that removes a tree, as a process that continues it makes it."""
     move = move or planned_move(str(tree))
-    return TreeRemoval(PartJournal("t", path=os.fsencode(tree), move=move), move, str(tree.parent / "journals"))
+    return AddedTreeStep(PartJournal("t", path=os.fsencode(tree), move=move), move, str(tree.parent / "journals"))
 
 
-def old_of(step: TreeRemoval) -> Path:
+def old_of(step: AddedTreeStep) -> Path:
     assert step.journal.move is not None
     return Path(step.journal.move.old)
 
@@ -147,7 +147,7 @@ def test_a_file_of_which_no_generation_has_all_is_kept_aside_and_named(tmp_path:
     live.write_text("content")
     engine = File(path=str(live))
     state = engine.prepare()
-    step = EngineRemoval(engine, state, PartJournal("f", engine="file", state=state), NOTHING, lambda: may_delete)
+    step = AddedDumpStep(engine, state, PartJournal("f", engine="file", state=state), NOTHING, lambda: may_delete)
     assert step.stage() == []
     step.swap()
     assert not live.exists()

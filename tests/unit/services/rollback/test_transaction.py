@@ -14,7 +14,7 @@ from castore.services.config import Service
 from castore.services.rollback.journal import Journal, PartJournal, read_journal
 from castore.services.rollback.recover import recover
 from castore.services.rollback.request import RollbackContext
-from castore.services.rollback.steps import RollbackStep, TreeRemoval, planned_move
+from castore.services.rollback.steps import AddedTreeStep, RollbackStep, planned_move
 from castore.services.rollback.transaction import Transaction
 from tests.support.stores import Sandbox
 
@@ -53,7 +53,7 @@ class Work:
     def __init__(self, store, tree: Path, steps=(), *, phase="begun", **programs) -> None:
         self.said: list[str] = []
         move = planned_move(str(tree))
-        removal = TreeRemoval(PartJournal("t", path=os.fsencode(tree), move=move), move, str(tree.parent / "journals"))
+        removal = AddedTreeStep(PartJournal("t", path=os.fsencode(tree), move=move), move, str(tree.parent / "journals"))
         self.steps: list[RollbackStep] = [removal, *steps]
         service = Service(**programs)
         parts = [step.journal for step in self.steps]
