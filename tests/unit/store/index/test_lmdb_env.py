@@ -278,10 +278,13 @@ def test_a_network_file_system_is_refused(tmp_path, monkeypatch):
 def test_another_users_folder_and_one_that_others_write_to_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "index"
     Index(str(path), STORE).close()
-    path.chmod(0o777)
-    with pytest.raises(StorageError, match="other users can write to"):
-        Index(str(path), STORE)
-    path.chmod(0o700)
+    for mode in (0o720, 0o702):
+        path.chmod(mode)
+        with pytest.raises(StorageError, match="other users can write to"):
+            Index(str(path), STORE)
+    for mode in (0o755, 0o700):
+        path.chmod(mode)
+        Index(str(path), STORE).close()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(StorageError, match="belongs to user"):
         Index(str(path), STORE)

@@ -78,6 +78,33 @@ def test_results_of_verification_are_loaded_into_a_rebuilt_index(index, tmp_path
     assert index.verification.begun(2) == 5
 
 
+def test_results_of_verification_are_loaded_into_another_index_if_they_are_valid(index, tmp_path):
+    index.verification.set_begun(2, 5)
+    index.verification.set_verified([FIRST], 2, 7)
+    results = index.verification.results()
+    other = Index(str(tmp_path / "other"), bytes(16))
+    other.packs.put([PackContent(FIRST, 500, [entry(FULL, 32)]), PackContent(SECOND, 300, [entry(BASE, 32)])])
+    other.verification.set_verified([SECOND], 1, 3)
+    short = {key: value[:-1] for key, value in results.items()}
+    other.verification.load(short)
+    assert (other.verification.begun(2), other.verification.verified(1)) == (0, {SECOND: 3})
+    other.verification.load({**results, bytes(SECOND): results[bytes(FIRST)], b"x" * 32: results[bytes(FIRST)]})
+    assert (other.verification.begun(2), other.verification.verified(2)) == (5, {FIRST: 7, SECOND: 0})
+    assert other.verification.verified(1) == {FIRST: 7, SECOND: 3}, "what was found since is newer"
+    other.close()
+
+
+def test_what_knew_the_content_of_an_index_does_not_outlive_it(index):
+    """Scan caches are valid for an epoch."""
+    index.liveness.set_not_referenced([FIRST])
+    epoch = index.epoch()
+    assert index.epoch() == epoch
+    index.clear()
+    assert index.epoch() != epoch
+    index.packs.put([PackContent(FIRST, 500, [entry(FULL, 32)])])
+    assert index.locations.contains([FULL]) == [True]
+
+
 def test_the_rotation_that_was_applied_outlives_a_rebuild(index):
     assert index.rotation() == 0
     index.set_rotation(3, new_ids=True)

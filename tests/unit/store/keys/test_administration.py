@@ -9,6 +9,7 @@ from castore.errors import BusyError, DamageError, IdentityError, NotFoundError
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.names import CONFIGS
+from castore.store.keys.replicas import free_above
 from castore.store.keys.trust import newest_numbers
 from tests.support.stores import Sandbox, admins, remove_copies
 
@@ -23,10 +24,10 @@ def other(sandbox, tmp_path):
     """Return another machine of the same admin, on which `adopt` certifies it under a name."""
     places = MachinePaths(str(tmp_path / "other" / "state"), str(tmp_path / "other" / "cache"))
 
-    def adopt(name="other"):
+    def adopt(name="other", *, replace=False):
         trust = StoreOptions(trust=frozenset([sandbox.identity.admin.public]))
         with Store.open(LocalStorage(str(sandbox.store)), places, lambda: sandbox.identity, trust) as store:
-            store.admin.adopt(name)
+            store.admin.adopt(name, replace=replace)
 
     return adopt
 
@@ -76,6 +77,7 @@ def test_of_two_changes_of_recipients_at_once_one_is_refused(sandbox, other, mon
             with pytest.raises(BusyError, match="another castore has just written config/"):
                 store.admin.reseal(recipients)
         assert store.admin.reseal(recipients)
+        assert len(list(store.storage.list(CONFIGS))) == 2, "one object, and its copy"
         assert not store.admin.reseal(recipients), "nothing is left to do"
     assert "other" in hosts(sandbox)
 
@@ -120,6 +122,16 @@ def test_a_sealing_that_was_interrupted_before_old_objects_were_removed_is_compl
         assert store.admin.reseal(recipients), "the former session object was removed"
         assert len(list(store.storage.list("sessions"))) == 1
         assert not store.admin.reseal(recipients)
+
+
+def test_a_machine_that_replaces_none_gets_no_role(sandbox, other):
+    other("new", replace=True)
+    with sandbox.open() as store:
+        assert [(writer.host, writer.roles) for writer in store.keys.config.writers if writer.host == "new"] == [("new", ())]
+
+
+def test_the_next_number_is_the_lowest_that_is_free():
+    assert [free_above(1, taken) for taken in ((), {2}, {2, 3, 5}, {3})] == [2, 3, 4, 2]
 
 
 def test_without_a_configuration_that_can_be_read_the_first_reason_is_reported(sandbox):

@@ -8,8 +8,9 @@ import pytest
 
 from castore.errors import DamageError
 from castore.model.refs import MAX_NODE_REFS, RecordId, Ref, RefKind, encode_node
-from castore.store import Session, Store
-from castore.store.format.pack import NO_BASE, NODE, PackEntry
+from castore.store import NewChunk, Session, Store
+from castore.store.format.names import pack_name
+from castore.store.format.pack import CHUNK, NO_BASE, NODE, RECORDS, PackEntry
 from castore.store.reachability import Walk
 from tests.support.stores import Sandbox
 
@@ -43,6 +44,26 @@ def test_a_node_under_another_id_is_damaged_alone_and_in_a_batch(store: Store) -
     for read in (lambda: store.reader.read_node(forged), lambda: store.reader.read_nodes_bytes([sound, forged])):
         with pytest.raises(DamageError):
             read()
+
+
+def test_of_two_copies_the_damaged_one_is_found_wherever_the_other_is(store: Store, tmp_path) -> None:
+    content = b"content" * 100
+    with store.session() as first, store.session() as second:
+        for session in (first, second):
+            chunk = NewChunk(session.chunk_id(content), 0, len(content))
+            session.append(session.seal(bytearray(content), [chunk])[0])
+            session.finish()
+    place, (copy,) = store.index.locations.locate(CHUNK, chunk.id), store.index.locations.copies(chunk.id)
+    assert place is not None
+    for damaged, intact in ((copy.pack, place.pack), (place.pack, copy.pack)):
+        path = tmp_path / "store" / pack_name(damaged)
+        data = path.read_bytes()
+        path.write_bytes(data[: RECORDS + 10] + bytes([data[RECORDS + 10] ^ 1]) + data[RECORDS + 11 :])
+        entries = store.reader.pack_entries(damaged)
+        assert [entry.id for entry, _ in store.reader.broken_entries(damaged, entries)] == [chunk.id]
+        assert list(store.reader.broken_entries(intact, store.reader.pack_entries(intact))) == []
+        assert store.read_chunk(chunk.id) == content
+        path.write_bytes(data)
 
 
 @pytest.mark.parametrize("count", [1, MAX_NODE_REFS])
