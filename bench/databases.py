@@ -1,7 +1,8 @@
 """Nightly dumps of real databases: what changes between them is what the database makes of it.
 
 PostgreSQL with pgbench's tables and two of text, MariaDB, SQLite; each night 1 % of the rows are
-updated at random, some inserted, some deleted. Dumps are made once into a folder and kept there.
+updated at random, some inserted, some deleted; PostgreSQL also runs 30,000 of pgbench's transactions.
+Dumps are made once into a folder and kept there.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ insert into event (at, kind, detail)
 
 def postgres_nights(folder: str, *, nights: int = 5, scale: int = 30) -> list[str]:
     """Return the paths of `nights` dumps, about 20 MB each per unit of `scale`; made if missing."""
-    paths = [os.path.join(folder, f"postgres-{scale}-{night}.sql") for night in range(nights)]
+    paths = [os.path.join(folder, f"postgres-tx-{scale}-{night}.sql") for night in range(nights)]
     if all(map(os.path.exists, paths)):
         return paths
     os.makedirs(folder, exist_ok=True)
@@ -79,6 +80,7 @@ def postgres_nights(folder: str, *, nights: int = 5, scale: int = 30) -> list[st
                 sql(_NIGHT.format(night=night, **sizes))
                 # What autovacuum does on a live server: freed places are used again.
                 sql("vacuum")
+                run("pgbench", "--client=2", "--transactions=15000", "--no-vacuum", "nights")
             run("pg_dump", *same_each_time(programs), "--file", path + ".part", "nights")
             os.rename(path + ".part", path)
     return paths
