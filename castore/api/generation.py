@@ -163,7 +163,7 @@ class Generation:
 
         Raises IdentityError, DamageError.
         """
-        from castore.services.rollback.plan import read_details
+        from castore.services.details import read_details
 
         return list(read_details(self._owner.internal, self.record).warnings)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from castore.engines.clients import guarded_client, refusal_of_tables
 from castore.engines.dump_stream import DumpStream
 from castore.engines.unstaged import UnstagedEngine
 from castore.errors import UsageError
@@ -58,11 +57,15 @@ class Command(UnstagedEngine, frozen=True):
                 f"cannot find the restore program {program!r} (install it, or fix 'restore' in "
                 "castore.toml); nothing was changed"
             )
+        from castore.engines.clients import refusal_of_tables
+
         if reason := refusal_of_tables(self.program, self.restore, self.timeout, self.account):
             raise UsageError(reason)
 
     def load(self, dump: Iterable[Bytes]) -> None:
         """Feed a dump to its program; a known database client is kept from running commands in the dump."""
         account = self.account
+        from castore.engines.clients import guarded_client
+
         argv, safe = guarded_client(self.restore, dump, self.timeout, account)
         feed(argv, safe, timeout=self.timeout, account=account)

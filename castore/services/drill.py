@@ -18,9 +18,9 @@ from castore.process.runners import run
 from castore.process.scratch_dir import scratch_folder
 from castore.process.users import account_of
 from castore.progress import Progress, unwatched
+from castore.services.details import read_details
 from castore.services.events import event
 from castore.services.recorded import trusted_origins
-from castore.services.rollback.plan import read_details
 from castore.services.rollback.steps import contents_of
 from castore.services.sources import engine_of
 

@@ -12,7 +12,7 @@ from castore.content.stored_dirs import read_file
 from castore.content.versions import Damaged, Found, Version
 from castore.errors import NotFoundError
 from castore.model.tree import Content
-from castore.services.rollback.plan import read_details
+from castore.services.details import read_details
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,11 +19,11 @@ from castore.errors import (
 from castore.model.names import short_revision
 from castore.process.runners import run
 from castore.process.signal_shield import DeferInterrupts
+from castore.services.details import read_details
 from castore.services.events import event
 from castore.services.hooks import check_health
 from castore.services.revision import current
 from castore.services.rollback.journal import refuse_interrupted
-from castore.services.rollback.plan import read_details
 from castore.services.sources import EngineSource, present_parts, sources_of
 from castore.services.state_revision import state_revision
 

@@ -13,16 +13,13 @@ from castore.model.counting import count as counted
 from castore.model.generation import Origin
 from castore.progress import Progress
 from castore.services.config import Service
+from castore.services.details import read_details
 from castore.services.doubts import doubts
-from castore.services.drill import DrillRequest, drill
 from castore.services.hooks import Hooks
 from castore.services.ownership import stored_ownership
 from castore.services.recorded import trusted_origins
 from castore.services.revision import current
-from castore.services.rollback.execute import check_plan, rollback
 from castore.services.rollback.journal import refuse_interrupted, unfinished
-from castore.services.rollback.plan import plan_rollback, read_details
-from castore.services.rollback.request import RollbackContext, RollbackRequest
 from castore.services.selectors import part_of
 from castore.services.snapshot import SnapshotRequest, snapshot
 from castore.services.sources import configured_origins, lacking, sources_of, unrestorable
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
     from castore.services.drill import Drilled
     from castore.services.rollback.execute import RolledBack
     from castore.services.rollback.plan import RollbackPlan
+    from castore.services.rollback.request import RollbackRequest
     from castore.services.sources import Source
     from castore.store import Store
 
@@ -188,6 +186,10 @@ class ServiceOperations:
 
         Raises CastoreError if the rollback would be refused.
         """
+        from castore.services.rollback.execute import check_plan
+        from castore.services.rollback.plan import plan_rollback
+        from castore.services.rollback.request import RollbackContext
+
         service = self.described(request.target.service)
         context = RollbackContext(service=service or Service(), leave_out=self.leave_out)
         found = plan_rollback(self.store, request, context)
@@ -202,6 +204,9 @@ class ServiceOperations:
         progress: counts the bytes written. check_health: check the health of the service at the end.
         Raises CastoreError; the state is then as before, or the message says what differs.
         """
+        from castore.services.rollback.execute import rollback
+        from castore.services.rollback.request import RollbackContext
+
         service = request.target.service
         settings = self.described(service)
         configured = self._configured(service)
@@ -225,6 +230,8 @@ class ServiceOperations:
         recorded origins of parts that castore.toml does not describe. `note` is called with each finding.
         Raises CastoreError if anything is not sound.
         """
+        from castore.services.drill import DrillRequest, drill
+
         settings = self.described(target.service)
         request = DrillRequest(
             target,
@@ -250,6 +257,8 @@ class ServiceOperations:
         self, target: Generation, *, take_pre_rollback: bool = True, check_health: bool = True
     ) -> None:
         """Roll back with the settings of castore.toml; report files that could not be restored exactly."""
+        from castore.services.rollback.request import RollbackRequest
+
         service = target.service
         self.of(service)
         named = replace(self, say=lambda text: self.say(f"{service}: {text}"))

@@ -16,8 +16,8 @@ import castore
 from castore.content.restore.metadata import Ownership
 from castore.crypto import Identity, WriterKey
 from castore.maintenance.verify import verify as verify_store
+from castore.services.details import read_details
 from castore.services.restore import restore as restore_parts
-from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage

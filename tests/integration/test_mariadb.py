@@ -21,7 +21,7 @@ from castore.errors import CastoreError, ProgramError
 from castore.model.generation import Generation
 from castore.services import drill
 from castore.services.config import Service
-from castore.services.rollback.plan import read_details
+from castore.services.details import read_details
 from castore.services.rollback.steps import contents_of
 from castore.services.sources import EngineSource
 from tests.support.mariadb import MariaDBServer

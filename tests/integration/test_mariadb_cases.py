@@ -13,7 +13,7 @@ from castore.engines.mariadb.engine import MariaDB
 from castore.errors import CastoreError, ProgramError
 from castore.model.generation import Generation
 from castore.services.config import Service
-from castore.services.rollback.plan import read_details
+from castore.services.details import read_details
 from castore.services.sources import EngineSource
 from tests.support.mariadb import MariaDBServer
 from tests.support.stores import Sandbox

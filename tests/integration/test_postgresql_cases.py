@@ -13,7 +13,7 @@ import pytest
 from castore.content.restore.metadata import Ownership
 from castore.engines.postgresql.engine import PostgreSQL
 from castore.errors import CastoreError, ProgramError
-from castore.services.rollback.plan import read_details
+from castore.services.details import read_details
 from castore.services.sources import EngineSource
 from tests.support.postgres import Postgres, missing
 from tests.support.stores import Sandbox

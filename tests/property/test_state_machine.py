@@ -23,10 +23,10 @@ from castore.maintenance.limits import Limits
 from castore.maintenance.verify import verify as verify_store
 from castore.progress import Progress
 from castore.services.config import Keep, Service
+from castore.services.details import read_details
 from castore.services.prune import forget, prune
 from castore.services.restore import read
 from castore.services.restore import restore as restore_parts
-from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage

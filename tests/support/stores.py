@@ -14,11 +14,11 @@ from castore.content.restore.metadata import Ownership
 from castore.crypto import Identity, Signers, WriterKey
 from castore.model.generation import Generation
 from castore.services.config import Service
+from castore.services.details import read_details
 from castore.services.restore import Restored
 from castore.services.restore import restore as restore_parts
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.rollback.execute import RolledBack, rollback
-from castore.services.rollback.plan import read_details
 from castore.services.rollback.recover import recover
 from castore.services.rollback.request import RollbackContext, RollbackRequest
 from castore.services.selectors import select

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from castore.content.streams import StreamReader
 from castore.errors import UsageError
-from castore.model.generation import MAX_DETAILS, Details, Origin, decode_details
+from castore.model.generation import Origin
+from castore.services.details import read_details
 from castore.services.nested_parts import below, configured_path, with_endings
 from castore.services.rollback.steps import refuse_without_folder
 from castore.services.rollback.trees import TreePlanner
@@ -82,12 +83,6 @@ class RollbackPlan:
     added_parts: tuple[AddedPart, ...] = ()
     untouched: tuple[str, ...] = ()
     """Live parts of the service that `target` does not have."""
-
-
-def read_details(store: Store, generation: Generation) -> Details:
-    """Return the encrypted details of a generation. Raises IdentityError, DamageError."""
-    with StreamReader(store) as reader:
-        return decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
 
 
 def plan_rollback(store: Store, request: RollbackRequest, context: RollbackContext) -> RollbackPlan:

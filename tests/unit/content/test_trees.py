@@ -14,8 +14,8 @@ import castore
 from castore.content.restore.metadata import Ownership
 from castore.content.scan import small_files
 from castore.errors import UsageError
+from castore.services.details import read_details
 from castore.services.restore import restore as restore_parts
-from castore.services.rollback.plan import read_details
 from castore.services.selectors import select
 from castore.services.sources import Tree
 from tests.support.feature_tree import FeatureTree, make_feature_tree

@@ -26,7 +26,7 @@ from tests.support.stores import Sandbox, take_snapshot
 CHILD = """
 import sys
 from castore.crypto import Identity
-from castore.services.rollback.plan import read_details
+from castore.services.details import read_details
 from castore.store import MachinePaths, open_store
 
 store_path, state, cache, masked, mask = sys.argv[1:]
