@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import resource
 import stat
 import struct
 import time
@@ -14,6 +15,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from castore.content.patterns import PathPattern
 from castore.errors import CastoreError
@@ -217,6 +219,50 @@ def test_names_out_of_order_and_twice_are_not_split():
     assert split_entries(encode_entries([two, one]), 0) is None
     assert split_entries(encode_entries([one, one]), 0) is None
     assert split_entries(encode_entries([one, two]), 0) is not None
+
+
+WIDE = Entry(b"name", REGULAR, 0o7777, 2**32 - 1, 2**31, -(10**18), 2**33, Content.SMALL_FILES)
+
+
+def test_an_entry_that_ends_within_a_number_is_not_split():
+    body = encode_entries([replace(WIDE, size=LIMIT)])[4:]
+    numbers_end = body.index(b"\xce" + LIMIT.to_bytes(4, "big") + b"\1") + 6
+    for length in range(len(body) + 1):
+        split = split_entries(length.to_bytes(4, "little") + body[:length], 0)
+        assert (split is None) == (length < numbers_end), "the slow decoder judges what follows"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mode": 0o10000}, {"uid": 2**32}, {"gid": 2**32}, {"size": 2**63, "content": Content.OWN}, {"mtime": 2**63}],
+)
+def test_an_entry_with_a_number_that_no_file_has_is_not_split(change):
+    assert split_entries(encode_entries([replace(WIDE, size=LIMIT)]), 0) is not None
+    assert split_entries(encode_entries([replace(WIDE, **{"size": LIMIT} | change)]), 0) is None
+
+
+@pytest.mark.parametrize("power", [5, 7, 15, 31, 62])
+def test_times_of_each_width_are_encoded_as_the_model_encodes_them(power):
+    for mtime in (-(2**power) - 1, -(2**power), -(2**power) + 1, 2**power - 1, 2**power):
+        entries = [replace(WIDE, mtime=mtime, size=0, content=Content.NONE)]
+        listing, places = listing_of(entries)
+        joined, _ = join_entries(listing, places, bytes([AS_LISTED]), b"")
+        assert joined == encode_entries(entries)
+
+
+def test_a_file_that_has_no_room_is_removed_again(tmp_path):
+    entries = [Entry(b"%d" % n, REGULAR, 0o600, 0, 0, 0, 3, Content.SMALL_FILES) for n in range(2)]
+    split = split_entries(encode_entries(entries), 0)
+    assert split is not None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2, before[1]))
+    try:
+        assert split.write(fd, 0, 2, NewOwners(change=False, mode=0o777), b"abcdef", 0) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        os.close(fd)
+    assert os.listdir(tmp_path) == []
 
 
 def test_files_are_created_as_described(tmp_path):
