@@ -88,6 +88,8 @@ def _plainly_described(error: BaseException) -> tuple[str, int]:
         return _described_usage(error), error.exit_code
     if isinstance(error, MemoryError):
         return "there is not enough memory", 1
+    if isinstance(error, ImportError):
+        return f"castore is not completely installed: {error}", 1
     if isinstance(error, OSError):
         named = isinstance(error.filename, str | bytes)
         if isinstance(error, FileNotFoundError) and not named and _lost_working_directory():

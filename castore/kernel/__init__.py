@@ -27,7 +27,7 @@ try:
     """The functions and constants of the kernel's headers."""
 except (ImportError, OSError) as error:
     raise ImportError(
-        f"castore's C kernel is not built ({error}): install castore with pip, which needs a C compiler (on "
+        f"its C kernel is not built ({error}): install castore with pip, which needs a C compiler (on "
         "Debian: apt-get install gcc libc6-dev)"
     ) from error
 

@@ -107,6 +107,7 @@ def test_every_error_is_one_line_and_its_exit_code(failing, kind):
         (OSError(13, "Denied", "/a\nb"), 1, "castore: /a b: Denied\n"),
         (OSError(13, "Denied", b"/\xff"), 1, "castore: /\\xff: Denied\n"),
         (click.ClickException("odd"), 1, "castore: odd\n"),
+        (ImportError("No module named 'lmdb'"), 1, "castore: castore is not completely installed: No module named 'lmdb'\n"),
         (KeyError("x"), 1, "castore: a mistake in castore: KeyError: 'x' (CASTORE_DEBUG=1 shows where)\n"),
     ],
 )
