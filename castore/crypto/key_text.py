@@ -18,8 +18,8 @@ def one_line(text: str) -> str:
     """Return a key file's only line that is neither empty nor a comment; "" if there is not exactly one."""
     # An editor may have put a byte-order mark at the beginning.
     lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines()]
-    found = [line for line in lines if line and not line.startswith("#")]
-    return found[0] if len(found) == 1 else ""
+    keys = [line for line in lines if line and not line.startswith("#")]
+    return keys[0] if len(keys) == 1 else ""
 
 
 def read(prefix: str, line: str, length: int | None = None) -> bytes | None:

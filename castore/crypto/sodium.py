@@ -25,11 +25,11 @@ _local = threading.local()
 
 def room(length: int) -> Any:
     """Return this thread's buffer of at least `length` bytes. It is valid until the thread's next call."""
-    found = getattr(_local, "room", None)
-    if found is None or _local.length < length:
+    buffer = getattr(_local, "room", None)
+    if buffer is None or _local.length < length:
         _local.length = max(length, 1 << 17)
-        found = _local.room = allocate("unsigned char[]", _local.length)
-    return found
+        buffer = _local.room = allocate("unsigned char[]", _local.length)
+    return buffer
 
 
 def pointer(data: bytes | bytearray | memoryview) -> Any:

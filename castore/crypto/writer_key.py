@@ -213,8 +213,8 @@ class WriterKey:
     @property
     def id_keys(self) -> list[tuple[bytes, bytes]]:
         """The (chunk, node) keys of ids: the pair for new records, then former ones."""
-        found = [(self.chunk_id_key, self.node_id_key)]
-        return found + [
+        pairs = [(self.chunk_id_key, self.node_id_key)]
+        return pairs + [
             (key.chunk_id_key, key.node_id_key)
             for key in reversed(self.previous_keys)
             if key.secret != self.id_secret

@@ -203,5 +203,5 @@ class Engine(
 
 def settings_of(engine: Engine[Any]) -> dict[str, Any]:
     """Return an engine's fields as plain values, as castore.toml has them."""
-    found: dict[str, Any] = msgspec.to_builtins(engine)
-    return found
+    settings: dict[str, Any] = msgspec.to_builtins(engine)
+    return settings

@@ -79,9 +79,9 @@ def open_when_free(
 
         def begin(only: Filter) -> _Result:
             with contextlib.ExitStack() as begun:
-                found = begun.enter_context(client(only))
+                result = begun.enter_context(client(only))
                 stack.enter_context(begun.pop_all())
-            return found
+            return result
 
         yield when_free(begin, only, refusal)
 

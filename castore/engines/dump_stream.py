@@ -61,16 +61,16 @@ def read_preamble(chunks: Iterable[Bytes]) -> dict[str, Any]:
     if not text.startswith(_PREAMBLE):
         return {}
     try:
-        found = json.loads(text[len(_PREAMBLE) :])
+        preamble = json.loads(text[len(_PREAMBLE) :])
         # JSON may hold lone surrogates, which cannot be passed to a program.
-        json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        json.dumps(preamble, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        preamble = None
+    if not isinstance(preamble, dict):
         raise CastoreError(
             "the first line of the dump, which castore wrote, is damaged: restore another generation"
         )
-    return found
+    return preamble
 
 
 def require_trailer(readinto: Readinto, promise: bytes, what: str, within: int = 4096) -> Readinto:
@@ -94,14 +94,14 @@ def require_trailer(readinto: Readinto, promise: bytes, what: str, within: int =
 
 def preceded(first: bytes | memoryview, readinto: Readinto) -> Readinto:
     """Return a function that reads the bytes `first` again, then those that `readinto` reads."""
-    left = memoryview(first)
+    rest = memoryview(first)
 
     def read(view: memoryview) -> int:
-        nonlocal left
-        if left:
-            count = min(len(left), len(view))
-            view[:count] = left[:count]
-            left = left[count:]
+        nonlocal rest
+        if rest:
+            count = min(len(rest), len(view))
+            view[:count] = rest[:count]
+            rest = rest[count:]
             return count
         return readinto(view)
 

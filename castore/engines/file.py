@@ -51,9 +51,9 @@ class FileEngine(Engine[Swap], Generic[Swap], frozen=True):
         if descriptor_of(self.path) is not None:
             self._refuse("an open file of a process")
         try:
-            with locate(self.path) as found:
-                self._refuse(kind_of(_status(found).st_mode))
-                descriptor = found.open_regular()
+            with locate(self.path) as located:
+                self._refuse(kind_of(_status(located).st_mode))
+                descriptor = located.open_regular()
         except OSError as error:
             raise UsageError(f"cannot read the dump {self.path}: {error.strerror}") from None
         try:
@@ -90,9 +90,9 @@ class FileEngine(Engine[Swap], Generic[Swap], frozen=True):
                 "restore' or 'castore cat'; nothing was changed"
             )
         try:
-            with locate(self.path) as found:
-                refuse_irregular(found)
-                return os.fsdecode(found.path), exists(found)
+            with locate(self.path) as located:
+                refuse_irregular(located)
+                return os.fsdecode(located.path), exists(located)
         except (FileNotFoundError, NotADirectoryError):
             folder, name = os.path.split(os.path.realpath(self.path))
             raise UsageError(
@@ -209,8 +209,8 @@ class _Folder:
         self._names = {name: os.fsencode(os.path.basename(path)) for name, path in paths.items()}
 
     def __enter__(self) -> Self:
-        with locate(os.path.dirname(self._path)) as found:
-            fd = open_entry(found.folder, found.name)
+        with locate(os.path.dirname(self._path)) as located:
+            fd = open_entry(located.folder, located.name)
         self.live = Located(fd, self._names["live"], self._path)
         self._fd = fd
         return self
@@ -317,8 +317,8 @@ class _FileStream(DumpStream):
         return info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
-def _status(found: Located) -> os.stat_result:
-    return os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
+def _status(located: Located) -> os.stat_result:
+    return os.stat(located.name, dir_fd=located.folder, follow_symlinks=False)
 
 
 def _copy_attributes(path: bytes, descriptor: int) -> None:

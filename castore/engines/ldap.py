@@ -48,13 +48,13 @@ class LDAP(Engine[PathSwap], frozen=True):
 
     def _program(self, name: str) -> str:
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-        found = shutil.which(f"{self.program_path}/{name}" if self.program_path else name, path=path)
-        if found is None:
+        program = shutil.which(f"{self.program_path}/{name}" if self.program_path else name, path=path)
+        if program is None:
             raise ProgramError(
                 f"there is no program {name!r}, which the engine ldap needs: install it, or set "
                 "`program-path`"
             )
-        return found
+        return program
 
     def check(self) -> None:
         """Check that the configuration has the database."""
@@ -155,10 +155,10 @@ class LDAP(Engine[PathSwap], frozen=True):
             entries = []
             known = False
             for entry in unfolded(self._configuration()).split("\n\n"):
-                here = re.search(f"(?im)^olcSuffix: {re.escape(self.suffix)}$", entry)
-                known = known or here is not None
+                suffix = re.search(f"(?im)^olcSuffix: {re.escape(self.suffix)}$", entry)
+                known = known or suffix is not None
                 entries.append(
-                    re.sub("(?m)^olcDbDirectory: .*$", f"olcDbDirectory: {data}", entry) if here else entry
+                    re.sub("(?m)^olcDbDirectory: .*$", f"olcDbDirectory: {data}", entry) if suffix else entry
                 )
             if not known:
                 # With another spelling of the suffix slapadd would find the live database.
@@ -172,24 +172,24 @@ class LDAP(Engine[PathSwap], frozen=True):
             argv = [program, "-q", "-F", config, "-b", self.suffix]
             load(argv, without_files(contents.restore_dump()), only=without_values)
         finally:
-            with contextlib.suppress(OSError), locate(config) as found:
-                shutil.rmtree(found.name, ignore_errors=True, dir_fd=found.folder)
+            with contextlib.suppress(OSError), locate(config) as located:
+                shutil.rmtree(located.name, ignore_errors=True, dir_fd=located.folder)
 
     def swap(self, state: PathSwap, contents: Contents) -> list[str]:
         """Swap the directories."""
         del contents
         refuse_held(state.live)
         try:
-            with Siblings(state) as here:
-                if not here.has("new"):
+            with Siblings(state) as siblings:
+                if not siblings.has("new"):
                     raise CastoreError(
                         f"cannot replace {state.live}: another process removed {state.new}, which was to "
                         "replace it; repeat the rollback"
                     )
-                if here.has("live"):
-                    here.rename("live", "old")
-                here.rename("new", "live")
-                here.sync()
+                if siblings.has("live"):
+                    siblings.rename("live", "old")
+                siblings.rename("new", "live")
+                siblings.sync()
         except OSError as error:
             raise CastoreError(f"cannot replace {state.live}: {error.strerror}") from error
         return []
@@ -199,16 +199,16 @@ class LDAP(Engine[PathSwap], frozen=True):
         del contents
         live, old = state.live, state.old
         try:
-            with Siblings(state) as here:
-                if here.has("old"):
-                    if here.has("live"):
-                        here.rename("live", "new")
-                    here.rename("old", "live")
-                elif not state.existed and swapped and here.has("live") and not here.has("new"):
-                    here.rename("live", "new")
-                here.remove("new")
-                here.remove("new", ".conf")
-                here.sync()
+            with Siblings(state) as siblings:
+                if siblings.has("old"):
+                    if siblings.has("live"):
+                        siblings.rename("live", "new")
+                    siblings.rename("old", "live")
+                elif not state.existed and swapped and siblings.has("live") and not siblings.has("new"):
+                    siblings.rename("live", "new")
+                siblings.remove("new")
+                siblings.remove("new", ".conf")
+                siblings.sync()
         except OSError as error:
             raise CastoreError(
                 f"{live} could not be restored ({error.strerror}): its previous content is in {old}"
@@ -216,8 +216,8 @@ class LDAP(Engine[PathSwap], frozen=True):
 
     def cleanup(self, state: PathSwap) -> None:
         """Delete the replaced directory."""
-        with Siblings(state) as here:
-            here.remove("old")
+        with Siblings(state) as siblings:
+            siblings.remove("old")
 
     @contextlib.contextmanager
     def drill(self, folder: str, contents: Contents) -> Iterator[tuple[str, dict[str, str]] | None]:

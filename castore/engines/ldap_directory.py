@@ -38,8 +38,8 @@ class Siblings:
         self._names = {name: os.path.basename(path) for name, path in paths.items()}
 
     def __enter__(self) -> Self:
-        with locate(self._folder) as found:
-            self._fd = found.open_directory()
+        with locate(self._folder) as located:
+            self._fd = located.open_directory()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,8 +68,8 @@ class Siblings:
 
 def make_for(path: str, account: pwd.struct_passwd | None) -> None:
     """Create a directory for a user; None: castore's own. Raises OSError."""
-    with locate(os.path.dirname(path)) as found:
-        above = found.open_directory()
+    with locate(os.path.dirname(path)) as located:
+        above = located.open_directory()
     try:
         name = os.path.basename(path)
         os.mkdir(name, 0o700, dir_fd=above)
@@ -87,8 +87,8 @@ def give_like(top: str, info: os.stat_result) -> None:
 
     The user that loaded it may have put links to files of others there, so each file is opened first.
     """
-    with locate(top) as found:
-        folder = found.open_directory()
+    with locate(top) as located:
+        folder = located.open_directory()
     try:
         if os.geteuid() == 0:
             for name in os.listdir(folder):
@@ -102,8 +102,8 @@ def give_like(top: str, info: os.stat_result) -> None:
 def _give_file(folder: int, name: str, info: os.stat_result) -> None:
     file = os.open(name, OPEN_FILE, dir_fd=folder)
     try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise OSError(errno.EBUSY, f"{name} in it is not a regular file that slapadd made")
         os.fchown(file, info.st_uid, info.st_gid)
     finally:
@@ -125,7 +125,7 @@ def refuse_held(data: str) -> None:
 def is_locked(data: str) -> int:
     """Return a process that has an LMDB environment open; 0: none. Each locks the environment's lock file."""
     lock = os.path.join(data, "lock.mdb")
-    with contextlib.suppress(OSError), locate(lock) as found, open(found.open_regular(), "rb") as file:
+    with contextlib.suppress(OSError), locate(lock) as located, open(located.open_regular(), "rb") as file:
         asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         kind, _, _, _, holder = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
         if kind != fcntl.F_UNLCK:

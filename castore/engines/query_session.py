@@ -61,12 +61,12 @@ class QuerySession:
                 self._program = self._open.enter_context(self._start(subprocess.PIPE, subprocess.PIPE))
                 allowed = self._exchange(self._program, self._marked(self._allowed))
                 self._is_allowed = allowed is not None and not 0 < int(allowed.strip(b"\0")) <= _OTHERS
-            found = self._exchange(self._program, script) if self._is_allowed else None
+            output = self._exchange(self._program, script) if self._is_allowed else None
         except (ProgramError, OSError):
-            found = None
-        if found is None:
+            output = None
+        if output is None:
             self.close()
-        return found
+        return output
 
     def _marked(self, sql: str) -> bytes:
         """Return a script whose last record marks the end of the answer."""

@@ -107,8 +107,8 @@ class Redis(Engine[RedisSwap], frozen=True):
 
     def version(self) -> str:
         """Return the server's version."""
-        found = [line for line in self._ask("INFO", "server") if line.startswith("redis_version:")]
-        return f"redis {found[0].partition(':')[2].strip()}" if found else "redis"
+        lines = [line for line in self._ask("INFO", "server") if line.startswith("redis_version:")]
+        return f"redis {lines[0].partition(':')[2].strip()}" if lines else "redis"
 
     @contextlib.contextmanager
     def dump(self) -> Iterator[DumpStream]:
@@ -155,13 +155,13 @@ class Redis(Engine[RedisSwap], frozen=True):
             )
 
     def _setting(self, name: str) -> str:
-        found = self._ask("CONFIG", "GET", name)
-        if len(found) < 2:
+        values = self._ask("CONFIG", "GET", name)
+        if len(values) < 2:
             raise CastoreError(
                 f"the Redis server does not report its setting {name!r}: allow the account CONFIG GET; "
                 "nothing was changed"
             )
-        return found[1]
+        return values[1]
 
     def prepare(self) -> RedisSwap:
         """Return the names of the files that the rollback creates, and the server's `save` setting."""

@@ -45,16 +45,18 @@ class Soundness:
     @property
     def remarks(self) -> str:
         """What was not checked, and rows that do not fit the schema; empty if there is neither."""
-        found = []
+        remarks = []
         if self.collations:
             names = ", ".join(f"collation {name}" for name in self.collations)
-            found.append(f"indexes that use the {names} of the application were not checked")
+            remarks.append(f"indexes that use the {names} of the application were not checked")
         if self.unchecked:
             tables = ", ".join(self.unchecked)
-            found.append(f"tables that need the application were not fully checked: {tables}")
+            remarks.append(f"tables that need the application were not fully checked: {tables}")
         if self.odd:
-            found.append(f"it has rows, as it had when it was taken, that do not fit the schema: {self.odd}")
-        return "; ".join(found)
+            remarks.append(
+                f"it has rows, as it had when it was taken, that do not fit the schema: {self.odd}"
+            )
+        return "; ".join(remarks)
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -122,9 +124,7 @@ def _quick_check(database: sqlite3.Connection, sound: Soundness) -> str:
     return f"it has more than {_MOST_COLLATIONS} unknown collations"
 
 
-def _check_all(
-    plain: sqlite3.Connection, database: sqlite3.Connection, sound: Soundness, what: str
-) -> None:
+def _check_all(plain: sqlite3.Connection, database: sqlite3.Connection, sound: Soundness, what: str) -> None:
     """Compare indexes with tables, and count rows. plain: a connection without stand-ins for collations."""
     found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
     names = {name: '"' + name.replace('"', '""') + '"' for (name,) in found}

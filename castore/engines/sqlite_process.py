@@ -96,12 +96,12 @@ def owner_of(path: str, account: pwd.struct_passwd | None = None) -> User | None
     if account is not None:
         return user_of_account(account)
     try:
-        with _located(path) as found:
-            folder = os.fstat(found.folder)
+        with _located(path) as located:
+            folder = os.fstat(located.folder)
             info = folder
             with contextlib.suppress(FileNotFoundError):
-                info = os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
-            real = found.path
+                info = os.stat(located.name, dir_fd=located.folder, follow_symlinks=False)
+            real = located.path
         if info.st_uid:
             return _user(info.st_uid, info.st_gid)
         for above, status in directories_above(real):
@@ -137,8 +137,8 @@ def _located(path: str) -> Located:
 def refuse_special(path: str) -> None:
     """Raise UsageError unless a path leads to a regular file, through trusted links only."""
     try:
-        with _located(path) as found:
-            kind = kind_of(os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_mode)
+        with _located(path) as located:
+            kind = kind_of(os.stat(located.name, dir_fd=located.folder, follow_symlinks=False).st_mode)
     except FileNotFoundError:
         raise UsageError(f"there is no database {path}") from None
     except OSError as error:
@@ -160,8 +160,8 @@ def _asked(
     CastoreError.
     """
     env: dict[str, str | None] = {name: None for name in os.environ if name not in _KEPT}
-    with _located(path) as found, scratch_folder("castore-run-", mode=0o711) as top:
-        request = {"act": act, "path": found.path.hex(), "folder": found.folder, "parent": os.getpid()}
+    with _located(path) as located, scratch_folder("castore-run-", mode=0o711) as top:
+        request = {"act": act, "path": located.path.hex(), "folder": located.folder, "parent": os.getpid()}
         request |= {"user": user and [*user], **more}
         argv = [sys.executable, "-I", "-S", "-c", _START, _ROOT, json.dumps(request)]
         temporary = os.path.join(top, "t")
@@ -169,20 +169,20 @@ def _asked(
         if user is not None:
             os.chown(temporary, user.uid, user.gid)
         env |= {"LC_ALL": "C", "TMPDIR": temporary, "SQLITE_TMPDIR": temporary}
-        kept = [] if user is None else [found.folder]
+        fds = [] if user is None else [located.folder]
         waiting = more.get("seconds", 0)
-        limit = timeout or waiting + _LEAST_SECONDS + _size(found) / _LEAST_SPEED
+        limit = timeout or waiting + _LEAST_SECONDS + _size(located) / _LEAST_SPEED
         idle = waiting + _IDLE_SECONDS
-        with run_dump(argv, env=env, timeout=limit, idle=idle, kept=kept) as readinto:
+        with run_dump(argv, env=env, timeout=limit, idle=idle, kept=fds) as readinto:
             line, rest = _first_line(readinto)
             answer = json.loads(line) if line else {}
             _raise(path if user is None else f"{path} (as {user.text})", answer)
             yield answer, preceded(rest, readinto)
 
 
-def _size(found: Located) -> int:
+def _size(located: Located) -> int:
     try:
-        return os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_size
+        return os.stat(located.name, dir_fd=located.folder, follow_symlinks=False).st_size
     except OSError:
         return 0  # the process reports what is wrong
 
@@ -224,13 +224,13 @@ def copied(path: str, user: User | None, seconds: float, timeout: float | None =
     seconds: how long to wait for its lock. timeout: seconds until all is read; the default is that of `ask`.
     """
     with _asked("dump", path, user, timeout, {"seconds": seconds}) as (answer, readinto):
-        left = answer.get("size", 0)
+        remaining = answer.get("size", 0)
 
         def read(view: memoryview) -> int:
-            nonlocal left
+            nonlocal remaining
             count = readinto(view)
-            left -= count
-            if not count and left:
+            remaining -= count
+            if not count and remaining:
                 raise ProgramError(f"{path} cannot be taken: the copy of it is incomplete")
             return count
 

@@ -57,11 +57,11 @@ def mapped_acls(
 def _mapped(
     key: bytes, value: bytes, here: Mapping[int, Mapping[int, int]], warn: Callable[[str], None]
 ) -> bytes:
-    found: list[tuple[int, int, int]] = []
+    entries: list[tuple[int, int, int]] = []
     changed = False
     for tag, several in groupby(_entries(value), key=lambda entry: entry[0]):
         if tag not in here:
-            found += several
+            entries += several
             continue
         wanted: dict[int, list[tuple[int, int]]] = {}
         for _, permissions, number in several:
@@ -69,10 +69,12 @@ def _mapped(
             changed = changed or now != number
             wanted.setdefault(now, []).append((number, permissions))
         # Libraries that read access control lists require ascending ids without duplicates.
-        found += [(tag, _merged(key, tag, now, wanted[now], here[tag], warn), now) for now in sorted(wanted)]
+        entries += [
+            (tag, _merged(key, tag, now, wanted[now], here[tag], warn), now) for now in sorted(wanted)
+        ]
     if not changed:
         return value
-    return value[: _HEADER.size] + b"".join(_ENTRY.pack(*entry) for entry in found)
+    return value[: _HEADER.size] + b"".join(_ENTRY.pack(*entry) for entry in entries)
 
 
 def _merged(

@@ -58,13 +58,13 @@ def open_below(top: int, path: tuple[bytes, ...]) -> int:
     whole = b"/".join(path)
     if len(path) < 2 or len(whole) > _LONGEST:
         return _open_each(top, path)
-    while (found := _syscall(_OPENAT2, top, whole, _DIRECTORY, ctypes.sizeof(_How))) < 0:
+    while (fd := _syscall(_OPENAT2, top, whole, _DIRECTORY, ctypes.sizeof(_How))) < 0:
         code = ctypes.get_errno()
         if code in _NO_OPENAT2:
             return _open_each(top, path)
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code), whole)
-    return int(found)
+    return int(fd)
 
 
 def _open_each(top: int, path: tuple[bytes, ...]) -> int:
@@ -254,14 +254,14 @@ def open_top(path: str | bytes) -> int:
 
     Raises UntrustedPathError and OSError.
     """
-    with locate(path) as found:
-        return found.open_directory()
+    with locate(path) as located:
+        return located.open_directory()
 
 
 def real_path(path: str | bytes) -> bytes:
     """Return a configured path without links. Raises UntrustedPathError and OSError."""
-    with locate(path) as found:
-        return found.path
+    with locate(path) as located:
+        return located.path
 
 
 def _names(path: bytes) -> list[bytes]:

@@ -45,14 +45,14 @@ _WELL_KNOWN: Final = (
 
 def mounts_below(top: str) -> set[tuple[bytes, ...]]:
     """Return the mount points below a directory, each as the names from the directory down."""
-    found = set()
+    mounts = set()
     above = os.fsencode(os.path.realpath(top)).rstrip(b"/") + b"/"
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
         for line in table:
             point = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), line.split()[4])
             if point.startswith(above):
-                found.add(tuple(point[len(above) :].split(b"/")))
-    return found
+                mounts.add(tuple(point[len(above) :].split(b"/")))
+    return mounts
 
 
 def is_mount_point(fd: int, name: bytes) -> bool:
@@ -159,16 +159,16 @@ def read_xattrs(
         # E2BIG: the kernel returns no list of names that exceeds 64 KiB.
         warn(f"{ATTRIBUTE}s cannot be listed: {error.strerror}")
         names, listed = list(_WELL_KNOWN), False
-    found = []
+    attributes = []
     for name in names:
         try:
-            found.append((name, os.getxattr(file, name, follow_symlinks=follow)))
+            attributes.append((name, os.getxattr(file, name, follow_symlinks=follow)))
         except OSError as error:
             # ENODATA: the attribute was removed since it was listed.
             if listed and error.errno != errno.ENODATA:
                 shown = name.decode(errors="backslashreplace")
                 warn(f"{ATTRIBUTE} {shown} cannot be read: {error.strerror}")
-    return tuple(found)
+    return tuple(attributes)
 
 
 @lru_cache(maxsize=4096)

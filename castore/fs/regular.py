@@ -24,8 +24,8 @@ def descriptor_of(path: str) -> int | None:
     for _ in range(_LINKS):
         folder, name = os.path.split(os.path.abspath(path))
         path = os.path.join(os.path.realpath(folder), name)
-        if found := _DESCRIPTOR.fullmatch(path):
-            return int(found[1])
+        if match := _DESCRIPTOR.fullmatch(path):
+            return int(match[1])
         try:
             path = os.path.join(os.path.dirname(path), os.readlink(path))
         except OSError:
@@ -57,24 +57,24 @@ def _is_own(path: str) -> bool:
     return folder.startswith(f"/proc/{os.getpid()}/") or path == "/dev/stdin"
 
 
-def exists(found: Located) -> bool:
+def exists(located: Located) -> bool:
     """Whether a file exists at a resolved path. Raises OSError."""
     try:
-        os.stat(found.name, dir_fd=found.folder, follow_symlinks=False)
+        os.stat(located.name, dir_fd=located.folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return True
 
 
-def refuse_irregular(found: Located) -> None:
+def refuse_irregular(located: Located) -> None:
     """Raise CastoreError if a rollback would replace something other than a regular file. Raises OSError."""
     try:
-        kind = kind_of(os.stat(found.name, dir_fd=found.folder, follow_symlinks=False).st_mode)
+        kind = kind_of(os.stat(located.name, dir_fd=located.folder, follow_symlinks=False).st_mode)
     except FileNotFoundError:
         return
     if kind:
         raise CastoreError(
-            f"{os.fsdecode(found.path)} is {kind}, not a regular file, and is not replaced: nothing was "
+            f"{os.fsdecode(located.path)} is {kind}, not a regular file, and is not replaced: nothing was "
             "touched; move it away, or use 'castore restore' or 'castore cat'"
         )
 

@@ -62,12 +62,12 @@ def open_trusted(path: str, also: Iterable[int] = ()) -> int:
     if own is not None:
         return os.dup(int(own[1] or own[2] or 0))
     trusted = frozenset((0, os.geteuid(), *also))
-    with locate(path) as found:
+    with locate(path) as located:
         # O_PATH: opening a pipe does not block, and opening a device has no effect.
-        held = open_entry(found.folder, found.name)
+        held = open_entry(located.folder, located.name)
         try:
-            _check_file(os.fstat(held), os.fsdecode(found.path), trusted)
-            _check_directories(found.path, trusted)
+            _check_file(os.fstat(held), os.fsdecode(located.path), trusted)
+            _check_directories(located.path, trusted)
             return os.open(path_of(held), os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(held)
@@ -75,8 +75,8 @@ def open_trusted(path: str, also: Iterable[int] = ()) -> int:
 
 def refuse_loose(path: str) -> None:
     """Raise OSError if an untrusted user can replace names in a directory, or in one above it."""
-    with locate(path) as found:
-        _check_directories(os.path.join(found.path, b"-"), frozenset((0, os.geteuid())))
+    with locate(path) as located:
+        _check_directories(os.path.join(located.path, b"-"), frozenset((0, os.geteuid())))
 
 
 def _check_file(info: os.stat_result, path: str, trusted: frozenset[int]) -> None:

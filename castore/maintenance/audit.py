@@ -56,7 +56,7 @@ def audit(store: Store) -> Audit:
     """
     store.sync(report_older=True)
     config = store.keys.config
-    found = [
+    all_added = [
         Added(
             writer.key.hex(),
             "writer",
@@ -68,9 +68,9 @@ def audit(store: Store) -> Audit:
         )
         for writer in config.writers
     ]
-    found += [Added(admin.key.hex(), "admin", admin.label, 0) for admin in config.admins]
-    found += [Added(key.hex(), "former admin", "", 0) for key in config.previous_admins]
-    by_key = {added.key: added for added in found}
+    all_added += [Added(admin.key.hex(), "admin", admin.label, 0) for admin in config.admins]
+    all_added += [Added(key.hex(), "former admin", "", 0) for key in config.previous_admins]
+    by_key = {added.key: added for added in all_added}
     for generation in store.generations.iterate():
         _count(by_key[generation.host_id], generation)
     sessions: Counter[str] = Counter()
@@ -85,7 +85,7 @@ def audit(store: Store) -> Audit:
         if key in by_key:
             by_key[key].sessions = count
     refused = {name: reason for name, reason in store.damaged.items() if isinstance(reason, Refusal)}
-    return Audit(found, _former(store), {**store.keys.passed_over, **refused})
+    return Audit(all_added, _former(store), {**store.keys.passed_over, **refused})
 
 
 def _count(added: Added, generation: Generation) -> None:

@@ -195,11 +195,11 @@ class _Compaction:
         """Return what packs hold that are about to be deleted; None where scanning the index is faster."""
         if len(packs) > _FEW:
             return None
-        found = {}
+        ids_of = {}
         for pack in packs:
             with contextlib.suppress(ObjectMissingError, DamageError, FormatError):
-                found[pack] = [entry.id for entry in self._store.reader.pack_entries(pack)]
-        return found
+                ids_of[pack] = [entry.id for entry in self._store.reader.pack_entries(pack)]
+        return ids_of
 
     def _delete_pending(self, grace_seconds: float) -> None:
         """Delete packs whose pending deletion is old enough."""

@@ -73,8 +73,8 @@ class Planner:
         """Mark what generations need, and return the plan. Raises DamageError, StorageError."""
         generations = self._needed.mark()
         packs = self._needed.by_pack()
-        found = Plan(generations, len(packs), sum(pack.length for pack in packs.values()))
-        found.lost = self._needed.lost
+        result = Plan(generations, len(packs), sum(pack.length for pack in packs.values()))
+        result.lost = self._needed.lost
         young = self._young_sessions()
         # Read the footer once of each pack that may be deleted or rewritten.
         held = {pack for pack, one in packs.items() if self._is_candidate(one) if self._holds(pack, young)}
@@ -83,17 +83,17 @@ class Planner:
         for pack, one in packs.items():
             rewrite = pack in merged or self._is_sparse(one.records, one.live)
             if pack in held and (rewrite or not one.live):
-                found.unfinished_packs[pack] = one.length
+                result.unfinished_packs[pack] = one.length
             elif not one.live:
-                found.dead[pack] = one.length
+                result.dead[pack] = one.length
             elif rewrite:
                 kept = self._needed.movable_bytes(pack)
                 if kept is not None and (pack in merged or self._is_sparse(one.records, kept)):
-                    found.rewrites.append(Rewrite(pack, one.length, kept))
-        self._plan_distrusted(found, young)
+                    result.rewrites.append(Rewrite(pack, one.length, kept))
+        self._plan_distrusted(result, young)
         # Rewrite first what frees most for the bytes it writes.
-        found.rewrites.sort(key=lambda one: one.kept / one.length)
-        return found
+        result.rewrites.sort(key=lambda one: one.kept / one.length)
+        return result
 
     def _is_candidate(self, pack: PackLiveness) -> bool:
         """Return whether a pack may be deleted or rewritten."""
@@ -103,12 +103,12 @@ class Planner:
         """Return whether so much of a pack's records is unused that it is rewritten. Both are in bytes."""
         return records - live > self._max_unused * records
 
-    def _plan_distrusted(self, found: Plan, young: set[SessionId]) -> None:
+    def _plan_distrusted(self, result: Plan, young: set[SessionId]) -> None:
         """Add packs of revoked machines, once no generation needs anything of them."""
         lengths = dict(self._store.index.packs.lengths())
         for pack in self._store.updater.distrusted & lengths.keys():
             if not self._holds(pack, young) and not self._needed.is_pack_needed(pack, {pack}):
-                found.dead[pack] = lengths[pack]
+                result.dead[pack] = lengths[pack]
 
     def _young_sessions(self) -> set[SessionId]:
         """Return the sessions of snapshots that may still be running and may still commit.

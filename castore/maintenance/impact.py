@@ -198,18 +198,18 @@ def affected(
 def _of_tree(part: Part, root: Ref, trees: Trees, *, decode: bool) -> tuple[str, tuple[str, ...], int]:
     """Return the first problem of a tree, the lost paths, and the number of further lost paths."""
     first = ""
-    found: list[str] = []
+    paths: list[str] = []
     more = 0
     try:
         # Stop at the tree's number of files: a few directories that reference each other have endless paths.
         for path, reason in islice(trees.lost(root), max(part.files + 1, MOST_PATHS)):
             first = first or reason
-            if len(found) < MOST_PATHS:
-                found.append(path.decode(errors="backslashreplace") or ".")
+            if len(paths) < MOST_PATHS:
+                paths.append(path.decode(errors="backslashreplace") or ".")
             else:
                 more += 1
     except IdentityError:
         if decode:
             raise
         return "", (), 0
-    return first, tuple(found), more
+    return first, tuple(paths), more

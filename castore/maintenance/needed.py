@@ -80,12 +80,12 @@ class NeededRecords:
 
         Moving it would not help, and the pack must stay in any case.
         """
-        kept = self.records(pack)
-        live = self._live(list(itertools.chain.from_iterable(kept)))
+        records = self.records(pack)
+        live = self._live(list(itertools.chain.from_iterable(records)))
         chunks = [entry.id for entry in live if entry.kind == CHUNK]
         if not all(self._store.index.locations.contains(chunks)):
             return None
-        return sum(group[0].sealed_length for group in kept)
+        return sum(group[0].sealed_length for group in records)
 
     def is_pack_needed(self, pack: PackId, without: set[PackId]) -> bool:
         """Return whether a generation needs something of a pack that it cannot read without these packs."""
@@ -104,10 +104,10 @@ class NeededRecords:
 
     def unneeded(self, packs: set[PackId]) -> set[PackId]:
         """Return those of the packs that can be deleted together: no generation needs anything of them."""
-        found = set(packs)
-        while needed := {pack for pack in found if self.is_pack_needed(pack, found)}:
-            found -= needed
-        return found
+        unneeded = set(packs)
+        while needed := {pack for pack in unneeded if self.is_pack_needed(pack, unneeded)}:
+            unneeded -= needed
+        return unneeded
 
     def _live(self, entries: list[PackEntry]) -> list[PackEntry]:
         """Return those entries that generations need, from whichever pack they read them."""

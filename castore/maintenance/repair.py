@@ -139,9 +139,9 @@ def _can_read(store: Store) -> bool:
     return True
 
 
-def _plan(store: Store, found: Verification) -> RepairPlan:
-    planned = RepairPlan(found, repaired=sorted(damaged_of_two(store)))
-    packs = {*found.damaged_packs}
+def _plan(store: Store, verification: Verification) -> RepairPlan:
+    planned = RepairPlan(verification, repaired=sorted(damaged_of_two(store)))
+    packs = {*verification.damaged_packs}
     for name in [*store.damaged, *_generations(store), *_sessions(store), *_removals(store)]:
         if not _is_damaged(store, name):
             continue

@@ -139,18 +139,18 @@ def _generation_sizes(store: Store) -> list[GenerationSize]:
 
 
 def _records(store: Store) -> Records:
-    found = Records()
+    records = Records()
     for kind, _, sealed_length, bases in store.index.locations.records():
         if kind == NODE:
-            found.node_bytes += sealed_length
+            records.node_bytes += sealed_length
             continue
-        found.chunk_bytes += sealed_length
-        found.chunks += 1
+        records.chunk_bytes += sealed_length
+        records.chunks += 1
         if bases:
-            found.deltas += 1
-            found.delta_bytes += sealed_length
-    if found.deltas:
-        marks = IdSet(found.chunks)
+            records.deltas += 1
+            records.delta_bytes += sealed_length
+    if records.deltas:
+        marks = IdSet(records.chunks)
         walk = Walk(store)
         for generation in store.generations.iterate():
             walk.mark(roots_of(generation), marks)
@@ -158,9 +158,9 @@ def _records(store: Store) -> Records:
         referenced, referenced_bytes = store.index.liveness.weigh_chunks(marks)
         store.index.liveness.mark_bases(marks)
         needed, needed_bytes = store.index.liveness.weigh_chunks(marks)
-        found.bases_only = needed - referenced
-        found.bases_only_bytes = needed_bytes - referenced_bytes
-    return found
+        records.bases_only = needed - referenced
+        records.bases_only_bytes = needed_bytes - referenced_bytes
+    return records
 
 
 def _totals(generations: Iterable[Generation]) -> tuple[dict[str, Totals], Totals]:

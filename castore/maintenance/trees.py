@@ -76,12 +76,12 @@ class Trees:
         stack = [(b"", top)]
         while stack:
             path, ref = stack.pop()
-            found = self._decoded(ref)
-            for name, reason in self._lost(found):
+            directory = self._decoded(ref)
+            for name, reason in self._lost(directory):
                 yield _joined(path, name), reason
             stack += [
                 (_joined(path, name), below)
-                for name, below in reversed(found.below)
+                for name, below in reversed(directory.below)
                 if not self._intact[_key(below)]
             ]
 
@@ -91,10 +91,10 @@ class Trees:
         stack = [_Open(None, iter(self._opened([top])))]
         while True:
             current = stack[-1]
-            found = next(current.below, None)
-            if found is not None:
-                below = [one for _, one in found.below]
-                stack.append(_Open(found, iter(self._opened(below))))
+            directory = next(current.below, None)
+            if directory is not None:
+                below = [one for _, one in directory.below]
+                stack.append(_Open(directory, iter(self._opened(below))))
                 continue
             stack.pop()
             if current.found is None:
@@ -134,12 +134,12 @@ class Trees:
         ]
         return _Directory(ref, "", opened, below)
 
-    def _lost(self, found: _Directory) -> Iterator[tuple[bytes, str]]:
+    def _lost(self, directory: _Directory) -> Iterator[tuple[bytes, str]]:
         """Yield (name, reason) for each file in a directory that does not restore.
 
         The name is empty if the directory itself does not decode.
         """
-        ref, reason, opened, _ = found
+        ref, reason, opened, _ = directory
         if opened is None:
             yield b"", reason
             return

@@ -28,8 +28,8 @@ def trim_base_cache(store: Store) -> None:
     If damage makes it unknown what they need, drop only the files of packs that do not exist. Raises
     StorageError.
     """
-    kept = store.base_cache.packs()
-    if not kept:
+    cached = store.base_cache.packs()
+    if not cached:
         return
     packs = store.index.packs.ids()
     marks = IdSet()
@@ -43,7 +43,7 @@ def trim_base_cache(store: Store) -> None:
     except (DamageError, FormatError):
         known = False
     with store.base_cache.trimming() as trim:
-        for pack in kept:
+        for pack in cached:
             if pack not in packs:
                 trim(pack, [])
             elif known:

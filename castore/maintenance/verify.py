@@ -92,40 +92,40 @@ def verify(
     if read_data:
         store.keys.identity()
     store.sync()
-    found = Verification()
-    _verify_small_objects(store, found)
+    result = Verification()
+    _verify_small_objects(store, result)
     present = []
     for pack, size in store.index.packs.lengths():
-        if _verify_length(store, pack, size, found):
-            found.packs += 1
+        if _verify_length(store, pack, size, result):
+            result.packs += 1
             present.append((pack, size))
     lost: dict[bytes, str] = {}
     if packs or read_data:
         verifier = PackVerifier(store, DATA if read_data else PACKS, progress)
         verifier.run(present, sample, restart=restart)
-        found.read, found.resumed = verifier.read, verifier.resumed
-        found.damage += verifier.damage
-        found.damaged_packs += verifier.damaged_packs
+        result.read, result.resumed = verifier.read, verifier.resumed
+        result.damage += verifier.damage
+        result.damaged_packs += verifier.damaged_packs
         lost = verifier.lost
     # The next snapshot then references nothing in the damaged packs, and stores their content again.
     with contextlib.suppress(StorageError):
-        store.index.verification.set_damaged(found.damaged_packs)
+        store.index.verification.set_damaged(result.damaged_packs)
         store.updater.record_verified()
     lost = _without_copies(store, lost)
-    _verify_contents(store, lost, found, decode=read_data)
-    return found
+    _verify_contents(store, lost, result, decode=read_data)
+    return result
 
 
-def _verify_small_objects(store: Store, found: Verification) -> None:
+def _verify_small_objects(store: Store, result: Verification) -> None:
     """Open all objects except packs."""
-    found.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
-    found.damage += [f"{name}: {reason}" for name, reason in damaged_of_two(store).items()]
-    _verify_generations(store, found)
-    _verify_sessions(store, found)
-    found.damage += damaged_removals(store.storage, store.keys.writer_key).values()
+    result.damage += [f"{name}: {reason}" for name, reason in sorted(store.damaged.items())]
+    result.damage += [f"{name}: {reason}" for name, reason in damaged_of_two(store).items()]
+    _verify_generations(store, result)
+    _verify_sessions(store, result)
+    result.damage += damaged_removals(store.storage, store.keys.writer_key).values()
 
 
-def _verify_contents(store: Store, lost: dict[bytes, str], found: Verification, *, decode: bool) -> None:
+def _verify_contents(store: Store, lost: dict[bytes, str], result: Verification, *, decode: bool) -> None:
     """Walk the graph until no prune changed it meanwhile. Raises BusyError.
 
     lost: chunks that do not open, with the reasons. decode: also decode each directory.
@@ -133,13 +133,13 @@ def _verify_contents(store: Store, lost: dict[bytes, str], found: Verification, 
     for _ in range(_WALKS):
         store.sync()
         epoch = store.index.epoch()
-        _walk(store, lost, found, decode=decode)
-        if not found.affected and found.generations >= store.index.count("generations"):
+        _walk(store, lost, result, decode=decode)
+        if not result.affected and result.generations >= store.index.count("generations"):
             return
         # Missing content proves nothing if a prune or a reindex ran during the walk: walk again.
         store.sync()
         if store.index.epoch() == epoch:
-            _forget_scans(store, found)
+            _forget_scans(store, result)
             return
     raise BusyError("the store changes faster than it can be verified: try again later")
 
@@ -147,42 +147,42 @@ def _verify_contents(store: Store, lost: dict[bytes, str], found: Verification, 
 def damaged_of_two(store: Store) -> dict[str, str]:
     """Return what is wrong with the objects that are stored twice, and with their copies, by name."""
     while True:
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         looked = [(folder, number) for folder, number, _ in store.keys.replicated()]
         for folder, number, read in store.keys.replicated():
             try:
-                found |= replicas.check(store.storage, folder, number, read())
+                reasons |= replicas.check(store.storage, folder, number, read())
             except (DamageError, FormatError, StorageError) as error:
-                found[f"{folder}/{number}"] = str(error)
+                reasons[f"{folder}/{number}"] = str(error)
         store.keys.refresh()
         # Look again if another castore replaced the objects meanwhile.
         if looked == [(folder, number) for folder, number, _ in store.keys.replicated()]:
-            return found
+            return reasons
 
 
-def _walk(store: Store, lost: dict[bytes, str], found: Verification, *, decode: bool) -> None:
+def _walk(store: Store, lost: dict[bytes, str], result: Verification, *, decode: bool) -> None:
     """Walk the graph of all generations, each node once; decode: also decode each directory."""
-    found.generations, found.affected = 0, []
+    result.generations, result.affected = 0, []
     reasons = Reasons(store, lost)
     with StreamReader(store) as reader:
         trees = Trees(reader, reasons)
         for generation in store.generations.iterate():
-            found.generations += 1
+            result.generations += 1
             hits = list(affected(generation, reasons, trees, reader, decode=decode))
             # The generation may have been forgotten meanwhile.
             if hits and store.generations.objects(generation.service, [generation.number]):
-                found.affected += hits
-    found.nodes, found.chunks = reasons.nodes, reasons.chunks
+                result.affected += hits
+    result.nodes, result.chunks = reasons.nodes, reasons.chunks
 
 
-def _forget_scans(store: Store, found: Verification) -> None:
+def _forget_scans(store: Store, result: Verification) -> None:
     """Make the next snapshots read the affected trees: a scan cache would reuse the stored directories."""
-    for hit in found.affected:
+    for hit in result.affected:
         with contextlib.suppress(OSError):
             os.unlink(scan_path(store, hit.service, hit.part))
 
 
-def _verify_generations(store: Store, found: Verification) -> None:
+def _verify_generations(store: Store, result: Verification) -> None:
     """Open the records of indexed generations again: they may have been damaged or replaced since."""
     others = False
     for short in sorted(store.storage.list(GENERATIONS)):
@@ -195,12 +195,12 @@ def _verify_generations(store: Store, found: Verification) -> None:
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
-            found.damage.append(str(error))
+            result.damage.append(str(error))
     if others:
         store.sync(reread=True)
 
 
-def _verify_sessions(store: Store, found: Verification) -> None:
+def _verify_sessions(store: Store, result: Verification) -> None:
     """Open the key objects of sessions: without its key, nothing that a session sealed can be read.
 
     If an identity is at hand, also check the seal for it in each object.
@@ -215,12 +215,12 @@ def _verify_sessions(store: Store, found: Verification) -> None:
         except ObjectMissingError:
             continue
         except (DamageError, FormatError, StorageError) as error:
-            found.damage.append(str(error))
+            result.damage.append(str(error))
     for session in sorted(store.index.packs.sessions() - numbers.keys()):
-        found.damage.append(f"{any_session_name(session)} is missing, and with it the key to what it sealed")
+        result.damage.append(f"{any_session_name(session)} is missing, and with it the key to what it sealed")
 
 
-def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -> bool:
+def _verify_length(store: Store, pack: PackId, size: int, result: Verification) -> bool:
     """Compare a pack's length with the length that the index recorded."""
     name = pack_name(pack)
     try:
@@ -229,11 +229,11 @@ def _verify_length(store: Store, pack: PackId, size: int, found: Verification) -
         # A prune removed it after it was listed. If a generation needs it, walking the graph finds that.
         return False
     except StorageError as error:
-        found.damage.append(str(error))
+        result.damage.append(str(error))
         return False
     if now != size:
-        found.damage.append(f"{name} is damaged: it has {now} bytes instead of {size}")
-        found.damaged_packs.append(pack)
+        result.damage.append(f"{name} is damaged: it has {now} bytes instead of {size}")
+        result.damaged_packs.append(pack)
     return now == size
 
 

@@ -72,13 +72,13 @@ class PackVerifier:
     def _sample(self, packs: list[tuple[PackId, int]], share: float) -> list[tuple[PackId, int]]:
         """Return the packs that were not read for longest, with this share of all bytes."""
         when = self._store.index.verification.verified(self._depth)
-        room = share * sum(size for _, size in packs)
+        bytes_left = share * sum(size for _, size in packs)
         chosen = []
         for pack, size in sorted(packs, key=lambda one: (when.get(one[0], 0), one[0])):
-            if room <= 0:
+            if bytes_left <= 0:
                 break
             chosen.append((pack, size))
-            room -= size
+            bytes_left -= size
         return chosen
 
     def _remaining(self, packs: list[tuple[PackId, int]], *, restart: bool) -> list[tuple[PackId, int]]:
@@ -161,9 +161,7 @@ def examine_pack(
     return _Findings(damage, lost)
 
 
-def _examine_bytes(
-    store: Store, pack: PackId, size: int, count: Callable[[int], None]
-) -> list[str] | None:
+def _examine_bytes(store: Store, pack: PackId, size: int, count: Callable[[int], None]) -> list[str] | None:
     """Return what is wrong with the bytes of a pack; None if the pack does not exist."""
     name = pack_name(pack)
     hasher = blake3()

@@ -246,18 +246,18 @@ def _storable(origin: Origin) -> Origin:
 
 def _as_given(origin: Origin) -> Origin:
     """Return the origin that was passed to `_storable`."""
-    argv = {name: texts(found) for name, found in origin.raw.items() if name in {"dump", "restore"}}
+    argv = {name: texts(values) for name, values in origin.raw.items() if name in {"dump", "restore"}}
     return msgspec.structs.replace(origin, settings=texts(origin.settings), raw={}, **argv)
 
 
 def decode_order(data: bytes | memoryview) -> tuple[int, int]:
     """Return the time and the number in a generation record's plaintext. Raises DamageError, FormatError."""
     try:
-        found = _order_decoder.decode(data)
+        order = _order_decoder.decode(data)
     except UNDECODABLE:
         generation = decode_generation(data)
         return generation.time, generation.number
-    return found.time, found.number
+    return order.time, order.number
 
 
 def decode_generation(data: bytes | memoryview) -> Generation:

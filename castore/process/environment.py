@@ -42,9 +42,9 @@ def environment(
 
 def environment_of(account: pwd.struct_passwd | None) -> dict[str, str]:
     """Return the environment of a program that `account` runs; None: castore's own."""
-    found = dict(os.environ)
+    variables = dict(os.environ)
     if account is None:
-        return found
+        return variables
     for name in _OF_A_USER:
-        found.pop(name, None)
-    return {**found, "HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
+        variables.pop(name, None)
+    return {**variables, "HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}

@@ -60,7 +60,7 @@ def _is_alone(path: str) -> bool | None:
 
 def _holders(path: str) -> list[str]:
     """Return the visible processes that have a file open, each as "123 sqlite3"."""
-    found = []
+    holders = []
     wanted = os.stat(path)
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
@@ -69,6 +69,6 @@ def _holders(path: str) -> list[str]:
                     info = os.stat(f"/proc/{pid}/fd/{descriptor}")
                     if (info.st_dev, info.st_ino) == (wanted.st_dev, wanted.st_ino):
                         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-                            found.append(f"{pid} {file.read().strip()}")
+                            holders.append(f"{pid} {file.read().strip()}")
                         break
-    return found
+    return holders

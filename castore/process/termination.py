@@ -54,10 +54,10 @@ def kill_tree(pid: int, pidfd: int, mark: str = "") -> None:
                 os.close(descriptor)
 
 
-def _hold(held: dict[int, int], found: Iterable[int], is_own: Callable[[int], bool]) -> list[int]:
+def _hold(held: dict[int, int], processes: Iterable[int], is_own: Callable[[int], bool]) -> list[int]:
     """Add pidfds of those processes to `held` that `is_own` accepts; return their numbers."""
     added = []
-    for pid in found:
+    for pid in processes:
         if pid in held:
             continue
         try:

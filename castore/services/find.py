@@ -135,19 +135,19 @@ def path_history(
     if not any(generation.part(name) for generation in generations):
         known = ", ".join(dict.fromkeys(part.name for generation in generations for part in generation.parts))
         raise NotFoundError(f"no generation has a part {name!r}; the parts are: {known}")
-    there = False
+    exists = False
     for host, series in _series(reader, generations):
         if any(_tree(sery, name) for sery in series):
             for found in _find(reader, series, name, PathPattern.literal(path), exact=True):
                 if isinstance(found, Damaged):
                     yield name, found
                 else:
-                    there = True
+                    exists = True
                     yield Hit(host, name, found.path, list(_changes(reader, series, found.versions)))
         elif not path:
-            there = True
+            exists = True
             yield Hit(host, name, b"", list(_dump_changes(series, name)))
-    if not there:
+    if not exists:
         raise NotFoundError(
             f"no generation has {path!r} in the part {name!r}; search for a name with 'castore find'"
         )

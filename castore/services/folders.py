@@ -59,25 +59,25 @@ def owner_of(path: bytes) -> FileOwner | None:
 
 def above(path: bytes) -> tuple[FileOwner, ...]:
     """Return the directories above a path, the topmost first, without the root."""
-    found = []
+    owners = []
     folder = os.path.dirname(path)
     while folder not in {b"", b"/", b"//"}:
         if (owner := owner_of(folder)) is not None:
-            found.append(owner)
+            owners.append(owner)
         folder = os.path.dirname(folder)
-    return tuple(found[::-1])
+    return tuple(owners[::-1])
 
 
 def missing(origins: Iterable[Origin]) -> list[FileOwner]:
     """Return the recorded directories above parts that do not exist, the topmost first."""
-    found = {}
+    folders = {}
     for origin in origins:
         path = path_of(origin)
         for folder in origin.above:
             # A hostile generation may list directories that are not above the part.
             if path.startswith(folder.path.rstrip(b"/") + b"/") and not os.path.isdir(folder.path):
-                found[folder.path] = folder
-    return list(found.values())
+                folders[folder.path] = folder
+    return list(folders.values())
 
 
 def make_missing(origins: Iterable[Origin], ownership: Ownership, say: Callable[[str], None]) -> None:

@@ -52,9 +52,8 @@ class Followed:
             return f"{self.service}: revision {short} {what}"
         what = "restored" if self.restored else "would be restored: castore rollback"
         where = f"{self.service}@{self.generation.number}"
-        return (
-            f"{self.service}: revision {short} was here before; its newest generation {where} "
-            + (f"is {what}" if self.restored else f"{what} {self.service} --to {self._selector}")
+        return f"{self.service}: revision {short} was here before; its newest generation {where} " + (
+            f"is {what}" if self.restored else f"{what} {self.service} --to {self._selector}"
         )
 
 
@@ -81,7 +80,7 @@ def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = 
 
     dry_run: change nothing. Raises CastoreError at the first service that fails; later ones are unchanged.
     """
-    found = []
+    results = []
     for service in services:
         settings = work.of(service)
         now = current(settings.revision, settings.timeout)
@@ -93,7 +92,7 @@ def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = 
         state = state_revision(work.store, service, now)
         before = state.noted
         if now == before:
-            found.append(Followed(service, now, before))
+            results.append(Followed(service, now, before))
             continue
         generation = work.newest_of(service, now) if state.left_behind else None
         if generation is None:
@@ -101,7 +100,7 @@ def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = 
                 with event(work.store, "follow", service) as note:
                     note.revision, note.text = now, "a new revision"
                     work.store.state.set_live_revision(service, now)
-            found.append(Followed(service, now, before))
+            results.append(Followed(service, now, before))
             continue
         restoring = settings.follow == "restore" and not dry_run
         if restoring:
@@ -109,5 +108,5 @@ def follow(work: ServiceOperations, services: Sequence[str], *, dry_run: bool = 
                 note.of(generation)
                 note.text = f"revision {short_revision(now)} is back"
                 work.roll_back_configured(generation)
-        found.append(Followed(service, now, before, generation, restoring))
-    return found
+        results.append(Followed(service, now, before, generation, restoring))
+    return results

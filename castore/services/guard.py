@@ -154,13 +154,13 @@ def _restore_known(
         if not isinstance(now, str):
             continue
         state = state_revision(work.store, service, now)
-        found = work.newest_of(service, now) if state.left_behind else None
-        if found is None:
+        newest = work.newest_of(service, now) if state.left_behind else None
+        if newest is None:
             continue
-        done.known[service] = found
-        if wanted(service, found):
+        done.known[service] = newest
+        if wanted(service, newest):
             # Services may depend on each other: health is checked after all of them are restored.
-            work.roll_back_configured(found, check_health=False)
+            work.roll_back_configured(newest, check_health=False)
             done.restored[service] = state.revision
 
 
@@ -209,7 +209,7 @@ def _revert(work: ServiceOperations, services: Sequence[str], done: Guarded) -> 
     failed = []
     work.say(f"failed: {done.failure}")
     undos = _undos(work, services)
-    left = list(services)
+    remaining = list(services)
 
     def defer() -> None:
         work.say("the deployment is being reverted, which goes on; interrupt it again to stop that")
@@ -222,8 +222,8 @@ def _revert(work: ServiceOperations, services: Sequence[str], done: Guarded) -> 
                 except CastoreError as error:
                     failed.append(str(error))
                 undos.pop(0)
-            while left:
-                service = left[0]
+            while remaining:
+                service = remaining[0]
                 try:
                     with event(work.store, "guard", service) as note:
                         note.of(done.taken[service])
@@ -234,22 +234,22 @@ def _revert(work: ServiceOperations, services: Sequence[str], done: Guarded) -> 
                 except CastoreError as error:
                     _note_unreverted(work, service, done)
                     failed.append(f"{service}: {error}; {_way_back(work, done.taken[service])}")
-                left.pop(0)
+                remaining.pop(0)
             # Services may depend on each other: health is checked after the state of all is restored.
-            found = (_unhealthy(work, service, done) for service in services)
-            failed += filter(None, found)
+            unhealthy = (_unhealthy(work, service, done) for service in services)
+            failed += filter(None, unhealthy)
     except (KeyboardInterrupt, RevertInterruptedError):
-        raise RevertInterruptedError(_stopped(work, done, undos, left)) from None
+        raise RevertInterruptedError(_stopped(work, done, undos, remaining)) from None
     if failed:
         raise CastoreError(f"{done.failure}; and not everything could be reverted: {'; '.join(failed)}")
     done.outcome = {service: _reverted(work, service, done.taken[service]) for service in services}
 
 
-def _reverted(work: ServiceOperations, service: str, taken: Generation) -> str:
+def _reverted(work: ServiceOperations, service: str, generation: Generation) -> str:
     """Return which state and revision are live after a deployment was reverted, and what is left to do."""
-    text = f"the state of generation {taken.number}"
-    if taken.revision:
-        text += f" (revision {short_revision(taken.revision)})"
+    text = f"the state of generation {generation.number}"
+    if generation.revision:
+        text += f" (revision {short_revision(generation.revision)})"
     text += " is restored"
     undo = work.of(service).undo
     text += "; `undo` was run" if undo else "; castore.toml names no `undo`"
@@ -257,7 +257,7 @@ def _reverted(work: ServiceOperations, service: str, taken: Generation) -> str:
     if not isinstance(now, str):
         return text if undo else f"{text}: revert the configuration, if the deployment changed it"
     live = f"{text}; revision {short_revision(now)} is live"
-    if now == taken.revision or not taken.revision:
+    if now == generation.revision or not generation.revision:
         return f"{live}; nothing is left to do"
     return f"{live}, but the state belongs to another revision; left to do: revert the configuration"
 
@@ -268,25 +268,25 @@ def _stopped(
     """Return what was not reverted when reverting was interrupted; record it as events, too."""
     remaining = [f"{shlex.join(undo)} was interrupted, or was not run" for undo in undos]
     for service in left:
-        taken = done.taken[service]
+        generation = done.taken[service]
         begun = work.store.state.has_rollback_journal(service)
         state = "may be inconsistent" if begun else "is that of the deployment"
         with contextlib.suppress(CastoreError):
             _note_unreverted(work, service, done)
-        remaining.append(f"the state of {service!r} {state}: {_way_back(work, taken)}")
+        remaining.append(f"the state of {service!r} {state}: {_way_back(work, generation)}")
         with contextlib.suppress(RevertInterruptedError), event(work.store, "guard", service) as note:
-            note.of(taken)
+            note.of(generation)
             raise RevertInterruptedError(f"reverting the deployment was interrupted: {remaining[-1]}")
     left_over = "; ".join(remaining) or "all steps were done"
     return f"{done.failure}; and reverting the deployment was interrupted: {left_over}"
 
 
-def _way_back(work: ServiceOperations, taken: Generation) -> str:
+def _way_back(work: ServiceOperations, generation: Generation) -> str:
     """Return the commands that restore the generation that was taken before a deployment."""
     first = ""
-    if work.store.state.has_rollback_journal(taken.service):
-        first = f"castore recover {taken.service}, then "
-    return f"to go back: {first}castore rollback {taken.service} --to {taken.number}"
+    if work.store.state.has_rollback_journal(generation.service):
+        first = f"castore recover {generation.service}, then "
+    return f"to go back: {first}castore rollback {generation.service} --to {generation.number}"
 
 
 def _note_unreverted(work: ServiceOperations, service: str, done: Guarded) -> None:
@@ -296,11 +296,11 @@ def _note_unreverted(work: ServiceOperations, service: str, done: Guarded) -> No
     rollback to that revision would select them.
     """
     done.unreverted.add(service)
-    taken = done.taken[service]
+    generation = done.taken[service]
     noted = work.store.state.live_revision(service)
     # Another one was noted by a restore: of the revision that the deployment returned to.
-    if taken.revision and noted == taken.revision:
-        work.store.state.set_live_revision(service, f"failed-deployment-after-{taken.number}")
+    if generation.revision and noted == generation.revision:
+        work.store.state.set_live_revision(service, f"failed-deployment-after-{generation.number}")
 
 
 def _unhealthy(work: ServiceOperations, service: str, done: Guarded) -> str:
@@ -317,12 +317,12 @@ def _unhealthy(work: ServiceOperations, service: str, done: Guarded) -> str:
     return ""
 
 
-def _restore_taken(work: ServiceOperations, service: str, taken: Generation) -> None:
+def _restore_taken(work: ServiceOperations, service: str, generation: Generation) -> None:
     """Restore the generation that was taken before the deployment."""
     try:
-        work.roll_back_configured(taken, check_health=False)
+        work.roll_back_configured(generation, check_health=False)
     except ProgramError as error:
         # A database that the deployment broke may fail to dump. The state before the deployment is stored.
         refuse_interrupted(work.store, service)
         work.say(f"{service}: {error}; trying without a pre-rollback generation")
-        work.roll_back_configured(taken, take_pre_rollback=False, check_health=False)
+        work.roll_back_configured(generation, take_pre_rollback=False, check_health=False)

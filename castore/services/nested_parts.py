@@ -30,8 +30,10 @@ def configured_path(engine: Engine[Any]) -> str | None:
 def below(top: str, paths: Iterable[str]) -> frozenset[bytes]:
     """Return those of the paths that are inside the tree `top`, relative to it."""
     start = os.path.realpath(top).rstrip("/") + "/"
-    found = (os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths)
-    return frozenset(os.fsencode(path.removeprefix(start)) for path in found if path.startswith(start))
+    resolved = (
+        os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths
+    )
+    return frozenset(os.fsencode(path.removeprefix(start)) for path in resolved if path.startswith(start))
 
 
 def refuse_same(paths_of: Mapping[str, Iterable[str]]) -> None:

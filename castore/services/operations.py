@@ -139,14 +139,14 @@ class ServiceOperations:
             self.say(note)
         return Snapshot(generation, failures, skipped, missing_parts)
 
-    def _noted(self, taken: Generation, *, noting: bool) -> list[str]:
+    def _noted(self, generation: Generation, *, noting: bool) -> list[str]:
         """Record the revision of a new generation as that of the live state; return what failed."""
-        if taken.interrupted:
-            return [f"it is marked, and only its number selects it: {unfinished(taken.service)}"]
+        if generation.interrupted:
+            return [f"it is marked, and only its number selects it: {unfinished(generation.service)}"]
         if not noting:
             return []
         try:
-            self.store.state.set_live_revision(taken.service, taken.revision)
+            self.store.state.set_live_revision(generation.service, generation.revision)
         except StorageError as error:
             return [f"that its revision is the live one was not recorded: {error}"]
         return []
@@ -169,12 +169,12 @@ class ServiceOperations:
         configured = configured_origins(settings) if settings is not None else {}
         configured |= given or {}
         recorded = read_details(self.store, target).origins
-        found = trusted_origins(self.store, target, recorded, configured, self.say, consent=consent)
+        origins = trusted_origins(self.store, target, recorded, configured, self.say, consent=consent)
         for name, program in (restore_with or {}).items():
             part_of(target, name)
-            known = found.get(name, Origin())
-            found[name] = msgspec.structs.replace(known, restore=tuple(program))
-        return found
+            known = origins.get(name, Origin())
+            origins[name] = msgspec.structs.replace(known, restore=tuple(program))
+        return origins
 
     def doubts(self, request: RollbackRequest) -> list[str]:
         """Return why a rollback may replace other state than the target's own: the user should be asked."""
@@ -192,9 +192,9 @@ class ServiceOperations:
 
         service = self.described(request.target.service)
         context = RollbackContext(service=service or Service(), leave_out=self.leave_out)
-        found = plan_rollback(self.store, request, context)
-        check_plan(found, request.origins, take_pre_rollback=request.take_pre_rollback)
-        return found
+        plan = plan_rollback(self.store, request, context)
+        check_plan(plan, request.origins, take_pre_rollback=request.take_pre_rollback)
+        return plan
 
     def rollback(
         self, request: RollbackRequest, progress: Progress | None = None, *, check_health: bool = True
@@ -246,12 +246,12 @@ class ServiceOperations:
     def take(self, service: str) -> Generation:
         """Take a generation of the parts in castore.toml, and report what went wrong. Raises CastoreError."""
         self.of(service)
-        taken = self.snapshot(service)
-        for failure in taken.failures:
+        generation = self.snapshot(service)
+        for failure in generation.failures:
             self.say(f"{service}: {failure}")
         if self.store.generations.older:
             self.say(f"warning: {self.store.generations.older}")
-        return taken.generation
+        return generation.generation
 
     def roll_back_configured(
         self, target: Generation, *, take_pre_rollback: bool = True, check_health: bool = True

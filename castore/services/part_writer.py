@@ -178,12 +178,12 @@ def _stream_reader(source: Stream) -> Callable[[memoryview], int]:
 
 
 def _store_bytes(store: Store, session: Session, data: bytes) -> StoredRef:
-    found: list[Ref | None] = []
+    refs: list[Ref | None] = []
     # A delta would save a few bytes only, and keep packs of earlier generations in use.
     with Pipeline(session, store.keys.cutter, Progress(), deltas=False) as pipeline:
         pipeline.write(data)
-        pipeline.end_stream(found.append)
-    stored = StoredRef.of(found[0])
+        pipeline.end_stream(refs.append)
+    stored = StoredRef.of(refs[0])
     if stored is None:
         raise AssertionError("details are never empty")
     return stored

@@ -39,9 +39,7 @@ class PartPreview:
     """Why a snapshot would fail."""
 
 
-def preview(
-    sources: dict[str, Source], leave_out: Sequence[str], journals: str
-) -> Iterator[PartPreview]:
+def preview(sources: dict[str, Source], leave_out: Sequence[str], journals: str) -> Iterator[PartPreview]:
     """Yield a preview of each part.
 
     leave_out: directories that trees store empty. journals: the directory with journals of restores in place.
@@ -54,19 +52,17 @@ def preview(
             yield _dump(name, source)
 
 
-def _tree(
-    name: str, source: Tree, skip: frozenset[tuple[int, int]], journals: str
-) -> PartPreview:
+def _tree(name: str, source: Tree, skip: frozenset[tuple[int, int]], journals: str) -> PartPreview:
     path = os.path.abspath(source.path)
     part = PartPreview(name, "tree", path, path)
     try:
         refuse_unfinished(journals, source.path)
-        found = preview_tree(source.path, rules_of(source, skip))
+        preview = preview_tree(source.path, rules_of(source, skip))
     except CastoreError as error:
         part.error = str(error)
         return part
-    part.size, part.files, part.unreadable = found.size, found.files, found.unreadable
-    part.excluded, part.excluded_paths = found.excluded, found.excluded_paths
+    part.size, part.files, part.unreadable = preview.size, preview.files, preview.unreadable
+    part.excluded, part.excluded_paths = preview.excluded, preview.excluded_paths
     return part
 
 

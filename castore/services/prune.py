@@ -179,10 +179,10 @@ def check_forget(store: Store, service: str, generations: Collection[Generation]
     if not all(map(store.hosts.is_of_this_host, generations)):
         store.keys.check_may_maintain("remove generations of other hosts from")
     pinned = store.generations.pins(service)
-    if kept := sorted({generation.number for generation in generations} & pinned.keys()):
+    for number in sorted({generation.number for generation in generations} & pinned.keys()):
         raise UsageError(
-            f"{service}@{kept[0]} is pinned{_in_parentheses(pinned[kept[0]])}: first castore unpin "
-            f"{service}@{kept[0]}"
+            f"{service}@{number} is pinned{_in_parentheses(pinned[number])}: first castore unpin "
+            f"{service}@{number}"
         )
 
 

@@ -69,8 +69,8 @@ def trusted_origins(
     on this basis. say: called with each origin that is not used, or that is used with consent.
     """
     known = _known(store, target.service)
-    found = merged_origins(recorded, configured)
-    for part, one in found.items():
+    origins = merged_origins(recorded, configured)
+    for part, one in origins.items():
         if one is not recorded.get(part) or one == Origin(producer=one.producer):
             continue  # configured in castore.toml, or nothing is recorded
         if _digest(one) in known.get(part, ()):
@@ -88,14 +88,14 @@ def trusted_origins(
                 f"machine does, and it is not {used}: {shown} (describe the part in castore.toml or, if all "
                 "of this is right, add --trust-recorded)"
             )
-        found[part] = _for_drill(one) if drill else Origin(producer=one.producer)
-    return found
+        origins[part] = _for_drill(one) if drill else Origin(producer=one.producer)
+    return origins
 
 
 def _known(store: Store, service: str) -> dict[str, list[str]]:
     try:
-        found = json.loads(store.state.known_origins(service) or "{}")
-        return {str(part): [str(digest) for digest in digests] for part, digests in found.items()}
+        known = json.loads(store.state.known_origins(service) or "{}")
+        return {str(part): [str(digest) for digest in digests] for part, digests in known.items()}
     except (ValueError, TypeError, AttributeError):
         return {}
 
@@ -115,8 +115,8 @@ def _described(one: Origin) -> tuple[str, str]:
         return "a program", _cut(text)
     path = path_of(one)
     if path and one.engine in {"", "file"}:
-        left = f", without {', '.join(one.exclude)}" if one.exclude else ""
-        return "a path", _cut(f"{os.fsdecode(path)}{left}")
+        leaves_out = f", without {', '.join(one.exclude)}" if one.exclude else ""
+        return "a path", _cut(f"{os.fsdecode(path)}{leaves_out}")
     settings = ", ".join(f"{key} = {value!r}" for key, value in one.settings.items() if value is not None)
     return f"settings of the engine {one.engine}", _cut(settings)
 

@@ -120,8 +120,8 @@ def origin_of(
         details = decode_details(reader.read_all(selection.generation.details.ref, MAX_DETAILS))
     generation = selection.generation
     origins = trusted_origins(store, generation, details.origins, configured, consent=consent)
-    found = origins.get(part.name, Origin())
-    return os.path.join(os.fsdecode(found.path), selection.path.strip("/")) if found.path else ""
+    origin = origins.get(part.name, Origin())
+    return os.path.join(os.fsdecode(origin.path), selection.path.strip("/")) if origin.path else ""
 
 
 def doubt_of(store: Store, selection: Selection, plan: TreePlan, place: str, origin: str) -> str:

@@ -142,12 +142,12 @@ def _file_systems_own(fd: int) -> set[str]:
 def _continue(
     path: str, fd: int, markers: dict[str, RestoreMarker | None], wanted: RestoreMarker, *, resume: bool
 ) -> Destination:
-    found = {name: marker for name, marker in markers.items() if marker is not None}
-    matching = [name for name, marker in found.items() if marker.matches(wanted)]
+    readable = {name: marker for name, marker in markers.items() if marker is not None}
+    matching = [name for name, marker in readable.items() if marker.matches(wanted)]
     if resume and matching:
-        trusted = bool(wanted.boot) and found[matching[0]].boot == wanted.boot
+        trusted = bool(wanted.boot) and readable[matching[0]].boot == wanted.boot
         return Destination(path, fd, matching[0], created=False, resumed=True, trusted=trusted)
-    for marker in found.values():
+    for marker in readable.values():
         again = marker.command(path)
         raise UsageError(
             f"{path} has an unfinished restore of {marker.name}: continue it with: {again}; or restore into "

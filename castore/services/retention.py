@@ -59,21 +59,23 @@ def apply_policy(
     is kept. pinned: numbers of generations that are always kept. zone: the time zone of days and hours; None:
     this machine's. key: returns what identifies the host of a generation.
     """
-    found = sorted(generations, key=lambda generation: generation.number)
-    rules: Rules = {generation.number: [] for generation in found}
+    by_number = sorted(generations, key=lambda generation: generation.number)
+    rules: Rules = {generation.number: [] for generation in by_number}
     if keep is None:
-        for kept in rules.values():
-            kept.append("no rule")
+        for names in rules.values():
+            names.append("no rule")
     for number in pinned & rules.keys():
         rules[number].append("pinned")
-    groups = HostGroups(found, key)
+    groups = HostGroups(by_number, key)
     for host in sorted(groups.hosts()):
-        own = [generation for generation in found if groups.key(generation) == host]
+        own = [generation for generation in by_number if groups.key(generation) == host]
         _always(own, live, rules)
         plausible = _plausible(own, now, rules)
         if keep is not None:
             _Counting(keep, now, zone).count(plausible, rules)
-    return [RetentionDecision(generation, tuple(rules[generation.number])) for generation in reversed(found)]
+    return [
+        RetentionDecision(generation, tuple(rules[generation.number])) for generation in reversed(by_number)
+    ]
 
 
 def _always(own: list[Generation], live: Sequence[str], rules: Rules) -> None:
@@ -96,15 +98,15 @@ def _always(own: list[Generation], live: Sequence[str], rules: Rules) -> None:
 
 def _plausible(own: list[Generation], now: int, rules: Rules) -> list[Generation]:
     """Return the generations with a plausible time; the others are kept. own: oldest first."""
-    found = []
+    plausible = []
     latest = 0
     for generation in own:
         if generation.time < latest or generation.time > now + _AHEAD:
             rules[generation.number].append("clock")
         else:
             latest = generation.time
-            found.append(generation)
-    return found
+            plausible.append(generation)
+    return plausible
 
 
 class _Counting:

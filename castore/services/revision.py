@@ -98,9 +98,9 @@ def _hash_of(paths: tuple[str, ...]) -> str:
     for path in paths:
         try:
             # Iterative: directories may be nested too deeply for recursion.
-            left = [(os.fsencode(path), os.fsencode(path))]
-            while left:
-                left += reversed(visit(*left.pop()))
+            remaining = [(os.fsencode(path), os.fsencode(path))]
+            while remaining:
+                remaining += reversed(visit(*remaining.pop()))
         except OSError as error:
             reason = f"{error.strerror} ({error.filename!r})"
             raise UsageError(f"cannot compute a revision from {path}: {reason}") from error

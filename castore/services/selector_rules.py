@@ -96,18 +96,18 @@ def _other_hosts(generations: list[Generation], regular: list[Generation], selec
 def _hint(generations: list[Generation], selector: str) -> str:
     """Return a hint at the generations that only numbers select and that a selector could mean."""
     revision = "" if selector == "latest" else selector.removeprefix("=")
-    found = [
+    hidden = [
         generation
         for generation in generations
         if generation.number_only and revision_begins(generation.revision, revision)
     ]
-    if not found:
+    if not hidden:
         return ""
     shown = ", ".join(
         f"{generation.number} ({'pre-rollback' if generation.pre_rollback else 'partial'})"
-        for generation in found[:_SHOWN]
+        for generation in hidden[:_SHOWN]
     )
-    return f"; select these by number: {shown}{', ...' if len(found) > _SHOWN else ''}"
+    return f"; select these by number: {shown}{', ...' if len(hidden) > _SHOWN else ''}"
 
 
 def _meant(
@@ -161,12 +161,12 @@ def _earlier(store: Store, service: str, selector: str, steps: int) -> Generatio
     )
 
 
-def _names_revision(selector: str, found: Generation) -> bool:
-    """Whether `selector`, which names the generation `found`, is a revision or the beginning of one."""
+def _names_revision(selector: str, generation: Generation) -> bool:
+    """Whether `selector`, which names a generation, is a revision or the beginning of one."""
     if selector.startswith("="):
         return True
-    by_number = selector.lstrip("#").lstrip("0") == str(found.number)
-    return not by_number and selector != "latest" and revision_begins(found.revision, selector)
+    by_number = selector.lstrip("#").lstrip("0") == str(generation.number)
+    return not by_number and selector != "latest" and revision_begins(generation.revision, selector)
 
 
 def _found_at_once(store: Store, service: str, selector: str, chosen_host: Predicate) -> Generation | None:
@@ -181,9 +181,11 @@ def _found_at_once(store: Store, service: str, selector: str, chosen_host: Predi
     revision = selector.removeprefix("=")
     if selector.startswith("=") or not (selector.isascii() and selector.isdigit()):
         numbers = store.index.generations.numbers_by_revision(service, revision)
-        found = (store.generations.get(service, number) for number in numbers)
+        matching = (store.generations.get(service, number) for number in numbers)
         exact = (
-            generation for generation in found if generation is not None and generation.revision == revision
+            generation
+            for generation in matching
+            if generation is not None and generation.revision == revision
         )
         return next((generation for generation in exact if chosen_host(generation)), None)
     return None
@@ -239,24 +241,24 @@ def _number_or_revision(
 
 def _of_prefix(generations: list[Generation], service: str, prefix: str) -> Generation:
     exact = [generation for generation in generations if revision_is(generation.revision, prefix)]
-    found = exact or [
+    matching = exact or [
         generation for generation in generations if revision_begins(generation.revision, prefix)
     ]
-    return _only_revision(found, generations, service, prefix)
+    return _only_revision(matching, generations, service, prefix)
 
 
 def _only_revision(
-    found: list[Generation], generations: list[Generation], service: str, prefix: str
+    matching: list[Generation], generations: list[Generation], service: str, prefix: str
 ) -> Generation:
-    """Return the newest of `found`.
+    """Return the newest of `matching`.
 
     Raises UsageError if they are of several revisions, NotFoundError if there are none.
     """
-    revisions = sorted({generation.revision for generation in found})
+    revisions = sorted({generation.revision for generation in matching})
     if len(revisions) > 1:
         shown = ", ".join(revisions[:_SHOWN]) + (", ..." if len(revisions) > _SHOWN else "")
         raise UsageError(f"{prefix!r} begins several revisions of {service!r}: {shown}")
-    return _newest(found, _no_revision(generations, service, prefix))
+    return _newest(matching, _no_revision(generations, service, prefix))
 
 
 def _no_revision(generations: list[Generation], service: str, revision: str) -> str:

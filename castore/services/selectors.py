@@ -131,19 +131,20 @@ def find_range(store: Store, service: str, selector: str) -> list[Generation]:
     if first > last:
         raise UsageError(f"{service}@{selector}: the range ends before it begins; write {last}-{first}")
     within = [generation for generation in generations if first <= generation.number <= last]
-    found = list(filter(chosen(store, service), within))
-    if within and len(found) < len(within):
+    matching = list(filter(chosen(store, service), within))
+    if within and len(matching) < len(within):
         of = store.hosts.groups(within).hosts()
         store.options.say(
-            f"{service}@{selector}: of {counted(len(within), 'generation')}, {len(within) - len(found)} of "
-            f"other hosts left out (hosts: {', '.join(sorted(of))}; choose with --host)"
+            f"{service}@{selector}: of {counted(len(within), 'generation')}, "
+            f"{len(within) - len(matching)} of other hosts left out "
+            f"(hosts: {', '.join(sorted(of))}; choose with --host)"
         )
-    if not found:
+    if not matching:
         raise NotFoundError(
             f"no generation of {service!r} has a number from {first} to {last}; "
             f"'castore log {service}' lists them"
         )
-    return [store.generations.confirmed(generation) for generation in found]
+    return [store.generations.confirmed(generation) for generation in matching]
 
 
 def _refuse_damaged(store: Store, service: str, older: int) -> None:

@@ -62,9 +62,7 @@ class SnapshotRequest:
         check_name("service", self.service)
         check_revision(self.revision)
         if not self.sources and not self.absent.kinds:
-            raise UsageError(
-                f"nothing to take of {self.service!r}: name at least one tree, dump or program"
-            )
+            raise UsageError(f"nothing to take of {self.service!r}: name at least one tree, dump or program")
 
     @property
     def marks(self) -> str:
@@ -90,16 +88,16 @@ def snapshot(store: Store, request: SnapshotRequest) -> Generation:
         repeats = not any(isinstance(source, Stream) for source in request.sources.values())
         for tries_left in (2, 1, 0):
             try:
-                taken, origins = _take(store, request)
+                generation, origins = _take(store, request)
                 break
             except _OvertakenError:
                 if not (repeats and tries_left):
                     raise
-        note.of(taken)
-        stored = sum(part.stored_bytes for part in taken.parts)
-        note.text = f"{counted(taken.size, 'byte')}, {stored:,} stored{request.marks}"
+        note.of(generation)
+        stored = sum(part.stored_bytes for part in generation.parts)
+        note.text = f"{counted(generation.size, 'byte')}, {stored:,} stored{request.marks}"
     remember(store, request.service, origins)
-    return taken
+    return generation
 
 
 def _take(store: Store, request: SnapshotRequest) -> tuple[Generation, dict[str, Origin]]:

@@ -192,28 +192,26 @@ def configured_origins(settings: Service) -> dict[str, Origin]:
     return {name: origin(source) for name, source in sources_of(settings).items()}
 
 
-def merged_origins(
-    recorded: dict[str, Origin], configured: dict[str, Origin]
-) -> dict[str, Origin]:
+def merged_origins(recorded: dict[str, Origin], configured: dict[str, Origin]) -> dict[str, Origin]:
     """Return where parts belong: as configured, else as recorded. `producer` is always as recorded."""
-    found = dict(recorded)
+    merged = dict(recorded)
     for name, one in _of_generation(recorded, configured).items():
         before = recorded.get(name, Origin())
-        found[name] = msgspec.structs.replace(one, producer=before.producer)
+        merged[name] = msgspec.structs.replace(one, producer=before.producer)
         if path_of(before) == path_of(one):
-            found[name] = msgspec.structs.replace(found[name], above=before.above, file=before.file)
-    return found
+            merged[name] = msgspec.structs.replace(merged[name], above=before.above, file=before.file)
+    return merged
 
 
 def _of_generation(recorded: dict[str, Origin], configured: dict[str, Origin]) -> dict[str, Origin]:
     """Return the configured parts; one that represents several becomes those of the generation."""
-    found = dict(configured)
+    merged = dict(configured)
     settings = {name: one.settings for name, one in recorded.items()}
     for name, one in configured.items():
         source = engine_of(one) if one.engine else None
         parts = source.engine.recorded(name, settings) if source is not None else {}
-        found |= {part: origin(EngineSource(kind, engine)) for part, (kind, engine) in parts.items()}
-    return found
+        merged |= {part: origin(EngineSource(kind, engine)) for part, (kind, engine) in parts.items()}
+    return merged
 
 
 def taker_of(origin: Origin) -> EngineSource | None:
@@ -248,11 +246,11 @@ def recorded_engine(name: str, settings: Mapping[str, Any]) -> EngineSource:
 
 def directory_ids(paths: Sequence[str]) -> list[tuple[int, int]]:
     """Return (device, inode) of the paths that exist."""
-    found = []
+    ids = []
     for path in paths:
         try:
             info = os.stat(path)
         except OSError:
             continue
-        found.append((info.st_dev, info.st_ino))
-    return found
+        ids.append((info.st_dev, info.st_ino))
+    return ids

@@ -134,7 +134,7 @@ def newest_of(store: Store, service: str, revision: str) -> Generation | None:
     if found is not None:
         return found
     # After an interrupted rollback, parts belong to two revisions; a partial generation lacks parts.
-    kept = (
+    reverted = (
         generation
         for generation in store.generations.newest_first(service)
         if generation.pre_rollback
@@ -142,5 +142,5 @@ def newest_of(store: Store, service: str, revision: str) -> Generation | None:
         and not generation.partial
         and mine(generation)
     )
-    found = next((generation for generation in kept if generation.revision == revision), None)
+    found = next((generation for generation in reverted if generation.revision == revision), None)
     return None if found is None else store.generations.confirmed(found)

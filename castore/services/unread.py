@@ -32,14 +32,14 @@ def unread_paths(reader: StreamReader, generation: Generation | None, part: str,
 
     below: a directory in the tree, which the paths are relative to. Raises DamageError.
     """
-    found = generation.part(part) if generation is not None else None
-    if generation is None or found is None or not found.skipped_files or found.content is None:
+    stored = generation.part(part) if generation is not None else None
+    if generation is None or stored is None or not stored.skipped_files or stored.content is None:
         return Unread(set(), set())
     details = decode_details(reader.read_all(generation.details.ref, MAX_DETAILS))
     prefix = os.fsencode(below).strip(b"/")
     prefix = prefix + b"/" if prefix else b""
     unread = Unread(set(), set())
-    entries = _Entries(reader, found.content)
+    entries = _Entries(reader, stored.content)
     for name, shown, reason in details.warnings:
         if name != part:
             continue

@@ -60,7 +60,7 @@ class EventLog:
 
     def read(self, service: str | None = None) -> list[Event]:
         """Return the events of a service, or all events, newest first. Raises StorageError."""
-        found = []
+        events = []
         # Not splitlines(): a text may hold a line separator of Unicode, which JSON does not escape.
         for line in (read_private(self._path) or "").split("\n"):
             try:
@@ -68,9 +68,9 @@ class EventLog:
             except (msgspec.MsgspecError, UnicodeError):
                 continue
             if service in {None, event.service}:
-                found.append(event)
-        found.sort(key=lambda event: event.time)
-        return found[::-1]
+                events.append(event)
+        events.sort(key=lambda event: event.time)
+        return events[::-1]
 
     def _shorten(self) -> None:
         events = self.read()
@@ -95,11 +95,11 @@ def _encoded(event: Event) -> bytes:
 def _joined(events: Iterable[Event]) -> bytes:
     # Events beyond half of the limit are dropped: one long event cannot keep the file too long forever.
     lines: list[bytes] = []
-    room = _MOST_BYTES // 2
+    bytes_left = _MOST_BYTES // 2
     for event in events:
         line = _encoded(event)
-        room -= len(line)
-        if room < 0:
+        bytes_left -= len(line)
+        if bytes_left < 0:
             break
         lines.append(line)
     return b"".join(reversed(lines))

@@ -265,9 +265,9 @@ def _lost(memory: FreshnessState, present: PresentGenerations) -> tuple[dict[str
     lost: dict[str, dict[int, str]] = {}
     reasons = []
     for service, seen in sorted(memory.services.items()):
-        if found := _went_back(service, seen, present):
-            lost[service] = {number: session for number, session, _ in found}
-            reasons += [reason for *_, reason in found]
+        if changes := _went_back(service, seen, present):
+            lost[service] = {number: session for number, session, _ in changes}
+            reasons += [reason for *_, reason in changes]
     return lost, reasons
 
 
@@ -291,18 +291,18 @@ def _went_back(service: str, seen: ServiceHighWater, state: PresentGenerations) 
     expected = dict(seen.missing)
     if seen.number:
         expected[seen.number] = seen.session
-    found = []
+    changes = []
     for number, session in sorted(expected.items()):
         present = state.session_of(service, number)
         newer = number == seen.number and newest is not None and newest.number > number
         if present is None and not newer and not _is_removed(state, service, number, seen):
             now = f"is {service}@{newest.number}" if newest is not None else "there is none"
             what = "the newest generation was" if number == seen.number else "there was also"
-            found.append((number, session, f"{what} {service}@{number}, and now {now}"))
+            changes.append((number, session, f"{what} {service}@{number}, and now {now}"))
         elif present and present != session:
             reason = f"{service}@{number} is not the generation that had this number before"
-            found.append((number, session, reason))
-    return found
+            changes.append((number, session, reason))
+    return changes
 
 
 def _is_removed(state: PresentGenerations, service: str, number: int, seen: ServiceHighWater) -> bool:

@@ -57,11 +57,11 @@ def local_writer_keys(path: str, store_id: bytes, storage: Storage) -> list[Writ
     text = read_private(path)
     if text is None:
         return []
-    found = [_parse(path, text, store_id, storage)]
+    keys = [_parse(path, text, store_id, storage)]
     with contextlib.suppress(UsageError):
         if (text := read_private(next_of(path))) is not None:
-            found.append(_parse(path, text, store_id, storage))
-    return found
+            keys.append(_parse(path, text, store_id, storage))
+    return keys
 
 
 def keep_accepted(path: str, kept: WriterKey, accepted: WriterKey, storage: Storage) -> None:

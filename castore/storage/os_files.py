@@ -69,8 +69,8 @@ class Files(FileNames):
     @staticmethod
     def stat(path: str) -> tuple[int, float]:
         """Return the length of a file, and when it was last changed, in seconds since 1970."""
-        found = os.stat(path)
-        return found.st_size, found.st_mtime
+        status = os.stat(path)
+        return status.st_size, status.st_mtime
 
     @staticmethod
     def lock(path: str, *, exclusive: bool) -> int | None:

@@ -154,9 +154,9 @@ class GenerationLog:
 
     def _session_of(self, service: str, number: int) -> str | None:
         """Return the session of a generation, in hex; "" if it is damaged, None if it does not exist."""
-        found = self.get(service, number)
-        if found is not None:
-            return found.session.hex()
+        generation = self.get(service, number)
+        if generation is not None:
+            return generation.session.hex()
         names = {(tag, number) for tag in self._keys.writer_key.tags(service)}
         return "" if any(split_generation(name) in names for name in self.damaged) else None
 
@@ -173,9 +173,9 @@ class GenerationLog:
         """
         if service is not None:
             return list(self.newest_first(service))
-        found = list(self.iterate())
-        found.sort(key=lambda one: (one.time, one.number, one.service), reverse=True)
-        return found
+        generations = list(self.iterate())
+        generations.sort(key=lambda one: (one.time, one.number, one.service), reverse=True)
+        return generations
 
     def by_time(self) -> Iterator[Generation]:
         """Yield all generations, in the order of `all`; each is read when the caller asks for it."""
@@ -183,8 +183,8 @@ class GenerationLog:
         keys.sort(reverse=True)
         for _, number, service in keys:
             # Another process may have deleted it meanwhile.
-            if (found := self.get(service, number)) is not None:
-                yield found
+            if (generation := self.get(service, number)) is not None:
+                yield generation
 
     def _orders(self, service: str) -> Iterator[tuple[int, int]]:
         """Yield the times and numbers of a service's generations."""
@@ -237,8 +237,8 @@ class GenerationLog:
         reused = (number for service_tag, number in listed if service_tag in former)
         singles = {*self._index.generations.numbers(service), *reused}
         number = last_in_sequence({*singles, self._keys.freshness.last(service)}, self._removals(service)) + 1
-        taken = {other for service_tag, other in names if service_tag == tag and other >= number}
-        while number in taken:
+        used_numbers = {other for service_tag, other in names if service_tag == tag and other >= number}
+        while number in used_numbers:
             number += 1
         return number
 
@@ -336,9 +336,9 @@ class GenerationLog:
         This machine then does not report them as missing, and never uses their numbers again. Raises
         StorageError.
         """
-        gone = set(numbers)
-        rest = (generation for generation in self.newest_first(service) if generation.number not in gone)
-        self._keys.freshness.forget(service, gone, next(rest, None))
+        removed = set(numbers)
+        rest = (generation for generation in self.newest_first(service) if generation.number not in removed)
+        self._keys.freshness.forget(service, removed, next(rest, None))
 
     def forget(self, service: str, numbers: Collection[int]) -> None:
         """Delete the records of generations, durably; `compact` reclaims the space of their content.

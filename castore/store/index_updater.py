@@ -126,11 +126,11 @@ class IndexUpdater:
             return key in revoked or (self._isolate_writers and key != own)
 
         writer_of, may_maintain = self._keys.ring.writer_of, writer.signers.may_maintain
-        found = set()
+        distrusted = set()
         for pack, _, signer, sessions in self.index.packs.owners():
             writers = (
                 (writer_of(session) or signer for session in sessions) if may_maintain(signer) else [signer]
             )
             if signer in revoked or any(map(is_distrusted, writers)):
-                found.add(pack)
-        return found
+                distrusted.add(pack)
+        return distrusted

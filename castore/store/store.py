@@ -100,11 +100,11 @@ class Store:
         must sign it later. Raises UsageError, StorageError.
         """
         new = new or NewStore()
-        taken = f"{storage.location} holds a castore store already"
+        refusal = f"{storage.location} holds a castore store already"
         if config_numbers(storage):
-            raise UsageError(taken)
+            raise UsageError(refusal)
         if not is_empty(storage):
-            raise UsageError(f"{taken}, but its config/ is missing: restore that from a copy of the store")
+            raise UsageError(f"{refusal}, but its config/ is missing: restore that from a copy of the store")
         if not MIN_AVERAGE <= new.average_chunk_size <= MAX_AVERAGE:
             raise UsageError(
                 f"chunks cannot have {new.average_chunk_size} bytes on average: "
@@ -124,7 +124,7 @@ class Store:
             with contextlib.suppress(OSError):
                 os.unlink(path)
                 os.rmdir(os.path.dirname(path))
-            raise UsageError(taken) from None
+            raise UsageError(refusal) from None
         try:
             replicas.put_copy(storage, CONFIGS, 1, data)
         except StorageError as error:

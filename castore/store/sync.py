@@ -73,8 +73,8 @@ def sync_packs(index: Index, keys: KeyManager, progress: Progress) -> dict[str, 
             batch, records = [], 0
     if batch:
         index.packs.put(batch)
-    if gone := indexed - listed:
-        index.packs.remove(gone)
+    if removed := indexed - listed:
+        index.packs.remove(removed)
     return damaged
 
 
@@ -134,11 +134,11 @@ def sync_generations(
     reread: also read indexed generations again: the store may have another one under the same name.
     """
     names = list(storage.list(GENERATIONS))
-    fresh, gone = index.generations.compare(names)
+    fresh, removed = index.generations.compare(names)
     if reread:
         fresh = sorted(names)
     damaged = {}
-    found: list[tuple[str, Generation, bytes]] = []
+    generations: list[tuple[str, Generation, bytes]] = []
     for short in fresh:
         if not is_generation(short):
             continue
@@ -157,16 +157,16 @@ def sync_generations(
                 index.generations.remove([short])
         elif reread:
             continue
-        found.append((short, generation, plain))
-        if len(found) >= _RECORDS:
-            index.generations.put(found)
-            found = []
-    if found:
-        index.generations.put(found)
-    if gone:
+        generations.append((short, generation, plain))
+        if len(generations) >= _RECORDS:
+            index.generations.put(generations)
+            generations = []
+    if generations:
+        index.generations.put(generations)
+    if removed:
         # A generation that another process committed and indexed since the listing is not missing.
-        there = set(storage.list(GENERATIONS))
-        index.generations.remove(name for name in gone if name not in there)
+        present = set(storage.list(GENERATIONS))
+        index.generations.remove(name for name in removed if name not in present)
     return damaged
 
 
@@ -176,6 +176,6 @@ def _reason(name: str, error: Exception) -> str:
     return Refusal(reason) if isinstance(error, RevokedKeyError) else reason
 
 
-def replace_damaged(before: dict[str, str], folder: str, found: dict[str, str]) -> dict[str, str]:
+def replace_damaged(before: dict[str, str], folder: str, damaged: dict[str, str]) -> dict[str, str]:
     """Return damaged objects, by name with reasons, after a folder was listed again."""
-    return {name: reason for name, reason in before.items() if not is_in(folder, name)} | found
+    return {name: reason for name, reason in before.items() if not is_in(folder, name)} | damaged

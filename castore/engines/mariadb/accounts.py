@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     Query = Callable[[str], list[list[str]]]
 
-_RIGHTS: Final = frozenset({
-    *("SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "REFERENCES", "INDEX", "ALTER", "EXECUTE"),
-    *("CREATE TEMPORARY TABLES", "LOCK TABLES", "CREATE VIEW", "SHOW VIEW", "CREATE ROUTINE", "TRIGGER"),
-    *("ALTER ROUTINE", "EVENT", "DELETE HISTORY", "SHOW CREATE ROUTINE"),
-})
+_RIGHTS: Final = frozenset(
+    (
+        *("SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "REFERENCES", "INDEX", "ALTER"),
+        *("CREATE TEMPORARY TABLES", "LOCK TABLES", "CREATE VIEW", "SHOW VIEW", "CREATE ROUTINE", "TRIGGER"),
+        *("ALTER ROUTINE", "EVENT", "DELETE HISTORY", "SHOW CREATE ROUTINE", "EXECUTE"),
+    )
+)
 _ROUTINES: Final = frozenset({"FUNCTION", "PROCEDURE", "PACKAGE", "PACKAGE BODY"})
 _SECRETS: Final = {
     "mysql_native_password": re.compile(rb"\*[0-9A-F]{40}"),
@@ -103,22 +105,24 @@ def read_accounts(query: Query, database: str) -> Accounts:
         if not more_named:
             break
         named |= more_named
-    found = []
+    accounts_found = []
     for user, host, plugin, secret, require, is_role, default in sorted(users):
         if (user, host) not in named or (is_role != "Y" and not host):
             continue
         given = {role for name, at, role in members if (name, at) == (user, host) and (role, "") in named}
         kept = default if default in given else ""
         roles = tuple(sorted(given))
-        found.append(Account(user, host, plugin, secret, require=require, roles=roles, default_role=kept))
-    people = [account for account in found if not account.is_role]
+        accounts_found.append(
+            Account(user, host, plugin, secret, require=require, roles=roles, default_role=kept)
+        )
+    people = [account for account in accounts_found if not account.is_role]
     shown = query(";".join(f"SHOW CREATE USER {account.sql}" for account in people)) if people else []
     locked = {
         account
         for account, row in zip(people, shown, strict=True)
         if row[0].rstrip().endswith("ACCOUNT LOCK")
     }
-    accounts = (msgspec.structs.replace(account, locked=account in locked) for account in found)
+    accounts = (msgspec.structs.replace(account, locked=account in locked) for account in accounts_found)
     return Accounts(tuple(accounts), tuple(sorted(rights, key=msgspec.structs.astuple)))
 
 
@@ -160,9 +164,11 @@ def decode(preamble: dict[str, Any]) -> Accounts | None:
 
 def missing(query: Query, recorded: Accounts) -> list[Account]:
     """Return the recorded accounts that do not exist, roles first."""
-    there = {(user, host) for user, host in query("SELECT User, Host FROM mysql.user")}
-    found = [account for account in recorded.accounts if (account.user, account.host) not in there]
-    return sorted(found, key=lambda one: not one.is_role)
+    existing = {(user, host) for user, host in query("SELECT User, Host FROM mysql.user")}
+    missing_accounts = [
+        account for account in recorded.accounts if (account.user, account.host) not in existing
+    ]
+    return sorted(missing_accounts, key=lambda one: not one.is_role)
 
 
 def create(query: Query, accounts: list[Account]) -> tuple[list[Account], list[str]]:
@@ -226,8 +232,10 @@ def grant(query: Query, database: str, recorded: Accounts, created: Sequence[Acc
             lines.append(
                 f"cannot grant {account.shown} its rights on {database}: {error}; grant them by hand"
             )
-        if left := [role for role in account.roles if role not in roles]:
-            lines.append(f"{account.shown} was not made a member of {', '.join(left)}, which existed before")
+        if other_roles := [role for role in account.roles if role not in roles]:
+            lines.append(
+                f"{account.shown} was not made a member of {', '.join(other_roles)}, which existed before"
+            )
     return lines
 
 

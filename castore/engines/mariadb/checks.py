@@ -48,8 +48,8 @@ def refuse_unready(client: Client, database: str) -> None:
         *(_strange, _keys, _history, _directories, _replica, _cluster, _filters, _creators, _rights),
     )
     for question in questions:
-        if found := question(client, database):
-            raise CastoreError(f"{found}; nothing was changed")
+        if answer := question(client, database):
+            raise CastoreError(f"{answer}; nothing was changed")
 
 
 def _strange(client: Client, database: str) -> str:

@@ -98,7 +98,7 @@ class Client:
         The password is in a file in memory, which is the only option file that is read.
         """
         argv = [self.program(which)]
-        with self._option_file(self._options()) as (first, kept):
+        with self._option_file(self._options()) as (first, fds):
             argv.append(first)
             for option, value in (
                 *(("host", self.host), ("port", self.port), ("socket", self.socket), ("user", self.user)),
@@ -109,7 +109,7 @@ class Client:
             if which == CLIENT:
                 argv += [*_refusing(argv[0], self.account), "--skip-safe-updates"]
                 argv.append(f"--init-command={_SESSION.format(seconds=LOCK_SECONDS)}")
-            yield argv, kept
+            yield argv, fds
 
     @contextlib.contextmanager
     def _option_file(self, options: str) -> Iterator[tuple[str, list[int]]]:
@@ -147,13 +147,13 @@ class Client:
         """Return the options that the dump program reads from the configured defaults-file."""
         if self.defaults_file is None:
             return []
-        with self._option_file(self._defaults() or "\n") as (option, kept):
-            printed = output_of([self.program(DUMP), option, "--print-defaults"], **self.process(kept))
+        with self._option_file(self._defaults() or "\n") as (option, fds):
+            printed = output_of([self.program(DUMP), option, "--print-defaults"], **self.process(fds))
         return printed.decode(errors="replace").partition("\n")[2].split()
 
-    def process(self, kept: Sequence[int] = ()) -> dict[str, Any]:
-        """Return the environment, time limit and user of a program. kept: descriptors that it needs."""
-        return {"env": environment(), "timeout": self.timeout, "account": self.account, "kept": kept}
+    def process(self, fds: Sequence[int] = ()) -> dict[str, Any]:
+        """Return the environment, time limit and user of a program. fds: descriptors that it needs."""
+        return {"env": environment(), "timeout": self.timeout, "account": self.account, "kept": fds}
 
     def raw(
         self,
@@ -168,10 +168,10 @@ class Client:
 
         force: continue after a statement that fails. shown: whether the messages are also shown.
         """
-        with self.argv(CLIENT) as (argv, kept):
+        with self.argv(CLIENT) as (argv, fds):
             run = [*argv, "--batch", "--skip-column-names", "--silent", *(["--force"] if force else [])]
             run += [f"--database={database}"] if database else []
-            own = {**self.process(kept), "given": os.fsencode(sql), "limit": MOST, "shown": shown}
+            own = {**self.process(fds), "given": os.fsencode(sql), "limit": MOST, "shown": shown}
             return _rows(when_free(lambda only: output_of(run, **own, only=only), only, _REFUSAL))
 
     def query(self, sql: str, database: str | None = None, only: Filter = plain) -> list[list[str]]:
@@ -206,9 +206,9 @@ class Client:
     @contextlib.contextmanager
     def _start(self, stdin: int, stdout: int, only: Filter = _nothing) -> Iterator[Program]:
         """Yield a running client that prints each result at once. only: which of its messages are kept."""
-        with self.argv(CLIENT) as (argv, kept):
+        with self.argv(CLIENT) as (argv, fds):
             run = [*argv, "--batch", "--skip-column-names", "--silent", "--unbuffered"]
-            with Program(Command(run, **self.process(kept), only=only), stdin, stdout) as program:
+            with Program(Command(run, **self.process(fds), only=only), stdin, stdout) as program:
                 yield program
 
     def works(self, sql: str, database: str | None = None) -> bool:
@@ -231,11 +231,11 @@ class Client:
 
         force: continue after a statement that fails, and show no message.
         """
-        with self.argv(CLIENT, charset=charset) as (argv, kept):
+        with self.argv(CLIENT, charset=charset) as (argv, fds):
             # Without --comments the client removes comments from the bodies of routines.
             run = [*argv, "--batch", "--comments", f"--database={database}"]
             run += ["--force"] if force else []
-            own, chunks = self.process(kept), Chunks(chunks)
+            own, chunks = self.process(fds), Chunks(chunks)
             only = _nothing if force else plain
             when_free(lambda only: feed(run, chunks, **own, only=only), only, _REFUSAL)
 
@@ -246,8 +246,8 @@ class Client:
         The program starts at the first call. Raises ProgramError.
         """
         with (
-            self.argv(DUMP) as (argv, kept),
-            dump_when_free([*argv, *arguments], self.process(kept), _REFUSAL) as readinto,
+            self.argv(DUMP) as (argv, fds),
+            dump_when_free([*argv, *arguments], self.process(fds), _REFUSAL) as readinto,
         ):
             yield readinto
 
@@ -313,14 +313,14 @@ def refusing_commands(
     except ProgramError:  # an option file of the machine is not valid
         usage = output_of([*client, "--no-defaults", "--help"], env=environment(), account=account)
     # Older clients and MySQL's have only the second option. It allows DELIMITER, which routines need.
-    found = [
+    options = [
         option
         for option in ("--sandbox", "--binary-mode")
         if re.search(rf"(?m)^ *(?:-\w, )?{option}\b".encode(), usage)
     ]
-    if not found:
+    if not options:
         raise ProgramError(
             f"{client[-1]} has neither --sandbox nor --binary-mode: a dump could start programs; "
             "use a newer one"
         )
-    return [*(found if exact else found[:1]), "--local-infile=0"]
+    return [*(options if exact else options[:1]), "--local-infile=0"]

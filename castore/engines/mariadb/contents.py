@@ -98,7 +98,7 @@ class StoredDump:
 
     def differences(self, client: Client, database: str) -> list[str]:
         """Return how a database that the dump was loaded into differs from the dump's tables."""
-        found = inventory.tables(client, database)
+        tables = inventory.tables(client, database)
         expected = {name: normal(text, self.database) for name, text in self.script.created.items()}
         lines = [
             f"the table {table.name} is not in the dump"
@@ -117,11 +117,11 @@ class StoredDump:
             if self.end.digests.get(name) != digests.get(name)
         ]
         if inventory.release(self.end.version) == inventory.release(client.ask("SELECT VERSION()")[0][0]):
-            lines += inventory.compared(expected, inventory.definitions(client, database, found.values()))
+            lines += inventory.compared(expected, inventory.definitions(client, database, tables.values()))
         else:
             # Another server writes the same definition differently.
-            lines += [f"the table {name} is missing" for name in expected if name not in found]
-        return lines + inventory.miscounted(self.tables, inventory.count(client, database, found.values()))
+            lines += [f"the table {name} is missing" for name in expected if name not in tables]
+        return lines + inventory.miscounted(self.tables, inventory.count(client, database, tables.values()))
 
 
 def _safe(program: Program) -> Program:

@@ -88,8 +88,8 @@ def dump(client: Client, database: str, options: tuple[str, ...], mark: str) -> 
             later = State(client, database)
             reader.warnings += reports.compare(observed, before, later)
             reader.warnings += reports.uncounted(client, observed, before, later)
-            apart = others.unlocked.items()
-            reader.warnings += [(os.fsencode(name), reports.OTHER_MOMENT + why) for name, why in apart]
+            other_tables = others.unlocked.items()
+            reader.warnings += [(os.fsencode(name), reports.OTHER_MOMENT + why) for name, why in other_tables]
             return b"".join(_tail(client, origin, observed, before, unseen))
 
         reader = DumpWithPreamble(_continued(observed, tail), preamble)

@@ -275,16 +275,16 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
     @staticmethod
     def _digests(client: Client, database: str) -> dict[str, str]:
         """Return a digest of each definition, without the name of its database."""
-        found = inventory.tables(client, database).values()
-        texts = inventory.definitions(client, database, found)
+        tables = inventory.tables(client, database).values()
+        texts = inventory.definitions(client, database, tables)
         return {name: hashlib.blake2b(text, digest_size=12).hexdigest() for name, text in texts.items()}
 
     def _compare_tables(self, client: Client, swap: Swap) -> None:
         """Raise CastoreError if the live tables are not those that were staged."""
         staged = msgspec.json.decode(swap.kept("tables") or b"{}", type=dict[str, str])
-        found = self._digests(client, swap.live)
-        for name in sorted(staged.keys() | found.keys()):
-            if staged.get(name) != found.get(name):
+        digests = self._digests(client, swap.live)
+        for name in sorted(staged.keys() | digests.keys()):
+            if staged.get(name) != digests.get(name):
                 raise CastoreError(
                     f"the table {name} of {swap.live} was changed during the swap: is it in use? Stop what "
                     "uses it, and repeat the rollback"
@@ -307,9 +307,9 @@ class MariaDB(Engine[MariaDBSwap], frozen=True):
             if state.existed:
                 swap.set_charset(old)
             swap.attach("old keys")
-            if (kept := swap.live_programs()) is not None:
+            if (live_programs := swap.live_programs()) is not None:
                 swap.drop_programs(live)
-                swap.create_programs(kept)
+                swap.create_programs(live_programs)
             swap.restore_asides()
             if not state.existed and exists(client, live) and not inventory.tables(client, live):
                 client.query(f"DROP DATABASE {quoted(live)}")

@@ -82,14 +82,14 @@ def definitions(client: Client, database: str, wanted: Iterable[Table]) -> dict[
     if not script:
         return {}
     rows = client.raw(";\n".join(script) + ";\n", database, lambda _line: None, force=True)
-    found: dict[str, bytes] = {}
+    texts: dict[str, bytes] = {}
     at = -1
     for row in rows:
         if row == [_MARK]:
             at += 1
         else:
-            found[wanted[at].name] = normal(row[1], database)
-    return found
+            texts[wanted[at].name] = normal(row[1], database)
+    return texts
 
 
 def unmovable_keys(
@@ -107,21 +107,23 @@ def unmovable_keys(
         if table.engine == "InnoDB" and not re.search(_PARTITIONED, definitions.get(name, b""))
     }
     return [
-        (table, found[1].decode()[1:-1].replace("``", "`"), found[0].decode().rstrip(","))
+        (table, match[1].decode()[1:-1].replace("``", "`"), match[0].decode().rstrip(","))
         for table, text in definitions.items()
-        for found in re.finditer(_FOREIGN_KEY, text)
-        if not found[3]
-        and (found[2] not in names or not all(map(_PLAIN.fullmatch, (found[2][1:-1], table.encode()))))
+        for match in re.finditer(_FOREIGN_KEY, text)
+        if not match[3]
+        and (match[2] not in names or not all(map(_PLAIN.fullmatch, (match[2][1:-1], table.encode()))))
     ]
 
 
-def renamed_indexes(found: bytes, wanted: bytes) -> list[tuple[str, str]]:
+def renamed_indexes(live: bytes, wanted: bytes) -> list[tuple[str, str]]:
     """Return the indexes whose name differs from that in a wanted definition: name, wanted name."""
-    here, there = ({index[2]: index[1] for index in _INDEX.finditer(text)} for text in (found, wanted))
+    live_names, wanted_names = (
+        {index[2]: index[1] for index in _INDEX.finditer(text)} for text in (live, wanted)
+    )
     return [
-        (name.decode()[1:-1].replace("``", "`"), there[columns].decode()[1:-1].replace("``", "`"))
-        for columns, name in here.items()
-        if columns in there and there[columns] != name
+        (name.decode()[1:-1].replace("``", "`"), wanted_names[columns].decode()[1:-1].replace("``", "`"))
+        for columns, name in live_names.items()
+        if columns in wanted_names and wanted_names[columns] != name
     ]
 
 
@@ -148,12 +150,12 @@ def _first_difference(expected: bytes, found: bytes) -> str:
 def columns(client: Client, database: str) -> dict[str, list[str]]:
     """Return the names of each table's columns, for servers that write definitions differently."""
     where = f"WHERE TABLE_SCHEMA = {literal(database)} ORDER BY TABLE_NAME, ORDINAL_POSITION"
-    found: dict[str, list[str]] = {}
+    columns_of: dict[str, list[str]] = {}
     for table, column in client.ask(
         f"SELECT TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS {where}"
     ):
-        found.setdefault(table, []).append(column)
-    return found
+        columns_of.setdefault(table, []).append(column)
+    return columns_of
 
 
 def count(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, int]:
@@ -210,5 +212,5 @@ def miscounted(expected: Iterable[Table], found: Mapping[str, int]) -> list[str]
 
 def release(version: str) -> tuple[str, ...]:
     """Return the release series: servers of the same one write definitions in the same form."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return (*(found.groups() if found else (version,)), "MariaDB" if "MariaDB" in version else "MySQL")
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (*(match.groups() if match else (version,)), "MariaDB" if "MariaDB" in version else "MySQL")

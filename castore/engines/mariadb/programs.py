@@ -192,25 +192,27 @@ def _odd_views(client: Client, database: str, views: list[str]) -> dict[str, boo
 
 def ordered(programs: Iterable[Program]) -> list[Program]:
     """Return programs ordered so that views come after the views that they name."""
-    left = {program.identity: program for program in programs}
+    remaining = {program.identity: program for program in programs}
     views = {
-        program.name: quoted(program.name).encode() for program in left.values() if program.kind == "view"
+        program.name: quoted(program.name).encode()
+        for program in remaining.values()
+        if program.kind == "view"
     }
-    found: dict[tuple[str, str], Program] = {}
+    in_order: dict[tuple[str, str], Program] = {}
 
     def add(program: Program) -> None:
-        if left.pop(program.identity, None) is None:
+        if remaining.pop(program.identity, None) is None:
             return
         if program.kind == "view":
             for name, word in views.items():
-                needed = left.get(("view", name))
+                needed = remaining.get(("view", name))
                 if needed is not None and word in program.text:
                     add(needed)
-        found[program.identity] = program
+        in_order[program.identity] = program
 
-    for program in list(left.values()):
+    for program in list(remaining.values()):
         add(program)
-    return list(found.values())
+    return list(in_order.values())
 
 
 def script(programs: Iterable[Program], collation: str) -> Iterator[bytes]:
@@ -259,17 +261,17 @@ def _feed(
 
 def _create_views(client: Client, database: str, views: list[Program], collation: str) -> None:
     """Create views in any order that works, since one may use others."""
-    left = views
-    while left:
+    remaining = views
+    while remaining:
         with contextlib.suppress(ProgramError):
-            _feed(client, database, left, collation, force=True)
-        there = {name for kind, name in names(client, database) if kind == "view"}
-        still = [view for view in left if view.name not in there]
-        if len(still) == len(left):
+            _feed(client, database, remaining, collation, force=True)
+        created = {name for kind, name in names(client, database) if kind == "view"}
+        still = [view for view in remaining if view.name not in created]
+        if len(still) == len(remaining):
             _create_over_orphans(client, database, views, {view.name for view in still}, collation)
             _feed(client, database, [view for view in still if not view.odd], collation)
             return
-        left = still
+        remaining = still
 
 
 def refuse_mixed(programs: Iterable[Program]) -> None:
@@ -311,8 +313,8 @@ def rehearse(client: Client, database: str, programs: Iterable[Program], own: st
     try:
         create(client, database, tried, collation)
     except ProgramError as error:
-        there = set(names(client, database))
-        missing = [program for program in tried if program.identity not in there]
+        created = set(names(client, database))
+        missing = [program for program in tried if program.identity not in created]
         first = f"{missing[0].shown} cannot be created on this server: " if missing else ""
         raise CastoreError(f"{first}{error}; nothing was changed") from None
 
@@ -332,9 +334,9 @@ def _rehearsed(program: Program, own: str) -> Program:
 
 def drop(client: Client, database: str) -> None:
     """Drop all programs of a database that the account sees."""
-    found = [(kind, name) for kind, name in names(client, database) if kind != "package body"]
-    script = [f"DROP {kind.upper()} IF EXISTS {quoted(database)}.{quoted(name)};" for kind, name in found]
-    if any(kind == "package" for kind, _ in found):
+    to_drop = [(kind, name) for kind, name in names(client, database) if kind != "package body"]
+    script = [f"DROP {kind.upper()} IF EXISTS {quoted(database)}.{quoted(name)};" for kind, name in to_drop]
+    if any(kind == "package" for kind, _ in to_drop):
         script.insert(0, "SET SESSION sql_mode = ORACLE;")
     if script:
         client.query("\n".join(script))
@@ -345,10 +347,10 @@ def differences(expected: Iterable[Program], found: Iterable[Program]) -> tuple[
 
     Broken views are not compared.
     """
-    there = {program.identity: program for program in found}
+    remaining = {program.identity: program for program in found}
     lines, notes = [], []
     for program in expected:
-        other = there.pop(program.identity, None)
+        other = remaining.pop(program.identity, None)
         if program.broken or program == other:
             continue
         if program.odd and other is None:
@@ -370,7 +372,7 @@ def differences(expected: Iterable[Program], found: Iterable[Program]) -> tuple[
             lines.append(f"{program.shown} is missing")
         elif fields:
             lines.append(f"{program.shown} differs in {', '.join(fields)}")
-    lines += [f"{program.shown} was not expected" for program in there.values()]
+    lines += [f"{program.shown} was not expected" for program in remaining.values()]
     return lines, notes
 
 

@@ -64,12 +64,12 @@ class Rights:
         with contextlib.suppress(ProgramError):
             rows += client.ask("SHOW GRANTS FOR PUBLIC", quiet=True)
         for (line,) in rows:
-            found = _GRANT.match(line)
-            if not found:
+            match = _GRANT.match(line)
+            if not match:
                 continue
             # Rights on single columns are not rights on the table.
-            rights = {right.strip() for right in re.sub(r"[A-Z ]+\([^)]*\)", "", found[1]).split(",")}
-            on, what, whom = _unquoted(found[2]), _unquoted(found[3]), found[4]
+            rights = {right.strip() for right in re.sub(r"[A-Z ]+\([^)]*\)", "", match[1]).split(",")}
+            on, what, whom = _unquoted(match[2]), _unquoted(match[3]), match[4]
             if what == "*" and on != "*":
                 self._on_databases.setdefault(whom, {}).setdefault(on, set()).update(rights)
             else:
@@ -177,8 +177,8 @@ def _most_exact(patterns: Iterable[str], database: str) -> str | None:
 
     def fixed(pattern: str) -> int:
         """Return how many characters precede the first wildcard."""
-        found = re.search(r"(?<!\\)[%_]", pattern)
-        return len(pattern) + 1 if found is None else found.start()
+        match = re.search(r"(?<!\\)[%_]", pattern)
+        return len(pattern) + 1 if match is None else match.start()
 
     return max((pattern for pattern in patterns if _matches(pattern, database)), key=fixed, default=None)
 

@@ -89,13 +89,13 @@ class TableScript:
                 self._in_rows = False
                 continue
             if self._script.is_between and _ROWS_BEGIN.match(data, at):
-                found = _ROWS.match(data, at)
-                if found is None and len(data) - at < _HEADER and data.find(_END_OF_ROWS, at) < 0:
+                match = _ROWS.match(data, at)
+                if match is None and len(data) - at < _HEADER and data.find(_END_OF_ROWS, at) < 0:
                     break
-                self._table = _plain_name(found[1]) if found else ""
+                self._table = _plain_name(match[1]) if match else ""
                 # Without a list of columns the first row is on a line of its own.
                 self.rows[self._table] = self.rows.get(self._table, 0) - (
-                    found is not None and found[2] == b"\n"
+                    match is not None and match[2] == b"\n"
                 )
                 self._in_rows = True
                 continue
@@ -115,11 +115,11 @@ class TableScript:
 
     def _line(self, line: bytes) -> bytes:
         if self._script.is_between:
-            if found := _SETVAL.match(line):
-                self.values[_plain_name(found[1])] = int(found[2])
-            elif found := _CREATE.match(line):
+            if match := _SETVAL.match(line):
+                self.values[_plain_name(match[1])] = int(match[2])
+            elif match := _CREATE.match(line):
                 self._script.line(line)
-                self._creating, self._created_name = [line], _plain_name(found[1])
+                self._creating, self._created_name = [line], _plain_name(match[1])
                 return self._created()
         self._script.line(line)
         if self._creating:
@@ -150,7 +150,7 @@ def unqualified(text: bytes, database: str, parts: int = 2) -> bytes:
     more = rb"(?:\.`(?:[^`]|``)*`)"
     tokens = rb"('(?:\\.|''|[^'\\])*')|%b\.((?:`(?:[^`]|``)*`)%b{%d,})|(`(?:[^`]|``)*`%b*)"
     tokens %= (name, more, parts - 2, more)
-    return re.sub(tokens, lambda found: found[1] or found[2] or found[3], text, flags=re.DOTALL)
+    return re.sub(tokens, lambda match: match[1] or match[2] or match[3], text, flags=re.DOTALL)
 
 
 def normal(text: bytes, database: str) -> bytes:
@@ -201,7 +201,7 @@ def record_line(mark: str, record: bytes) -> bytes:
 
 def unescaped(value: bytes) -> bytes:
     """Return a value that the client has escaped in its batch mode."""
-    return re.sub(rb"\\[tn0\\]", lambda found: _ESCAPES[found[0]], value) if b"\\" in value else value
+    return re.sub(rb"\\[tn0\\]", lambda match: _ESCAPES[match[0]], value) if b"\\" in value else value
 
 
 def plain(line: bytes) -> bytes | None:
@@ -258,10 +258,10 @@ class Observed:
     @property
     def rows(self) -> dict[str, int] | None:
         """How many rows each table has in the dump; None: the program does not write each on its own line."""
-        found = re.search(
+        match = re.search(
             rb"Distrib (\d+)\.(\d+)\.\d+-MariaDB|MariaDB dump [\d.]+-(\d+)\.(\d+)", self.beginning
         )
-        if found is None or tuple(int(group) for group in found.groups() if group) < (10, 6):
+        if match is None or tuple(int(group) for group in match.groups() if group) < (10, 6):
             return None
         return self.script.rows
 
@@ -287,8 +287,8 @@ class _Script:
         """Read a complete line. Raises CastoreError if it names another database."""
         if self.is_between:
             text = line.strip()
-            if found := _DELIMITER.match(text):
-                self._delimiter = found[1]
+            if match := _DELIMITER.match(text):
+                self._delimiter = match[1]
                 return
             if _ELSEWHERE.match(text):
                 raise CastoreError(
@@ -326,9 +326,9 @@ class _Script:
         closing = _CLOSING[self._open]
         if self._bare and self._open in _CLOSING_BARE:
             closing = _CLOSING_BARE[self._open]
-        while found := closing.search(line, at):
-            at = found.end()
-            if found[0] == self._open or found[0] == b"*/":
+        while match := closing.search(line, at):
+            at = match.end()
+            if match[0] == self._open or match[0] == b"*/":
                 self._open = b""
                 return at
         return len(line)

@@ -32,8 +32,8 @@ def charset(client: Client, database: str) -> list[str]:
     """Return the character set and collation of new tables of a database; [] if it does not exist."""
     columns = "DEFAULT_CHARACTER_SET_NAME, DEFAULT_COLLATION_NAME"
     where = f"WHERE SCHEMA_NAME = {literal(database)}"
-    found = client.ask(f"SELECT {columns} FROM information_schema.SCHEMATA {where}")
-    return found[0] if found else []
+    rows = client.ask(f"SELECT {columns} FROM information_schema.SCHEMATA {where}")
+    return rows[0] if rows else []
 
 
 def charset_clause(names: list[str]) -> str:
@@ -101,10 +101,10 @@ class Swap:
             if not _MADE.fullmatch(code):
                 continue
             names = MariaDBSwap(live=self.live, existed=True, new=code, old=code, code=code)
-            left = Swap(self._client, names)
+            leftovers = Swap(self._client, names)
             with contextlib.suppress(ProgramError, msgspec.MsgspecError):
-                owner = msgspec.json.decode(left.kept("owner") or b"{}", type=MariaDBSwap)
-                if owner.live == self.live and left.live_programs() is None:
+                owner = msgspec.json.decode(leftovers.kept("owner") or b"{}", type=MariaDBSwap)
+                if owner.live == self.live and leftovers.live_programs() is None:
                     Swap(self._client, owner).remove()
 
     def remove(self) -> None:
@@ -181,17 +181,17 @@ class Swap:
         """Record the programs of the live database, and the rights to them, which are dropped with them."""
         if self.kept("live") is not None:
             return
-        found, unseen = programs.read(self._client, self.live)
+        live_programs, unseen = programs.read(self._client, self.live)
         if unseen:
             kind, name = unseen[0]
             raise CastoreError(
                 f"the account may not see the text of the {kind} {name}, so it could not be restored; "
                 "castore config check reports which rights are missing; nothing was changed"
             )
-        programs.refuse_mixed(found)
-        self._set_aside([program.name for program in found if program.odd])
+        programs.refuse_mixed(live_programs)
+        self._set_aside([program.name for program in live_programs if program.odd])
         self.keep("grants", self._grants())
-        self.keep("live", [program for program in found if not program.odd])
+        self.keep("live", [program for program in live_programs if not program.odd])
 
     def live_programs(self) -> list[Program] | None:
         """Return the recorded programs of the live database; None: they have not been recorded yet."""
@@ -199,13 +199,13 @@ class Swap:
 
     def new_programs(self) -> list[Program]:
         """Return the programs to create for the staged tables."""
-        found = self._programs("programs")
-        if found is None:
+        kept_programs = self._programs("programs")
+        if kept_programs is None:
             raise CastoreError(
                 f"the record of the views, triggers, routines and events of {self.live} is missing; repeat "
                 "the rollback"
             )
-        return found
+        return kept_programs
 
     def _programs(self, which: str) -> list[Program] | None:
         data = self.kept(which)
@@ -223,9 +223,9 @@ class Swap:
 
     def restore_asides(self) -> None:
         """Restore the names of the views that were renamed."""
-        there = self._asides()
+        asides = self._asides()
         for name, aside in msgspec.json.decode(self.kept("asides") or b"[]"):
-            if aside in there:
+            if aside in asides:
                 self._rename_view(aside, name)
 
     def _rename_view(self, name: str, to: str) -> None:
@@ -243,7 +243,7 @@ class Swap:
         """Return the rights to single routines of the live database."""
         if not any(kind in programs.ROUTINES for kind, _ in programs.names(self._client, self.live)):
             return []
-        found = []
+        grants = []
         columns = "Routine_type, Routine_name, User, Host, Proc_priv"
         where = f"WHERE Db = {literal(self.live)}"
         for kind, name, user, host, rights in self._client.ask(
@@ -253,8 +253,8 @@ class Swap:
             option = " WITH GRANT OPTION" if "GRANT" in rights.upper().split(",") else ""
             whom = f"{quoted(user)}@{quoted(host)}" if host else quoted(user)
             on = f"{kind} {quoted(self.live)}.{quoted(name)}"
-            found.append(f"GRANT {', '.join(given) or 'USAGE'} ON {on} TO {whom}{option};")
-        return found
+            grants.append(f"GRANT {', '.join(given) or 'USAGE'} ON {on} TO {whom}{option};")
+        return grants
 
     def grant(self) -> None:
         """Grant the recorded rights again."""
@@ -273,8 +273,8 @@ class Swap:
         collation = charset(self._client, self.live)[1]
         programs.create(self._client, self.live, wanted, collation)
         self.grant()
-        found, _ = programs.read(self._client, self.live)
-        differences, notes = programs.differences(wanted, found)
+        created, _ = programs.read(self._client, self.live)
+        differences, notes = programs.differences(wanted, created)
         if differences:
             raise CastoreError("; ".join(differences))
         return notes
@@ -322,9 +322,9 @@ class Swap:
             self._client.feed(self.live, [clients.LENIENT, add.encode()])
         for table, _, _, text in self._keys(which):
             # Creating a foreign key renames an index that the server made for it.
-            there = inventory.tables(self._client, self.live)
-            found = inventory.definitions(self._client, self.live, [there[table]])
-            renamed = inventory.renamed_indexes(found[table], text)
+            tables = inventory.tables(self._client, self.live)
+            definitions = inventory.definitions(self._client, self.live, [tables[table]])
+            renamed = inventory.renamed_indexes(definitions[table], text)
             for name, wanted in renamed:
                 rename = f"ALTER TABLE {quoted(table)} RENAME INDEX {quoted(name)} TO {quoted(wanted)};\n"
                 self._client.feed(self.live, [clients.LENIENT, rename.encode()])
@@ -348,5 +348,5 @@ class Swap:
         """Return a recorded value, in JSON; None if there is none."""
         table = f"{quoted(self.code)}.kept"
         where = f"WHERE which = {literal(which)} ORDER BY number"
-        found = self._client.ask(f"SELECT HEX(text) FROM {table} {where}")
-        return b"".join(bytes.fromhex(row[0]) for row in found) if found else None
+        rows = self._client.ask(f"SELECT HEX(text) FROM {table} {where}")
+        return b"".join(bytes.fromhex(row[0]) for row in rows) if rows else None

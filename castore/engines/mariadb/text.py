@@ -98,12 +98,12 @@ def _part(program: Program, comment: bytes) -> _Part | None:
                 return _Part(start, start + len(name), name)
         return None
     if program.kind == "event":
-        found = _EVENT.match(text)
-        if found is None:
+        match = _EVENT.match(text)
+        if match is None:
             return None
-        at = slice(*found.span(1)) if found[1] else slice(0, 0)
+        at = slice(*match.span(1)) if match[1] else slice(0, 0)
         return _Part(
-            0, found.end(), text[: at.start] + _literal(program, text[at]) + text[at.stop : found.end()]
+            0, match.end(), text[: at.start] + _literal(program, text[at]) + text[at.stop : match.end()]
         )
     shown = b"'%b'" % re.sub(rb"[\\\0\n\r']", lambda char: _ESCAPES[char[0]], comment)
     start = text.find(b"    COMMENT %b\n" % shown) + len(b"    COMMENT ")

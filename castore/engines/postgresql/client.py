@@ -75,11 +75,11 @@ class Client:
 
     def where(self) -> list[str]:
         """Return the arguments that name the server."""
-        found = ["--no-password"]
+        options = ["--no-password"]
         for option, value in (("--host", self.host), ("--port", self.port), ("--username", self.user)):
             if value is not None:
-                found.append(f"{option}={value}")
-        return found
+                options.append(f"{option}={value}")
+        return options
 
     def env(self, encoding: str | None = "UTF8") -> dict[str, str | None]:
         """Return the environment of a client. encoding: of the client; None: that of the database."""
@@ -130,9 +130,7 @@ class Client:
         # The names in a database in SQL_ASCII may have any encoding.
         own = self.process("SQL_ASCII" if database and self._encoding(database) == "SQL_ASCII" else "UTF8")
         given = os.fsencode(_bound(sql, names))
-        return _records(
-            when_free(lambda only: output_of(argv, **own, given=given, only=only), only, REFUSAL)
-        )
+        return _records(when_free(lambda only: output_of(argv, **own, given=given, only=only), only, REFUSAL))
 
     def ask(self, sql: str, names: Mapping[str, str] | None = None) -> list[str]:
         """Run read-only SQL, in the open session if there is one; return its records."""
@@ -196,7 +194,7 @@ def _bound(sql: str, names: Mapping[str, str] | None) -> str:
     """Return SQL with a quoted text for each :'name'."""
     if not names:
         return sql
-    return re.sub(f":'({'|'.join(names)})'", lambda found: quoted_text(names[found[1]]), sql)
+    return re.sub(f":'({'|'.join(names)})'", lambda match: quoted_text(names[match[1]]), sql)
 
 
 def _records(out: bytes) -> list[str]:

@@ -81,18 +81,18 @@ class Database:
     def properties(self) -> dict[str, Any] | None:
         """Return the properties of the database apart from its content; None if it does not exist."""
         ask = self.client.ask
-        found = ask(PROPERTIES, {"live": self.name})
-        if not found:
+        rows = ask(PROPERTIES, {"live": self.name})
+        if not rows:
             return None
-        recorded: dict[str, Any] = json.loads(found[0])
+        recorded: dict[str, Any] = json.loads(rows[0])
         row = recorded.pop("row")
         recorded |= {name: row[name] for name in COLUMNS if row.get(name) is not None}
         # The column had another name before PostgreSQL 17.
         if locale := row.get("datlocale") or row.get("daticulocale"):
             recorded["locale"] = locale
         if ask("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT');") == ["t"]:
-            found = ask(PASSWORDS)
-            hashes = json.loads(found[0]) if found else {}
+            rows = ask(PASSWORDS)
+            hashes = json.loads(rows[0]) if rows else {}
             for role in recorded["roles"] or ():
                 role["password"] = hashes.get(role["name"])
         return recorded
@@ -131,11 +131,11 @@ class Database:
         """Yield what `snapshot` yields; if that fails, only the reason, since the dump is still useful."""
         with contextlib.ExitStack() as stack:
             try:
-                taken = stack.enter_context(self.snapshot(was, dumped=True))
+                snapshot = stack.enter_context(self.snapshot(was, dumped=True))
             except ProgramError as error:
                 found, rest = catalogue.split(())
-                taken = found, {**rest, "failed": {"": str(error)}}
-            yield taken
+                snapshot = found, {**rest, "failed": {"": str(error)}}
+            yield snapshot
 
     @contextlib.contextmanager
     def snapshot(

@@ -29,8 +29,8 @@ _TRAILER: Final = b"-- PostgreSQL database cluster dump complete"
 
 def _created_role(line: bytes) -> str | None:
     """Return the name of the role that a line of pg_dumpall creates; None for every other line."""
-    found = re.fullmatch(r'CREATE ROLE (?:"((?:[^"]|"")*)"|([^ ;"]+));\s*', line.decode("utf-8", "replace"))
-    return (found[1].replace('""', '"') if found[1] else found[2]) if found else None
+    match = re.fullmatch(r'CREATE ROLE (?:"((?:[^"]|"")*)"|([^ ;"]+));\s*', line.decode("utf-8", "replace"))
+    return (match[1].replace('""', '"') if match[1] else match[2]) if match else None
 
 
 class PostgreSQLRoles(UnstagedEngine, ServerEngine[NoState], frozen=True):

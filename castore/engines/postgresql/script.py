@@ -75,8 +75,8 @@ def without_pair(chunks: Iterable[Bytes]) -> Iterator[bytes]:
     head, word, at = b"", b"", 0
     for chunk in source:
         head += bytes(chunk)
-        while found := _COMMENT_OR_BLANK.match(head, at):
-            at = found.end()
+        while match := _COMMENT_OR_BLANK.match(head, at):
+            at = match.end()
         if b"\n" in head[at:] or len(head) > _HEAD_BYTES:
             break
     if pair := _PAIR.match(head, at):
@@ -195,11 +195,11 @@ class _Lexer:
             text, at = token[0], token.end()
             first = text[:1]
             if first == b"\\":
-                found = self._allowed.match(data, token.start()) if self._allowed is not None else None
-                if found is None:
+                match = self._allowed.match(data, token.start()) if self._allowed is not None else None
+                if match is None:
                     line = data[token.start() : token.start() + 40].split(b"\n")[0]
                     raise self._refusal(f"the psql command {line.decode(errors='backslashreplace')!r}")
-                at = found.end()
+                at = match.end()
             elif text == b";":
                 if self._end_statement(data, at):
                     return data.index(b"\n", at) + 1

@@ -138,14 +138,14 @@ def memberships(was: dict[str, Any], made: set[str]) -> tuple[list[str], list[st
 
     No role becomes a member of a role that existed before, which may have rights elsewhere.
     """
-    script, left = [], []
+    script, skipped = [], []
     for role in was.get("roles") or ():
         for group in role.get("groups") or ():
             if group in made:
                 script.append(f"GRANT {quoted_name(group)} TO {quoted_name(role['name'])}")
             elif role["name"] in made:
-                left.append(f"{role['name']} was not made a member of {group}, which existed before")
-    return script, left
+                skipped.append(f"{role['name']} was not made a member of {group}, which existed before")
+    return script, skipped
 
 
 def adornments(new: str, was: dict[str, Any], roles: set[str]) -> Iterator[str]:
@@ -194,8 +194,8 @@ def _dotted(name: str) -> str:
 
 def _items(value: str) -> list[str]:
     """Return the items of a list of names, as a setting has it: some of them quoted."""
-    found = re.findall(r'"((?:[^"]|"")*)"|([^",\s]+)', value)
-    return [plain or quoted.replace('""', '"') for quoted, plain in found] or [""]
+    items = re.findall(r'"((?:[^"]|"")*)"|([^",\s]+)', value)
+    return [plain or quoted.replace('""', '"') for quoted, plain in items] or [""]
 
 
 def plain(line: bytes) -> bytes | None:

@@ -160,8 +160,8 @@ def _remarks(was: dict[str, Any], rest: dict[str, dict[str, str]]) -> list[str]:
 
 def _refuse_lacking(live: Database, was: dict[str, Any]) -> None:
     """Raise CastoreError if the server lacks what the dumped database needs."""
-    there = set(live.client.ask("SELECT name FROM pg_available_extensions;"))
-    needed = [name for name in was.get("extensions") or () if name not in there]
+    available = set(live.client.ask("SELECT name FROM pg_available_extensions;"))
+    needed = [name for name in was.get("extensions") or () if name not in available]
     lacking = [f"the extension {name}: install its package" for name in needed]
     spaces = live.client.ask("SELECT spcname FROM pg_tablespace;")
     if was["tablespace"] not in spaces:
@@ -184,7 +184,7 @@ def _make_roles(client: Client, state: PostgreSQLSwap, was: dict[str, Any]) -> l
         lacking = "without a password: set one if it logs in with one"
         how = "with the recorded password hash" if hashed else lacking
         lines.append(f"created the role {role}, {how}")
-    script, left = memberships(was, made)
+    script, skipped = memberships(was, made)
     if script:
         client.query("".join(line + ";" for line in script))
-    return [*lines, *left]
+    return [*lines, *skipped]

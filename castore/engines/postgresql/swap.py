@@ -48,10 +48,10 @@ class Swap:
     def swap(self) -> None:
         """Swap the names of the two databases, in one transaction. Raises CastoreError."""
         checks.refuse(self.live, "rolled back", self._client.ask(checks.BLOCKERS, {"live": self.live}))
-        there = self.existing()
-        if self.new in there:
+        existing = self.existing()
+        if self.new in existing:
             pairs = ((self.live, self.old), (self.new, self.live))
-            self._rename([(name, to) for name, to in pairs if name in there])
+            self._rename([(name, to) for name, to in pairs if name in existing])
         self._let_in(self.live)
         if Database(self._client, self.live).oid() != self._state.oid:
             raise CastoreError(
@@ -64,11 +64,11 @@ class Swap:
 
         swapped: `swap` was called, however far it got.
         """
-        there = self.existing()
-        if self.old in there:
+        existing = self.existing()
+        if self.old in existing:
             pairs = ((self.live, self.new), (self.old, self.live))
-            self._rename([(name, to) for name, to in pairs if name in there])
-        elif swapped and not self._state.existed and self.live in there and self.new not in there:
+            self._rename([(name, to) for name, to in pairs if name in existing])
+        elif swapped and not self._state.existed and self.live in existing and self.new not in existing:
             self._rename([(self.live, self.new)])
         self._let_in(self.live)
         self.drop(self.new)

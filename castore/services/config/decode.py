@@ -93,10 +93,10 @@ class _Decoder:
         self._exclude: tuple[str, ...] = ()
 
     def settings(self, document: dict[str, Any]) -> Settings:
-        found = Settings(path=self._path)
+        settings = Settings(path=self._path)
         with self._problems.collecting():
-            found = self._top(document)
-        services, faults = found.service, {}
+            settings = self._top(document)
+        services, faults = settings.service, {}
         tables = document.get("service")
         for name, table in tables.items() if isinstance(tables, dict) else ():
             general, self._problems.found = self._problems.found, []
@@ -109,7 +109,7 @@ class _Decoder:
             of_services = (problem for own in faults.values() for problem in own)
             raise ConfigProblemsError(*self._problems.found, *of_services)
         partial = {name: services.pop(name) for name in faults if name in services}
-        return msgspec.structs.replace(found, service=services, faults=faults, partial=partial)
+        return msgspec.structs.replace(settings, service=services, faults=faults, partial=partial)
 
     def _top(self, document: dict[str, Any]) -> Settings:
         top = self._problems.convert_partly(document, TopTable, ())
@@ -172,9 +172,9 @@ class _Decoder:
         for part, part_table in service.parts.items():
             with self._problems.collecting():
                 before = len(self._problems.found)
-                found = self._part(part, part_table, service, (*keys, "parts", part))
+                part_settings = self._part(part, part_table, service, (*keys, "parts", part))
                 if len(self._problems.found) == before:
-                    parts[part] = found
+                    parts[part] = part_settings
         plain = {field: getattr(service, field) for field in ServiceKeys.__struct_fields__}
         return Service(revision=revision, keep=keep, parts=parts, **plain)
 

@@ -75,8 +75,8 @@ def rollback(
         note.of(target)
         refuse_interrupted(store, target.service)
         done = _roll_back(store, request, context, progress)
-        kept = f"; what it replaced is generation {done.pre_rollback.number}" if done.pre_rollback else ""
-        note.text = f"restored {', '.join(done.parts)}{kept}" if done.parts else "no part differed"
+        replaced = f"; what it replaced is generation {done.pre_rollback.number}" if done.pre_rollback else ""
+        note.text = f"restored {', '.join(done.parts)}{replaced}" if done.parts else "no part differed"
     return done
 
 
@@ -156,12 +156,12 @@ def missing_folders(plan: RollbackPlan, origins: dict[str, Origin]) -> list[str]
 
 def creations(store: Store, plan: RollbackPlan) -> list[str]:
     """Return what engines would create for a rollback, each as "PART: the role NAME"."""
-    found = []
+    created = []
     with StreamReader(store) as reader:
         for dump in plan.dumps:
             contents = partial(reader.read, dump.part.content)
-            found += [f"{dump.part.name}: {create}" for create in dump.source.engine.creates(contents)]
-    return found
+            created += [f"{dump.part.name}: {create}" for create in dump.source.engine.creates(contents)]
+    return created
 
 
 def check_plan(plan: RollbackPlan, origins: dict[str, Origin], *, take_pre_rollback: bool) -> None:

@@ -32,7 +32,7 @@ def revert_parts(
         runs = any(part.may_be_changed for part in journal.parts)
     if runs:
         failed += _run(journal.stop, journal)
-    left = []
+    unreverted = []
     for step in reversed(steps):
         if step.journal.reverted:
             continue
@@ -42,9 +42,9 @@ def revert_parts(
             step.journal.reverted = True
             write_journal(store, journal)
         except (CastoreError, OSError) as error:
-            left.append(f"the previous state of {step.journal.name!r} could not be restored: {error}")
-    failed += left
-    if left and journal.any_difference and journal.start:
+            unreverted.append(f"the previous state of {step.journal.name!r} could not be restored: {error}")
+    failed += unreverted
+    if unreverted and journal.any_difference and journal.start:
         # A service that runs on an inconsistent state does more harm than one that is down.
         failed.append(f"so {journal.service!r} is not started")
     elif journal.phase != "begun":
@@ -72,7 +72,7 @@ def clean_up_parts(
     The journal stays if `castore recover` can try again, which is so for dumps.
     """
     problems = []
-    left = False
+    is_incomplete = False
     for step in steps:
         try:
             if step.journal.swap_begun:
@@ -84,8 +84,8 @@ def clean_up_parts(
             problems.append((step.journal.name, b".", reason))
             # Files of a tree that are left over would fail again in the next try. They must not block the
             # next command.
-            left = left or isinstance(step, DumpStep)
-    if not left:
+            is_incomplete = is_incomplete or isinstance(step, DumpStep)
+    if not is_incomplete:
         store.state.delete_rollback_journal(journal.service)
     return problems
 

@@ -43,8 +43,8 @@ class DumpPlan:
     @property
     def live_paths(self) -> list[str]:
         """The path of the live file that the dump replaces, if the engine has one."""
-        found = configured_path(self.source.engine)
-        return [] if found is None else [found]
+        path = configured_path(self.source.engine)
+        return [] if path is None else [path]
 
     @property
     def into(self) -> str:
@@ -129,10 +129,10 @@ def _plan_trees(planner: TreePlanner, paths_of: dict[str, list[str]]) -> dict[st
     paths_of = paths_of | {name: [top] for name, top in tops.items()}
     trees = {}
     for part in parts:
-        found = planner.origins.get(part.name, Origin())
+        origin = planner.origins.get(part.name, Origin())
         top = tops[part.name]
         inside = any(below(path, [top]) for name, path in tops.items() if name != part.name)
-        if found.path and not found.above and not inside:
+        if origin.path and not origin.above and not inside:
             refuse_without_folder(top)
         others = [path for name, paths in paths_of.items() if name != part.name for path in paths]
         trees[part.name] = planner.plan(part, below(top, others))
@@ -141,24 +141,24 @@ def _plan_trees(planner: TreePlanner, paths_of: dict[str, list[str]]) -> dict[st
 
 def _added_parts(store: Store, target: Generation, origins: dict[str, Origin]) -> tuple[AddedPart, ...]:
     """Return the parts that `target` records as absent and whose present path is known."""
-    found = []
+    added = []
     for name, kind in read_details(store, target).absent_parts.items():
         at = origins.get(name, Origin())
         source = engine_of(at) if kind == "dump" else None
         path = os.fsdecode(at.path) or (configured_path(source.engine) if source else None) or ""
         if path and target.part(name) is None:
-            found.append(AddedPart(name, path, source))
-    return tuple(found)
+            added.append(AddedPart(name, path, source))
+    return tuple(added)
 
 
-def _plan_dump(part: Part, found: Origin) -> DumpPlan:
-    source = taker_of(found)
+def _plan_dump(part: Part, origin: Origin) -> DumpPlan:
+    source = taker_of(origin)
     if source is None or source.engine.refusal():
         raise UsageError(
             f"cannot restore the dump {part.name!r}: no program is known that does; name one with "
             f"--restore {part.name}='PROGRAM ...', or as 'restore' of the part in castore.toml"
         )
-    doubt = source.engine.compatibility_warning(found.producer) if found.producer else ""
+    doubt = source.engine.compatibility_warning(origin.producer) if origin.producer else ""
     return DumpPlan(part, source, doubt)
 
 

@@ -42,9 +42,9 @@ def forget(store: Store, service: str) -> str:
         )
     if journal is None:
         raise NotFoundError(f"no rollback of {service!r} was interrupted on this machine")
-    left = [f"{part.name}: {part.left}" for part in journal.parts if part.left]
+    leftovers = [f"{part.name}: {part.left}" for part in journal.parts if part.left]
     store.state.delete_rollback_journal(service)
-    return f"the rollback of {service} is forgotten; it may have left: {'; '.join(left) or 'nothing'}"
+    return f"the rollback of {service} is forgotten; it may have left: {'; '.join(leftovers) or 'nothing'}"
 
 
 def recover(store: Store, service: str) -> str:
@@ -88,14 +88,14 @@ def _step(
     reader: StreamReader,
     part: PartJournal,
     target: Generation | None,
-    taken: Generation | None,
+    pre_rollback: Generation | None,
 ) -> RollbackStep:
-    """Return the step that another process has begun. taken: the pre-rollback generation."""
+    """Return the step that another process has begun. pre_rollback: the pre-rollback generation."""
     if part.state is None:
         journals = store.paths.journals
         if part.move is not None:
             return AddedTreeStep(part, part.move, journals)
         return RecoveredTreeStep(part, journals)
     source = recorded_engine(part.engine, part.settings)
-    found = target.part(part.name) if target is not None else None
-    return DumpStep(source.engine, part.state, part, contents_of(reader, found, lambda: taken))
+    recorded = target.part(part.name) if target is not None else None
+    return DumpStep(source.engine, part.state, part, contents_of(reader, recorded, lambda: pre_rollback))

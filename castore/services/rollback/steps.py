@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from castore.progress import Progress
 
 
-
 class RollbackStep:
     """The change of one part. Another process may call `revert` and `cleanup`.
 
@@ -349,8 +348,8 @@ def contents_of(
         return pieces if progress is None else counted(pieces, progress)
 
     def before() -> Iterable[bytes]:
-        taken = pre_rollback()
-        found = taken.part(part.name) if taken is not None and part is not None else None
+        generation = pre_rollback()
+        found = generation.part(part.name) if generation is not None and part is not None else None
         if found is None:
             raise CastoreError("no pre-rollback generation has a dump of the previous state")
         return reader.read(found.content)

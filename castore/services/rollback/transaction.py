@@ -75,8 +75,8 @@ class Transaction:
         self._stop()
         states = {part.name: part.state for part in self._journal.parts if part.state is not None}
         self._pre_rollback.take(states, created)
-        taken = self._pre_rollback.generation
-        self._journal.pre_rollback = taken.number if taken is not None else None
+        generation = self._pre_rollback.generation
+        self._journal.pre_rollback = generation.number if generation is not None else None
         self._save()
 
     def _swap(self, target: Generation) -> None:
@@ -176,8 +176,8 @@ class Transaction:
             return
         if failed:
             number = journal.pre_rollback
-            kept = f"; generation {number} holds it" if number else ""
+            copy = f"; generation {number} holds it" if number else ""
             raise NotIntactError(
-                f"{why}; and the previous state is not intact: {'; '.join(failed)}{kept}; "
+                f"{why}; and the previous state is not intact: {'; '.join(failed)}{copy}; "
                 + ways_out(service, number)
             ) from cause

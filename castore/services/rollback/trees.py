@@ -52,20 +52,20 @@ class TreePlanner:
         live state: files differ if their content in it does, whatever their times are. Raises UsageError if
         it is not known where the tree belongs.
         """
-        found = self.origins.get(part.name, Origin())
-        if not found.path or part.content is None:
+        origin = self.origins.get(part.name, Origin())
+        if not origin.path or part.content is None:
             target = f"{self.target.service}@{self.target.number}:{part.name}"
             raise UsageError(
                 f"it is not known where the tree {part.name!r} belongs: describe the part in castore.toml, "
                 f"or restore it into a directory: castore restore {target} DIR"
             )
-        live = os.fsdecode(found.path)
+        live = os.fsdecode(origin.path)
         if not os.path.lexists(live):
             # The rollback makes the directory first; this step is what `--dry-run` shows.
             return TreePlan(live, (Step("create", (), open_top(self.reader, part.content)),), {})
         refuse_unfinished(self.store.paths.journals, live)
         report_foreign(self.store, live)
-        rules = rules_of(found, left_out(self.store, self.leave_out))
+        rules = rules_of(origin, left_out(self.store, self.leave_out))
         with last_scan(self.store, self.target.service, part.name, live, rules) as scan:
             unread = [
                 unread_paths(self.reader, generation, part.name) for generation in (self.target, pre_rollback)

@@ -58,10 +58,10 @@ class Codecs:
 
     def compress_group(self, deltas: Sequence[bytes]) -> bytes:
         """Return deltas, at most MAX_GROUP, encoded as one record that holds the group."""
-        found: zstandard.ZstdCompressor | None = getattr(self._local, "delta_compressor", None)
-        if found is None:
-            found = self._local.delta_compressor = zstandard.ZstdCompressor(level=_DELTA_LEVEL)
-        frames = [found.compress(stream) for stream in part_deltas(deltas)]
+        compressor: zstandard.ZstdCompressor | None = getattr(self._local, "delta_compressor", None)
+        if compressor is None:
+            compressor = self._local.delta_compressor = zstandard.ZstdCompressor(level=_DELTA_LEVEL)
+        frames = [compressor.compress(stream) for stream in part_deltas(deltas)]
         return _GROUP.pack(*map(len, frames[:3])) + b"".join(frames)
 
     def group(self, data: bytes) -> list[bytes]:
@@ -71,15 +71,15 @@ class Codecs:
         ends = [*itertools.accumulate(_GROUP.unpack_from(data), initial=_GROUP.size), len(data)]
         decompressor = self._decompressor()
         streams = []
-        room = _MAX_GROUP_BYTES
+        bytes_left = _MAX_GROUP_BYTES
         try:
             for start, end in itertools.pairwise(ends):
                 frame = data[start:end]
                 # The decompressor allocates what the frame claims, whatever is in it.
                 claimed = zstandard.frame_content_size(frame)
-                if not 0 <= claimed <= room:
+                if not 0 <= claimed <= bytes_left:
                     raise DamageError("a group of deltas is longer than castore writes")
-                room -= claimed
+                bytes_left -= claimed
                 streams.append(decompressor.decompress(frame))
         except zstandard.ZstdError as error:
             raise DamageError(f"a group of deltas does not decompress: {error}") from None
@@ -110,26 +110,24 @@ class Codecs:
                 raise DamageError(f"its frame has {claimed} bytes instead of {length}")
             decompressor = self._decompressor()
             if codec == DICTIONARY:
-                words = zstandard.ZstdCompressionDict(
-                    dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT
-                )
+                words = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
                 decompressor = zstandard.ZstdDecompressor(dict_data=words)
-            found: bytes = decompressor.decompress(data, max_output_size=length)
+            plain: bytes = decompressor.decompress(data, max_output_size=length)
         except zstandard.ZstdError as error:
             raise DamageError(f"it does not decompress: {error}") from None
-        return found
+        return plain
 
     def _compressor(self) -> zstandard.ZstdCompressor:
-        found: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
-        if found is None:
-            found = self._local.compressor = zstandard.ZstdCompressor(compression_params=_PARAMETERS)
-        return found
+        compressor: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
+        if compressor is None:
+            compressor = self._local.compressor = zstandard.ZstdCompressor(compression_params=_PARAMETERS)
+        return compressor
 
     def _decompressor(self) -> zstandard.ZstdDecompressor:
-        found: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
-        if found is None:
-            found = self._local.decompressor = zstandard.ZstdDecompressor()
-        return found
+        decompressor: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
+        if decompressor is None:
+            decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
+        return decompressor
 
 
 class Groups:
@@ -146,10 +144,10 @@ class Groups:
     def get(self, key: Hashable) -> list[bytes] | None:
         """Return the deltas of a group if they are kept, else None."""
         with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
+            deltas = self._kept.get(key)
+            if deltas is not None:
                 self._kept.move_to_end(key)
-            return found
+            return deltas
 
     def open(self, key: Hashable, data: Callable[[], bytes]) -> list[bytes]:
         """Return the deltas of a group: the kept ones, or else those decoded from `data()`, and keep them.
@@ -157,17 +155,17 @@ class Groups:
         Raises DamageError, and what `data` raises.
         """
         with self._opening[hash(key) % len(self._opening)]:
-            found = self.get(key)
-            if found is not None:
-                return found
-            found = self._codecs.group(data())
+            deltas = self.get(key)
+            if deltas is not None:
+                return deltas
+            deltas = self._codecs.group(data())
             with self._lock:
-                self._kept[key] = found
-                self._kept_bytes += _weight(found)
+                self._kept[key] = deltas
+                self._kept_bytes += _weight(deltas)
                 while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
-                    _, gone = self._kept.popitem(last=False)
-                    self._kept_bytes -= _weight(gone)
-            return found
+                    _, discarded = self._kept.popitem(last=False)
+                    self._kept_bytes -= _weight(discarded)
+            return deltas
 
 
 def _weight(deltas: list[bytes]) -> int:

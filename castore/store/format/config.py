@@ -142,7 +142,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
         return Signers(
             self.admin_keys,
             {key: names[key] for key in valid},
-            former | {key: found for key, found in names.items() if key not in valid},
+            former | {key: names_of for key, names_of in names.items() if key not in valid},
             frozenset(
                 [*self.previous_admins, *(writer.key for writer in self.writers if MAINTAIN in writer.roles)]
             ),
@@ -267,8 +267,8 @@ def _problem(config: StoreConfig, signer: bytes) -> str:
     if signer not in config.admin_keys and config.certificate(signer) is None:
         return "it is signed by a key that it does not list"
     if not MIN_AVERAGE <= config.average_chunk_size <= MAX_AVERAGE:
-        found = config.average_chunk_size
-        return f"its mean chunk length is {found}, and not {MIN_AVERAGE} to {MAX_AVERAGE} bytes"
+        average = config.average_chunk_size
+        return f"its mean chunk length is {average}, and not {MIN_AVERAGE} to {MAX_AVERAGE} bytes"
     return ""
 
 

@@ -55,10 +55,10 @@ _decoder = msgspec.msgpack.Decoder(_Record)
 
 def write_deletion(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> PendingDeletion:
     """Condemn packs, durably. Raises StorageError."""
-    found = PendingDeletion(deletion_name(os.urandom(16)), time.time_ns(), tuple(sorted(packs)))
-    plain = _encoder.encode(_Record(_VERSION, found.time, found.packs))
-    storage.put(found.name, seal_object(DELETION, found.name, plain, writer))
-    return found
+    deletion = PendingDeletion(deletion_name(os.urandom(16)), time.time_ns(), tuple(sorted(packs)))
+    plain = _encoder.encode(_Record(_VERSION, deletion.time, deletion.packs))
+    storage.put(deletion.name, seal_object(DELETION, deletion.name, plain, writer))
+    return deletion
 
 
 def pending_deletions(storage: Storage, writer: WriterKey) -> tuple[list[PendingDeletion], dict[str, str]]:
@@ -66,14 +66,14 @@ def pending_deletions(storage: Storage, writer: WriterKey) -> tuple[list[Pending
 
     Raises StorageError.
     """
-    found: list[PendingDeletion] = []
+    deletions: list[PendingDeletion] = []
     damaged: dict[str, str] = {}
     for short in sorted(storage.list(DELETIONS)):
         name = full_name(DELETIONS, short)
         if not is_deletion(short):
             continue
         try:
-            found.append(open_deletion(name, storage.get(name), writer))
+            deletions.append(open_deletion(name, storage.get(name), writer))
         except (ObjectMissingError, RevokedKeyError):
             # A machine that has only a former key may not have anything deleted.
             continue
@@ -82,7 +82,7 @@ def pending_deletions(storage: Storage, writer: WriterKey) -> tuple[list[Pending
             damaged[name] = Refusal(error)
         except (FormatError, StorageError) as error:
             damaged[name] = str(error)
-    return found, damaged
+    return deletions, damaged
 
 
 def open_deletion(name: str, data: bytes, writer: WriterKey) -> PendingDeletion:

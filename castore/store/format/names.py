@@ -78,8 +78,8 @@ def copy_name(folder: str, number: int, data: bytes) -> str:
 
 def split_numbered(folder: str, name: str) -> Numbered | None:
     """Return what the name of an object in a numbered folder says; None if it is not such a name."""
-    found = _NUMBERED.fullmatch(short_name(folder, name))
-    return Numbered(int(found[1]), found[2] or "") if found else None
+    match = _NUMBERED.fullmatch(short_name(folder, name))
+    return Numbered(int(match[1]), match[2] or "") if match else None
 
 
 def config_name(number: int) -> str:
@@ -121,10 +121,10 @@ def split_pin(name: str) -> tuple[bytes, int]:
 
 
 def _split_tagged(name: str) -> tuple[bytes, int]:
-    found = _TAGGED.fullmatch(name)
-    if found is None or int(found[2]) > MAX_NUMBER:
+    match = _TAGGED.fullmatch(name)
+    if match is None or int(match[2]) > MAX_NUMBER:
         return b"", 0
-    return bytes.fromhex(found[1]), int(found[2])
+    return bytes.fromhex(match[1]), int(match[2])
 
 
 # sessions/S.N, packs/P, removals/T-X, deletions/X
@@ -142,8 +142,8 @@ def any_session_name(session: SessionId) -> str:
 
 def split_session(name: str) -> tuple[SessionId, int] | None:
     """Return the session and the number of a session object's name; None if it is not such a name."""
-    found = _SESSION.fullmatch(short_name(SESSIONS, name))
-    return (SessionId(bytes.fromhex(found[1])), int(found[2])) if found else None
+    match = _SESSION.fullmatch(short_name(SESSIONS, name))
+    return (SessionId(bytes.fromhex(match[1])), int(match[2])) if match else None
 
 
 def pack_name(pack: PackId) -> str:
@@ -153,8 +153,8 @@ def pack_name(pack: PackId) -> str:
 
 def pack_of(name: str) -> PackId | None:
     """Return the pack of a name; None if it is not the name of a pack."""
-    found = short_name(PACKS, name)
-    return PackId(bytes.fromhex(found)) if _PACK.fullmatch(found) else None
+    short = short_name(PACKS, name)
+    return PackId(bytes.fromhex(short)) if _PACK.fullmatch(short) else None
 
 
 def removal_name(tag: bytes, unique: bytes) -> str:
@@ -164,8 +164,8 @@ def removal_name(tag: bytes, unique: bytes) -> str:
 
 def tag_of_removal(name: str) -> bytes | None:
     """Return the tag of a removal record's name; None if it is not such a name."""
-    found = _REMOVAL.fullmatch(short_name(REMOVALS, name))
-    return bytes.fromhex(found[1]) if found else None
+    match = _REMOVAL.fullmatch(short_name(REMOVALS, name))
+    return bytes.fromhex(match[1]) if match else None
 
 
 def deletion_name(unique: bytes) -> str:

@@ -62,7 +62,7 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
     A generation whose pin is damaged counts as pinned, with an empty note: rather keep too much.
     """
     tags = writer.tags(service)
-    found: dict[int, str] = {}
+    notes: dict[int, str] = {}
     for short in storage.list(PINS):
         tag, number = split_pin(short)
         if number and tag in tags:
@@ -74,8 +74,8 @@ def pins(storage: Storage, writer: WriterKey, service: str) -> dict[int, str]:
                 continue  # its signer may not pin
             except (DamageError, FormatError, ObjectMissingError):
                 pass
-            found[number] = note or found.get(number, "")
-    return found
+            notes[number] = note or notes.get(number, "")
+    return notes
 
 
 def open_pin(name: str, data: bytes, writer: WriterKey) -> Pin:

@@ -79,7 +79,7 @@ def removals(storage: Storage, writer: WriterKey, service: str) -> Removals:
             maintained.append(record.numbers)
         for host in writer.signers.names(signer):
             hosts.setdefault(host, []).append(record.numbers)
-    by_hosts = {host: Spans().union(*found) for host, found in hosts.items()}
+    by_hosts = {host: Spans().union(*numbers) for host, numbers in hosts.items()}
     return Removals(Spans().union(*maintained), by_hosts)
 
 
@@ -94,7 +94,7 @@ def open_removal(name: str, data: bytes, writer: WriterKey) -> tuple[Removal, by
 
 def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
     """Return what is wrong with the records of all services, by name. Raises StorageError."""
-    found = {}
+    reasons = {}
     for short in storage.list(REMOVALS):
         if tag_of_removal(short) is None:
             continue
@@ -104,8 +104,8 @@ def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
         except ObjectMissingError:
             continue  # replaced by a newer record meanwhile
         except (DamageError, FormatError, StorageError) as error:
-            found[name] = str(error)
-    return found
+            reasons[name] = str(error)
+    return reasons
 
 
 def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, tuple[Removal, bytes]]:

@@ -61,14 +61,14 @@ _decoder = msgspec.msgpack.Decoder(SessionRecord)
 
 def session_numbers(storage: Storage) -> dict[SessionId, list[int]]:
     """Return the numbers of each session's objects, in ascending order."""
-    found: dict[SessionId, list[int]] = {}
+    numbers_of: dict[SessionId, list[int]] = {}
     for name in storage.list(SESSIONS):
         if named := split_session(name):
             session, number = named
-            found.setdefault(session, []).append(number)
-    for numbers in found.values():
+            numbers_of.setdefault(session, []).append(number)
+    for numbers in numbers_of.values():
         numbers.sort()
-    return found
+    return numbers_of
 
 
 def sealed_to(
@@ -90,9 +90,7 @@ def encode_session(
     return seal_object(SESSION, name, plain, writer, more=session, signer=signer)
 
 
-def decode_session(
-    session: SessionId, number: int, data: bytes, writer: WriterKey
-) -> SessionRecord:
+def decode_session(session: SessionId, number: int, data: bytes, writer: WriterKey) -> SessionRecord:
     """Return the record in the bytes of `sessions/S.number`. Raises DamageError, FormatError.
 
     For a session under a former writer key, the key of its nodes is filled in, so that sealing the record

@@ -42,12 +42,12 @@ class GenerationTable:
                     missing.append(name)
         return sorted(unindexed), missing
 
-    def put(self, found: Iterable[tuple[str, Generation, bytes]]) -> None:
+    def put(self, generations: Iterable[tuple[str, Generation, bytes]]) -> None:
         """Add generations, each given as (T-N, the generation, its plaintext)."""
-        self._tables.write(self._put, list(found))
+        self._tables.write(self._put, list(generations))
 
-    def _put(self, txn: Any, found: list[tuple[str, Generation, bytes]]) -> None:
-        for name, generation, plain in found:
+    def _put(self, txn: Any, generations: list[tuple[str, Generation, bytes]]) -> None:
+        for name, generation, plain in generations:
             number = NUMBER.pack(generation.number)
             key = generation.service.encode() + b"\0" + number
             txn.put(key, plain, db=self._db["generations"])
@@ -94,16 +94,16 @@ class GenerationTable:
 
     def services(self) -> list[str]:
         """Return the services that have generations."""
-        found = []
+        services_found = []
         with self._tables.reading() as txn:
             cursor = txn.cursor(self._db["generations"])
             service = b""
             more = cursor.first()
             while more:
                 service = forwards(service, cursor.key()[:-5])
-                found.append(service.decode())
+                services_found.append(service.decode())
                 more = cursor.set_range(service + b"\x01")
-        return found
+        return services_found
 
     def newest_first(self, service: str) -> Iterator[bytes]:
         """Yield the plaintexts of a service's records, newest first."""
@@ -115,26 +115,26 @@ class GenerationTable:
 
     def _below(self, prefix: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
         """Return keys and values of some hundred records before a key, in descending order."""
-        found: list[tuple[bytes, bytes]] = []
+        rows: list[tuple[bytes, bytes]] = []
         with self._tables.reading() as txn:
             cursor = txn.cursor(self._db["generations"])
             more = cursor.prev() if cursor.set_range(end) else cursor.last()
-            while more and len(found) < _FEW and cursor.key().startswith(prefix):
+            while more and len(rows) < _FEW and cursor.key().startswith(prefix):
                 forwards(cursor.key(), end)
-                found.append(cursor.item())
+                rows.append(cursor.item())
                 more = cursor.prev()
-        return found
+        return rows
 
     def numbers(self, service: str) -> list[int]:
         """Return the numbers of a service's generations, in ascending order."""
-        prefix, found = service.encode() + b"\0", []
+        prefix, numbers_found = service.encode() + b"\0", []
         with self._tables.reading() as txn:
             cursor = txn.cursor(self._db["generations"])
             more = cursor.set_range(prefix)
             while more and cursor.key().startswith(prefix):
-                found.append(NUMBER.unpack(cursor.key()[-4:])[0])
+                numbers_found.append(NUMBER.unpack(cursor.key()[-4:])[0])
                 more = cursor.next()
-        return found
+        return numbers_found
 
     def get(self, service: str, number: int) -> bytes | None:
         """Return the plaintext of a generation's record, or None."""

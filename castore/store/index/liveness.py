@@ -147,16 +147,16 @@ class Liveness:
         with self._tables.reading() as txn:
             number = txn.get(pack, b"", db=self._db["pack_numbers"])[::-1]
             not_referenced = self._meta.not_referenced(txn)
-            found = []
+            chosen = []
             for entry in entries:
                 value = self._chosen_place(txn, entry, not_referenced)
                 if value is None:
-                    found.append(True)
+                    chosen.append(True)
                     continue
                 location = LOCATION.unpack(value)
                 at = (entry.offset, entry.group_index)
-                found.append(value[PACK_NUMBER] == number and (location[1], location[7]) == at)
-        return found
+                chosen.append(value[PACK_NUMBER] == number and (location[1], location[7]) == at)
+        return chosen
 
     def _chosen_place(self, txn: Any, entry: PackEntry, not_referenced: frozenset[bytes]) -> bytes | None:
         """Return the location that a record is read from; None if there is none in a pack that stays."""

@@ -64,13 +64,13 @@ class LocationReader:
 
     def copies(self, txn: Any, record_id: bytes) -> list[bytes]:
         """Return the further locations of a record."""
-        found = []
+        values = []
         cursor = txn.cursor(self._db["copies"])
         more = cursor.set_range(record_id)
         while more and cursor.key()[:32] == record_id:
-            found.append(cursor.value())
+            values.append(cursor.value())
             more = cursor.next()
-        return found
+        return values
 
     def usable(
         self, txn: Any, record_id: bytes, first: bytes, not_referenced: frozenset[bytes]

@@ -77,8 +77,8 @@ class RecordLocations:
     def find(self, chunks: Sequence[RecordId], *, without: Collection[PackId] = ()) -> FoundChunks:
         """Return which chunks the store has, as `contains` does, and how much they use of each pack."""
         with self._tables.reading() as txn:
-            found = CompleteChunks(self._tables, txn, self._meta.not_referenced(txn, without))
-            return FoundChunks([found.has(chunk) for chunk in chunks], found.pack_bytes)
+            complete = CompleteChunks(self._tables, txn, self._meta.not_referenced(txn, without))
+            return FoundChunks([complete.has(chunk) for chunk in chunks], complete.pack_bytes)
 
     def lengths(self, chunks: Sequence[RecordId]) -> list[int | None]:
         """Return the length of each chunk in bytes; None if the store does not have it."""
@@ -158,14 +158,14 @@ class RecordLocations:
             raise self._tables.refusal(error) from error
 
     def locate_chunks(
-        self, chunks: Iterable[RecordId], kept: Container[RecordId] = (), kind: int = CHUNK
+        self, chunks: Iterable[RecordId], skipped: Container[RecordId] = (), kind: int = CHUNK
     ) -> dict[RecordId, RecordLocation]:
         """Return the indexed locations of chunks and of all their bases; or those of nodes (`kind`).
 
-        kept: chunks to leave out, together with bases that only they need.
+        skipped: chunks to leave out, together with bases that only they need.
         """
-        found: dict[RecordId, RecordLocation] = {}
-        todo = [chunk for chunk in chunks if chunk not in kept]
+        locations: dict[RecordId, RecordLocation] = {}
+        todo = [chunk for chunk in chunks if chunk not in skipped]
         names: dict[int, tuple[bytes, PackId]] = {}
         sessions: dict[int, SessionId] = {}
         unpack, bases_of = LOCATION.unpack, self._db["bases"]
@@ -173,7 +173,7 @@ class RecordLocations:
         with self._tables.reading() as txn:
             while todo:
                 chunk = todo.pop()
-                value = None if chunk in found else txn.get(chunk, db=table)
+                value = None if chunk in locations else txn.get(chunk, db=table)
                 if value is None:
                     continue
                 pack, offset, sealed, plain, counter, session, codec, member, _ = unpack(value)
@@ -190,18 +190,18 @@ class RecordLocations:
                     if len(joined) != 32 * BASES[codec]:
                         continue
                     bases = (joined,) if len(joined) == 32 else tuple(split_ids(joined))
-                    todo += [base for base in bases if base not in kept]
-                found[chunk] = RecordLocation(
+                    todo += [base for base in bases if base not in skipped]
+                locations[chunk] = RecordLocation(
                     pack_id, offset, sealed, plain, counter, sessions[session], codec, bases, member
                 )
-        return found
+        return locations
 
     def copies(self, record_id: RecordId) -> list[RecordLocation]:
         """Return the further locations of a record."""
         with self._tables.reading() as txn:
             values = self._locations.copies(txn, record_id)
-            found = [self._locations.decode(txn, record_id, value) for value in values]
-        return [location for location in found if location is not None]
+            decoded = [self._locations.decode(txn, record_id, value) for value in values]
+        return [location for location in decoded if location is not None]
 
     def records(self) -> Iterator[IndexedRecord]:
         """Yield each chunk and node."""
@@ -217,10 +217,10 @@ class RecordLocations:
             cursor = txn.cursor(self._db[table])
             if not cursor.set_range(start):
                 return []
-            found = []
+            records = []
             for record_id, value in itertools.islice(iter(cursor), BATCH):
                 _, _, sealed, _, _, _, _, member, _ = LOCATION.unpack(value)
                 bases = tuple(self._locations.bases(txn, record_id, value))
-                found.append(IndexedRecord(kind, record_id, 0 if member else sealed, bases))
-            forwards(start, found[-1].id + b"\0")
-            return found
+                records.append(IndexedRecord(kind, record_id, 0 if member else sealed, bases))
+            forwards(start, records[-1].id + b"\0")
+            return records

@@ -27,8 +27,8 @@ class Metadata:
     def epoch(self) -> bytes:
         """Return 16 bytes that change as soon as anything that was indexed may be missing."""
         with self._tables.reading() as txn:
-            found: bytes | None = txn.get(EPOCH, db=self._db["meta"])
-        return self._tables.write(self.begin_epoch) if found is None else found
+            value: bytes | None = txn.get(EPOCH, db=self._db["meta"])
+        return self._tables.write(self.begin_epoch) if value is None else value
 
     def begin_epoch(self, txn: Any) -> bytes:
         """Choose a new epoch, and return it."""

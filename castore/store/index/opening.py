@@ -54,8 +54,8 @@ def refusal(path: str, error: Exception, environment: Environment | None = None)
 def _is_full(path: str) -> bool:
     """Return whether the disk is almost full: LMDB reports a short write only as an I/O error."""
     with contextlib.suppress(OSError):
-        room = os.statvfs(path)
-        return room.f_bavail * room.f_frsize < LEAST_STEP // 16
+        filesystem = os.statvfs(path)
+        return filesystem.f_bavail * filesystem.f_frsize < LEAST_STEP // 16
     return False
 
 
@@ -66,13 +66,13 @@ def refuse_place(path: str) -> None:
             f"the index cannot be in {path}, which is on a network file system ({network}): LMDB needs a "
             "local one; set XDG_CACHE_HOME to a folder on a local disk"
         )
-    found = os.stat(path)
-    if found.st_uid != os.geteuid():
+    status = os.stat(path)
+    if status.st_uid != os.geteuid():
         raise StorageError(
-            f"{path} belongs to user {found.st_uid}, and castore runs as user {os.geteuid()}: only its owner "
-            "may use an index; run castore as that user, or set XDG_CACHE_HOME to a folder of your own"
+            f"{path} belongs to user {status.st_uid}, and castore runs as user {os.geteuid()}: only its "
+            "owner may use an index; run castore as that user, or set XDG_CACHE_HOME to a folder of your own"
         )
-    if stat.S_IMODE(found.st_mode) & 0o022:
+    if stat.S_IMODE(status.st_mode) & 0o022:
         raise StorageError(
             f"other users can write to {path}, and could have changed the index in it: remove the folder, "
             "and the index is rebuilt from the store"
@@ -139,15 +139,15 @@ def _open_intact(path: str, store_id: bytes) -> Environment | None:
         if os.path.getsize(os.path.join(path, CRASHES)):
             return None
     try:
-        found = Environment(path)
+        environment = Environment(path)
     except BROKEN:
         return None
     try:
-        if _claim(found, store_id):
-            return found
+        if _claim(environment, store_id):
+            return environment
     except BROKEN:
         pass
-    found.close()
+    environment.close()
     return None
 
 

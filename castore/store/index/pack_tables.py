@@ -75,7 +75,7 @@ class PackTable:
 
     def owners(self) -> list[PackOwner]:
         """Return for each pack who added it, and its records."""
-        found = []
+        owners = []
         with self._tables.reading() as txn:
             for number, value in list(txn.cursor(self._db["owners"])):
                 pack = txn.get(number, db=self._db["packs"])
@@ -85,8 +85,8 @@ class PackTable:
                 sessions = [txn.get(session, db=self._db["sessions"]) for session in numbers]
                 pack_id, length, _ = PACK.unpack(pack)
                 known = [session for session in sessions if session is not None]
-                found.append(PackOwner(pack_id, length, value[:32], known))
-        return found
+                owners.append(PackOwner(pack_id, length, value[:32], known))
+        return owners
 
     def sessions(self) -> set[SessionId]:
         """Return the sessions of the records in packs."""
@@ -94,15 +94,17 @@ class PackTable:
         with self._tables.reading() as txn:
             for table in (self._db["chunks"], self._db["nodes"], self._db["copies"]):
                 used.update(value[SESSION_NUMBER] for _, value in txn.cursor(table))
-            found = {txn.get(number[::-1], db=self._db["sessions"]) for number in used}
-        return found - {None}
+            sessions = {txn.get(number[::-1], db=self._db["sessions"]) for number in used}
+        return sessions - {None}
 
     def entries(self, pack: PackId) -> list[PackEntry]:
         """Return the indexed entries of a pack, in order; only of records that are completely indexed."""
-        found: dict[int, list[PackEntry | None]] = {}
+        entries_of: dict[int, list[PackEntry | None]] = {}
         for entry, size in self._entries_of(pack):
-            found.setdefault(entry.offset, [None] * size)[entry.group_index] = entry
-        return [entry for _, group in sorted(found.items()) if None not in group for entry in group if entry]
+            entries_of.setdefault(entry.offset, [None] * size)[entry.group_index] = entry
+        return [
+            entry for _, group in sorted(entries_of.items()) if None not in group for entry in group if entry
+        ]
 
     def _entries_of(self, pack: PackId) -> Iterator[tuple[PackEntry, int]]:
         """Yield each indexed entry of a pack, and the number of entries that share its record."""
@@ -131,14 +133,14 @@ class PackTable:
             return set()
         # Locations have the number in little-endian order.
         numbers = {known[session][::-1]: session for session in missing}
-        found: set[bytes] = set()
+        packs: set[bytes] = set()
         with self._tables.reading() as txn:
             for table in ("chunks", "nodes", "copies"):
                 for _, value in txn.cursor(self._db[table]):
                     if value[SESSION_NUMBER] in numbers:
-                        found.add(value[PACK_NUMBER])
+                        packs.add(value[PACK_NUMBER])
                         missing.discard(numbers[value[SESSION_NUMBER]])
-            named = [txn.get(number[::-1], db=self._db["packs"]) for number in found]
+            named = [txn.get(number[::-1], db=self._db["packs"]) for number in packs]
         if missing:
             # No pack has records of the remaining sessions: forget them.
             self._tables.write(self._forget_sessions, [(number, known[number]) for number in missing])
@@ -243,8 +245,8 @@ class PackTable:
     def _delete_named(self, txn: Any, ids: dict[bytes, Sequence[RecordId]]) -> dict[str, list[bytes]]:
         """Delete entries of packs by their ids; return the ids whose first location was there."""
         dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
-        for number, found in ids.items():
-            for record_id in sorted(set(found)):
+        for number, record_ids in ids.items():
+            for record_id in sorted(set(record_ids)):
                 for name in ("copies", "bases"):
                     txn.delete(record_id + number, db=self._db[name])
                 for name, keys in dead.items():

@@ -65,11 +65,11 @@ class PackUsage:
 
     def total(self) -> Counter[PackId]:
         """Return the packs that the last generations use, with the bytes used of each."""
-        found: Counter[PackId] = Counter()
+        total: Counter[PackId] = Counter()
         with self._tables.reading() as txn:
             for _, joined in txn.cursor(self._db["usage"]):
                 for number, size in _USAGE.iter_unpack(joined):
                     named = txn.get(number[::-1], db=self._db["packs"])
                     if named is not None:
-                        found[PackId(named[:32])] += size
-        return found
+                        total[PackId(named[:32])] += size
+        return total

@@ -27,13 +27,13 @@ class VerificationTable:
 
     def verified(self, depth: int) -> dict[PackId, int]:
         """Return when packs were last found intact at a depth (ns since 1970)."""
-        found = {}
+        results = {}
         with self._tables.reading() as txn:
             for number, value in txn.cursor(self._db["verified"]):
                 named = txn.get(number, db=self._db["packs"])
                 if named is not None:
-                    found[PackId(named[:32])] = _VERIFIED.unpack(value)[depth - 1]
-        return found
+                    results[PackId(named[:32])] = _VERIFIED.unpack(value)[depth - 1]
+        return results
 
     def set_verified(self, packs: Iterable[PackId], depth: int, time: int) -> None:
         """Record that packs were found intact at a depth, and so at lower depths. time: ns since 1970."""
@@ -61,8 +61,8 @@ class VerificationTable:
         """Return the packs that are recorded as damaged."""
         with self._tables.reading() as txn:
             numbers = [number for number, value in txn.cursor(self._db["verified"]) if value == _DAMAGED]
-            found = (txn.get(number, db=self._db["packs"]) for number in numbers)
-            return {PackId(named[:32]) for named in found if named is not None}
+            names = (txn.get(number, db=self._db["packs"]) for number in numbers)
+            return {PackId(named[:32]) for named in names if named is not None}
 
     def begun(self, depth: int) -> int:
         """Return when a verification of this depth began that has not ended (ns since 1970), or 0."""
@@ -76,28 +76,28 @@ class VerificationTable:
 
     def results(self) -> dict[bytes, bytes]:
         """Return all results, for `load`: by pack id, and by `verifying DEPTH`."""
-        found: dict[bytes, bytes] = {}
+        results: dict[bytes, bytes] = {}
         with self._tables.reading() as txn:
             for number, value in txn.cursor(self._db["verified"]):
                 named = txn.get(number, db=self._db["packs"])
                 if named is not None:
-                    found[bytes(named[:32])] = bytes(value)
+                    results[bytes(named[:32])] = bytes(value)
             for key in BEGUN:
                 if (value := txn.get(key, db=self._db["meta"])) is not None:
-                    found[key] = bytes(value)
-        return found
+                    results[key] = bytes(value)
+        return results
 
     def is_loaded(self) -> bool:
         """Return whether earlier results were loaded into this index."""
         with self._tables.reading() as txn:
             return txn.get(LOADED, db=self._db["meta"]) is not None
 
-    def load(self, found: dict[bytes, bytes]) -> None:
+    def load(self, results: dict[bytes, bytes]) -> None:
         """Add results that `results` returned; results that the index has already are kept."""
-        self._tables.write(self._load, found)
+        self._tables.write(self._load, results)
 
-    def _load(self, txn: Any, found: dict[bytes, bytes]) -> None:
-        for key, value in found.items():
+    def _load(self, txn: Any, results: dict[bytes, bytes]) -> None:
+        for key, value in results.items():
             if key in BEGUN and len(value) == 8:
                 txn.put(key, value, overwrite=False, db=self._db["meta"])
             number = txn.get(key, db=self._db["pack_numbers"])

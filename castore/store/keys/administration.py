@@ -152,16 +152,16 @@ class KeyAdministration:
     def _drop_admins(self, wanted: tuple[LabelledRecipient, ...], admins: tuple[LabelledAdmin, ...]) -> None:
         """Rotate the writer key if admins are removed, who know it. What they signed before is listed."""
         self._keys.refresh()
-        gone = self._keys.config.admin_keys - {admin.key for admin in admins}
-        if not gone:
+        dropped = self._keys.config.admin_keys - {admin.key for admin in admins}
+        if not dropped:
             return
-        if self.admin_key().public in gone:
+        if self.admin_key().public in dropped:
             raise UsageError("that is the admin key of the identity in use: use an identity that stays")
         config = msgspec.structs.replace(
             self._keys.config,
             recipients=wanted,
             admins=admins,
-            previous_admins=(*self._keys.config.previous_admins, *sorted(gone)),
+            previous_admins=(*self._keys.config.previous_admins, *sorted(dropped)),
         )
         check_opens(self._storage, self._keys.ring, config)
         self._rotate(config, new_ids=False)
@@ -227,9 +227,9 @@ class KeyAdministration:
     def _own_machine(self, path: str) -> MachineKey:
         """Return the keys of this machine; new ones if it has none."""
         with contextlib.suppress(UsageError):
-            for kept in local_writer_keys(path, self._keys.store_id, self._storage):
-                if kept.machine is not None:
-                    return kept.machine
+            for key in local_writer_keys(path, self._keys.store_id, self._storage):
+                if key.machine is not None:
+                    return key.machine
         return MachineKey.generate()
 
     def _replaced_roles(self, name: str) -> tuple[str, ...]:
@@ -256,14 +256,14 @@ class KeyAdministration:
 
     def _revoke(self, host: str, *, replaced: bool) -> None:
         self._keys.refresh()
-        found = self._keys.config.live(host)
-        if found is None:
+        certificate = self._keys.config.live(host)
+        if certificate is None:
             raise NotFoundError(
                 f"no machine is a writer of the store at {self._location} under the name {host!r}; see "
                 "'castore key list'"
             )
-        ended = msgspec.structs.replace(found, revoked=time.time_ns(), replaced=replaced)
-        writers = tuple(ended if writer is found else writer for writer in self._keys.config.writers)
+        ended = msgspec.structs.replace(certificate, revoked=time.time_ns(), replaced=replaced)
+        writers = tuple(ended if writer is certificate else writer for writer in self._keys.config.writers)
         self._rotate(msgspec.structs.replace(self._keys.config, writers=writers), new_ids=False)
 
     def _rotate(self, config: StoreConfig, *, new_ids: bool) -> None:
@@ -329,8 +329,8 @@ class KeyAdministration:
 
     def _next_number(self) -> int:
         # Do not skip a configuration that was written since: its changes would be lost.
-        taken = {*self._keys.numbers, *rotation_numbers(self._storage)}
-        return replicas.free_above(self._keys.sealed.number, taken)
+        used_numbers = {*self._keys.numbers, *rotation_numbers(self._storage)}
+        return replicas.free_above(self._keys.sealed.number, used_numbers)
 
     def _put_config(self, config: StoreConfig, signer: SigningKey) -> None:
         """Write the next configuration under the same writer key, remove earlier ones, and use it."""

@@ -123,8 +123,8 @@ class KeyManager:
     def certified_host(self) -> str:
         """The name under which this machine is certified; empty if it is not."""
         machine = self.writer_key.machine
-        found = self.config.certificate(machine.signing.public) if machine is not None else None
-        return "" if found is None or found.revoked else found.host
+        certificate = self.config.certificate(machine.signing.public) if machine is not None else None
+        return "" if certificate is None or certificate.revoked else certificate.host
 
     # Keys
 
@@ -295,10 +295,10 @@ class KeyManager:
     def _record(self, accepted: Accepted, *, accept_older: bool = False) -> None:
         """Record on this machine what was accepted: the number, the admins, and the key that opens it."""
         self.freshness.remember_config(accepted.sealed, accepted.trusted_signers, accept=accept_older)
-        for kept in self._opener.keys(self.store_id)[:1]:
+        for key in self._opener.keys(self.store_id)[:1]:
             keep_accepted(
                 self.key_file,
-                kept,
+                key,
                 accepted.writer.with_trusted_signers(accepted.trusted_signers),
                 self.storage,
             )

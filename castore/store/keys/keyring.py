@@ -96,8 +96,8 @@ class Keyring:
         """Drop the keys and the identity."""
         self._identity.close()
         with self._lock:
-            for kept in (self._numbers, self._records, self._node_sealers, self._chunk_sealers):
-                kept.clear()
+            for cache in (self._numbers, self._records, self._node_sealers, self._chunk_sealers):
+                cache.clear()
 
     def node_sealer(self, session: SessionId) -> RecordSealer:
         """Return the sealer that opens a session's nodes. Raises DamageError, naming the session."""
@@ -149,16 +149,16 @@ class Keyring:
 
     def _record(self, session: SessionId) -> tuple[str, SessionRecord]:
         with self._lock:
-            found = self._records.get(session)
-            if found is None:
+            record = self._records.get(session)
+            if record is None:
                 try:
-                    found = self._read(session)
+                    record = self._read(session)
                 except ObjectMissingError:
                     # It was sealed again for other recipients after the names were listed.
                     self._numbers.clear()
-                    found = self._read(session)
-                self._records[session] = found
-            return found
+                    record = self._read(session)
+                self._records[session] = record
+            return record
 
     def _read(self, session: SessionId) -> tuple[str, SessionRecord]:
         if session not in self._numbers:

@@ -31,10 +31,10 @@ def labelled(recipients: Sequence[tuple[Recipient, str]]) -> tuple[LabelledRecip
     """Return recipients as stored in a configuration. Raises UsageError for none, or more than 1000."""
     if not recipients:
         raise UsageError("a store needs at least one recipient: without one nobody could read it")
-    found = dict(recipients)
-    if len(found) > 1000:
-        raise UsageError(f"a store has at most 1000 recipients, not {len(found)}")
-    return tuple(LabelledRecipient(recipient.key, label) for recipient, label in found.items())
+    label_of = dict(recipients)
+    if len(label_of) > 1000:
+        raise UsageError(f"a store has at most 1000 recipients, not {len(label_of)}")
+    return tuple(LabelledRecipient(recipient.key, label) for recipient, label in label_of.items())
 
 
 def first_config(

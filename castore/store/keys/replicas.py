@@ -56,10 +56,10 @@ def names(storage: Storage, folder: str, number: int) -> list[str]:
     return sorted((name for name, one, _ in _names(storage, folder) if one == number), key=len, reverse=True)
 
 
-def free_above(number: int, taken: Collection[int]) -> int:
-    """Return the lowest number above `number` that is not in `taken`."""
+def free_above(number: int, used: Collection[int]) -> int:
+    """Return the lowest number above `number` that is not in `used`."""
     number += 1
-    while number in taken:
+    while number in used:
         number += 1
     return number
 
@@ -95,17 +95,17 @@ def check(storage: Storage, folder: str, number: int, data: bytes) -> dict[str, 
 
     It is not an error that no copy exists yet.
     """
-    found = {}
+    reasons = {}
     wanted = [numbered_name(folder, number), *_copies(storage, folder, number)]
     for name in wanted:
         try:
             if storage.get(name) != data or name not in {wanted[0], copy_name(folder, number, data)}:
-                found[name] = "its bytes are not those that were written"
+                reasons[name] = "its bytes are not those that were written"
         except ObjectMissingError:
-            found[name] = "it is missing"
+            reasons[name] = "it is missing"
         except StorageError as error:
-            found[name] = str(error)
-    return found
+            reasons[name] = str(error)
+    return reasons
 
 
 def repair(storage: Storage, folder: str, number: int, data: bytes) -> None:

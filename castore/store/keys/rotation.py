@@ -136,19 +136,19 @@ def _listed(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> dic
     Objects that do not open, forged or damaged, are not listed: they would not open later, either.
     """
     names = [full_name(GENERATIONS, short) for short in storage.list(GENERATIONS) if is_generation(short)]
-    found = {}
+    listed = {}
     for name in names:
         with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
             data = storage.get(name)
             open_generation(name, data, writer)
-            found[name] = blake3(data).digest()
+            listed[name] = blake3(data).digest()
     for session, numbers in session_numbers(storage).items():
         for number in numbers:
             name = session_name(SessionId(session), number)
             with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
                 data = storage.get(name)
                 decode_session(session, number, data, writer)
-                found[name] = blake3(data).digest()
+                listed[name] = blake3(data).digest()
     openers = {DELETIONS: open_deletion, PINS: open_pin, REMOVALS: open_removal}
     for folder, opener in openers.items():
         for short in storage.list(folder):
@@ -156,5 +156,5 @@ def _listed(storage: Storage, writer: WriterKey, packs: Iterable[PackId]) -> dic
             with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
                 data = storage.get(name)
                 opener(name, data, writer)
-                found[name] = blake3(data).digest()
-    return {**found, **{pack_name(pack): pack for pack in packs}}
+                listed[name] = blake3(data).digest()
+    return {**listed, **{pack_name(pack): pack for pack in packs}}

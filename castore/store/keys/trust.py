@@ -221,17 +221,17 @@ def newest_numbers(storage: Storage) -> list[tuple[bytes, int]]:
 
     Raises NotFoundError, DamageError, FormatError.
     """
-    found: dict[bytes, int] = {}
+    numbers_of: dict[bytes, int] = {}
     problem: CastoreError | None = None
     for number in reversed(config_numbers(storage)):
         for data in replicas.variants(storage, CONFIGS, number):
             try:
-                found.setdefault(SealedConfig(number, data).store_id, number)
+                numbers_of.setdefault(SealedConfig(number, data).store_id, number)
             except (DamageError, FormatError) as error:
                 problem = problem or error
-    if not found:
+    if not numbers_of:
         raise problem or _missing(storage)
-    return list(found.items())
+    return list(numbers_of.items())
 
 
 def _missing(storage: Storage) -> CastoreError:
@@ -258,11 +258,11 @@ def _candidates(
             yield sealed, opener.keys(sealed.store_id)
 
 
-def _accepted(found: Accepted, numbers: list[int], passed: dict[str, str]) -> Accepted:
+def _accepted(accepted: Accepted, numbers: list[int], passed: dict[str, str]) -> Accepted:
     """Return the accepted configuration, with the higher ones that were ignored for it."""
-    higher = {name for name in passed if int(name.rpartition("/")[2]) > found.sealed.number}
+    higher = {name for name in passed if int(name.rpartition("/")[2]) > accepted.sealed.number}
     reasons = {name: passed[name] for name in sorted(higher)}
-    return dataclasses.replace(found, passed_over=reasons, names=frozenset(numbers))
+    return dataclasses.replace(accepted, passed_over=reasons, names=frozenset(numbers))
 
 
 def _refusal(
@@ -270,8 +270,8 @@ def _refusal(
 ) -> CastoreError:
     """Return the error for a store of which no configuration is accepted."""
     for kind in (UntrustedError, FormatError):
-        if found := [error for error in errors if isinstance(error, kind)]:
-            return found[0]
+        if matching := [error for error in errors if isinstance(error, kind)]:
+            return matching[0]
     if any(isinstance(error, _NoSealError) for error in errors):
         return IdentityError(wrong_identity(storage, identity.get(), None))
     damage = next((error for error in errors if isinstance(error, DamageError)), errors[0])

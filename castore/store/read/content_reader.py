@@ -49,8 +49,8 @@ class ContentReader:
 
     def read_chunks(self, chunks: Sequence[RecordId]) -> list[bytes]:
         """Return chunks of one range of a stream: faster than one by one. Raises as `read_chunk`."""
-        found = self._reader.read_chunks(chunks)
-        return found if found is not None else [self.read_chunk(chunk) for chunk in chunks]
+        contents = self._reader.read_chunks(chunks)
+        return contents if contents is not None else [self.read_chunk(chunk) for chunk in chunks]
 
     def read_node(self, node: RecordId) -> list[Ref]:
         """Return the references of a node. Raises MissingError, DamageError."""
@@ -66,8 +66,8 @@ class ContentReader:
 
     def read_nodes_bytes(self, nodes: Sequence[RecordId]) -> list[bytes]:
         """Return the plaintexts of nodes, read in one batch. Raises MissingError, DamageError."""
-        found = self._reader.read_nodes(nodes)
-        return found if found is not None else [self.read_node_bytes(node) for node in nodes]
+        contents = self._reader.read_nodes(nodes)
+        return contents if contents is not None else [self.read_node_bytes(node) for node in nodes]
 
     def pack_entries(self, pack: PackId) -> list[PackEntry]:
         """Return the entries in a pack's footer. Raises DamageError, FormatError, StorageError."""

@@ -104,19 +104,19 @@ class RecordReader:
         another copy.
         """
         before: dict[RecordId, BaseChunk] = getattr(self._local, "bases", {})
-        kept = before.copy()
+        opened_chunks = before.copy()
         try:
-            forms = self._stored_forms(self._index.locations.locate_chunks(chunks, kept))
-            found = [assemble(chunk, forms.__getitem__, kept).data for chunk in chunks]
+            forms = self._stored_forms(self._index.locations.locate_chunks(chunks, opened_chunks))
+            contents = [assemble(chunk, forms.__getitem__, opened_chunks).data for chunk in chunks]
         except (KeyError, DamageError, FormatError, StorageError):
             return None
-        for chunk, data in zip(chunks, found, strict=True):
+        for chunk, data in zip(chunks, contents, strict=True):
             if not self._is_named(CHUNK, data, chunk):
                 return None
         # The next chunks probably have the same bases, or their neighbours.
-        opened = kept.keys() - before.keys()
-        self._local.bases = {chunk: kept[chunk] for chunk in opened.difference(chunks)}
-        return found
+        opened = opened_chunks.keys() - before.keys()
+        self._local.bases = {chunk: opened_chunks[chunk] for chunk in opened.difference(chunks)}
+        return contents
 
     def read_nodes(self, nodes: Sequence[RecordId]) -> list[bytes] | None:
         """Return the plaintexts of nodes, read in one batch; None if anything fails, as in `read_chunks`."""
@@ -169,22 +169,22 @@ class RecordReader:
         """Return the stored forms of chunks. Raises DamageError, IdentityError, StorageError."""
         if sum(location.plain_length for location in locations.values()) > _AT_ONCE:
             raise DamageError("these chunks are too many to be opened in one batch")
-        found = {}
+        forms = {}
         records: dict[_Where, list[tuple[RecordId, RecordLocation]]] = {}
         for chunk, location in locations.items():
             self._check_length(CHUNK, location)
             where = location.pack, location.offset
             if where not in records and location.codec >= GROUPED and self._forms.has_group(where):
                 read = partial(self._read_sealed, CHUNK, chunk, location)
-                found[chunk] = self._forms.decode(where, location, read)
+                forms[chunk] = self._forms.decode(where, location, read)
             else:
                 records.setdefault(where, []).append((chunk, location))
         for where, sealed in self._fetch(sorted(several[0][1][:3] for several in records.values())):
             for chunk, location in records[where]:
                 if location.codec != DICTIONARY:  # only `read` supports that codec
                     unseal = partial(self._unseal, CHUNK, chunk, location, sealed)
-                    found[chunk] = self._forms.decode(where, location, unseal)
-        return found
+                    forms[chunk] = self._forms.decode(where, location, unseal)
+        return forms
 
     def _fetch(self, spans: Iterable[tuple[PackId, int, int]]) -> Iterator[tuple[_Where, memoryview]]:
         """Read ranges of packs (pack, offset, length; sorted) with few requests; yield each."""
@@ -256,10 +256,10 @@ class RecordReader:
     def _base(self, base: RecordId, depth: int) -> bytes:
         if depth > MAX_CHAIN:
             raise DamageError(f"its chain of bases is longer than {MAX_CHAIN}")
-        found = self.read(CHUNK, base, depth)
-        if found is None:
+        plain = self.read(CHUNK, base, depth)
+        if plain is None:
             raise MissingError(f"its base, chunk {base.hex()}, is not in the store")
-        return found
+        return plain
 
 
 def _where(kind: int, record_id: RecordId, location: RecordLocation) -> str:

@@ -186,7 +186,7 @@ class BaseCache:
 
         used: the bytes of each pack that the last generations use. Little used files are removed, too.
         """
-        kept = {pack.hex(): size for pack, size in used.items()}
+        sizes = {pack.hex(): size for pack, size in used.items()}
         now = time.time()
         files = sorted(self._files(), key=lambda file: -file.modified)
         bound = self._bound(sum(file.size for file in files))
@@ -194,7 +194,7 @@ class BaseCache:
         for file in files:
             age = now - file.modified
             unfinished = file.name.endswith(_UNFINISHED)
-            unused = kept.get(file.name, -1) < file.size // _USED_ENOUGH
+            unused = sizes.get(file.name, -1) < file.size // _USED_ENOUGH
             total += file.size
             if unfinished and age < _OTHERS_SECONDS:
                 continue
@@ -280,14 +280,14 @@ class BaseCache:
 
     def _opened(self, pack: PackId) -> _OpenFile:
         """Return the open file of a pack; a bounded number of files stays open."""
-        found = self._open.get(pack)
-        if found is not None:
+        file = self._open.get(pack)
+        if file is not None:
             self._open.move_to_end(pack)
-            return found
+            return file
         if len(self._open) >= _OPEN_FILES:
             self._close_oldest()
-        found = self._open[pack] = _open_file(self.path_of(pack))
-        return found
+        file = self._open[pack] = _open_file(self.path_of(pack))
+        return file
 
     def _close_oldest(self) -> None:
         _, file = self._open.popitem(last=False)

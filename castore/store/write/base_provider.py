@@ -52,10 +52,10 @@ class _Kept:
 
     def get(self, chunk: RecordId) -> BaseChunk | None:
         with self._lock:
-            found = self._chunks.get(chunk)
-            if found is not None:
+            base = self._chunks.get(chunk)
+            if base is not None:
                 self._chunks.move_to_end(chunk)
-            return found
+            return base
 
     def __setitem__(self, chunk: RecordId, base: BaseChunk) -> None:
         with self._lock:
@@ -63,8 +63,8 @@ class _Kept:
                 self._bytes += len(base.data)
             self._chunks[chunk] = base
             while self._bytes > self._limit:
-                _, gone = self._chunks.popitem(last=False)
-                self._bytes -= len(gone.data)
+                _, discarded = self._chunks.popitem(last=False)
+                self._bytes -= len(discarded.data)
 
 
 class Bases:
@@ -93,22 +93,22 @@ class Bases:
 
         Also None if new snapshots do not reference its pack.
         """
-        found = self._verified.get(chunk)
-        if found is not None:
-            return found
+        base = self._verified.get(chunk)
+        if base is not None:
+            return base
         # A chunk in a pack that is pending deletion must not become a base, even if it is cached: nothing
         # would prevent its deletion.
         if self._pending(chunk) is None and not self._index.locations.stays(chunk):
             return None
         try:
-            found = assemble(chunk, self._stored_form, self._below)
+            base = assemble(chunk, self._stored_form, self._below)
         except (KeyError, DamageError):
             # This may be temporary: its pack may just be being finished.
             return None
-        if blake3(found.data, key=self._id_key).digest() != chunk:
+        if blake3(base.data, key=self._id_key).digest() != chunk:
             return None
-        self._verified[chunk] = found
-        return found
+        self._verified[chunk] = base
+        return base
 
     def offer(self, chunk: RecordId, data: bytes) -> None:
         """Keep a chunk that was just sealed in full, before it can be found."""
@@ -144,8 +144,8 @@ class Bases:
             raise KeyError(record)
 
         def payload() -> bytes:
-            if (found := read()) is None:
+            if (data := read()) is None:
                 raise KeyError(record)
-            return found
+            return data
 
         return self._forms.decode(record, chunk, payload)

@@ -154,8 +154,8 @@ class Deltas:
         for candidate in chunk.similar_ids:
             if (base := self._base(chunk, candidate)) is not None:
                 yield (base,)
-        found = [self._base(chunk, neighbour) for neighbour in chunk.aligned_ids]
-        if bases := tuple(base for base in found if base is not None):
+        choices = [self._base(chunk, neighbour) for neighbour in chunk.aligned_ids]
+        if bases := tuple(base for base in choices if base is not None):
             yield bases
 
     def _base(self, chunk: NewChunk, candidate: RecordId) -> BaseChunk | None:

@@ -155,10 +155,10 @@ class Session:
 
     def _count_usage(self, chunks: Sequence[RecordId]) -> list[bool]:
         """Count the packs of indexed chunks in `pack_usage`; return for each chunk whether it is indexed."""
-        found = self._index.locations.find(chunks)
+        usage = self._index.locations.find(chunks)
         with self._counting:
-            self.pack_usage += found.pack_bytes
-        return found.complete
+            self.pack_usage += usage.pack_bytes
+        return usage.complete
 
     def was_added(self, chunk: RecordId) -> bool:
         """Return whether a chunk was added recently, perhaps since `use_stored`. For the adding thread."""
@@ -169,10 +169,10 @@ class Session:
         if self._base_cache.limit == 0:
             return list(chunks)  # without the base cache, no chunk is stored as a delta
         sketches = self._sketcher.sketch(buffer, [(chunk.start, chunk.end) for chunk in chunks])
-        found = self._index.locations.similar(sketches)
+        similar_of = self._index.locations.similar(sketches)
         return [
             chunk._replace(sketch=sketch, similar_ids=(*similar[:1], *self._pending_similar(sketch)))
-            for chunk, sketch, similar in zip(chunks, sketches, found, strict=True)
+            for chunk, sketch, similar in zip(chunks, sketches, similar_of, strict=True)
         ]
 
     def seal(self, buffer: bytearray | mmap, chunks: Sequence[NewChunk]) -> list[SealedRecord]:
@@ -186,8 +186,8 @@ class Session:
 
     def _pending_similar(self, sketch: Sketch) -> list[RecordId]:
         """Return the chunk, not indexed yet, that shares most features with a sketch; in a list, or none."""
-        found = [self._pending_features.get(feature) for feature in sketch]
-        votes = [chunk for chunk in found if chunk is not None]
+        chunks = [self._pending_features.get(feature) for feature in sketch]
+        votes = [chunk for chunk in chunks if chunk is not None]
         return [max(votes, key=votes.count)] if votes else []
 
     def _sealed(self, data: bytes | memoryview, members: list[DeltaMember]) -> SealedRecord:
@@ -370,8 +370,8 @@ class Session:
             if cache_file is not None:
                 cache_file.commit(self._base_cache.path_of(pack_id))
             ids = [entry.id for entry in pack.entries]
-            kept = ((chunk, self._pending.get(chunk)) for chunk in ids)
-            sketches = [(chunk, pending.sketch) for chunk, pending in kept if pending is not None]
+            pending_chunks = ((chunk, self._pending.get(chunk)) for chunk in ids)
+            sketches = [(chunk, pending.sketch) for chunk, pending in pending_chunks if pending is not None]
             content = PackContent(pack_id, length, pack.entries, self._writer.signer.public)
             self._index.packs.put([content], sketches)
             self._count_usage([entry.id for entry in pack.entries if entry.kind == CHUNK])
