@@ -138,8 +138,12 @@ def test_blocks_of_a_large_file_are_shared_where_that_can_be(place, sandbox: San
         (live / "large").write_bytes(data)
         os.sync()
         used = used_of(point)
-        with open(live / "large", "rb"):
+        inode = (live / "large").stat().st_ino
+        with open(live / "large", "rb") as old:
             in_place(sandbox, "s@1:t", live)
+            # It is replaced in one step: a reader of the old file sees no mixture.
+            assert (live / "large").stat().st_ino != inode
+            assert old.read() == data
             os.sync()
             assert used_of(point) - used < 4 * MIB
 

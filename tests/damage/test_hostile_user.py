@@ -393,6 +393,7 @@ def test_a_replaced_file_that_its_owner_may_write_to_gives_nothing_to_root_s(
         return found
 
     monkeypatch.setattr(large_files, "find_chunks", meanwhile)
+    monkeypatch.setattr(large_files, "is_remote", lambda _store: True)
     try:
         sandbox.in_place("s@1:t", live)
     finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.restore.hard_links import Link, link_to
 from castore.content.restore.large_files import write_large
+from castore.content.restore.live_file import may_share
 from castore.content.restore.metadata import (
     is_privileged,
     replace_attributes,
@@ -24,6 +25,7 @@ from castore.fs.durable import create_file, write_all
 from castore.model.tree import Content
 
 if TYPE_CHECKING:
+    from castore.content.restore.live_file import LiveFile
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.open_directory import OpenDirectory
     from castore.content.restore.report import Report
@@ -135,8 +137,9 @@ class FileWriter:
                 self._write(fd, current.small_files.read(child.offset, entry.size))
             else:
                 known = current.chunks.get(child.ref.id) if child.ref is not None else None
-                old = current.old if current.old is not None and self._may_use(current.old, child) else None
-                self._write_own(fd, child, known, old)
+                old = current.old
+                usable = old is not None and may_share(self._ownership, old.fd, child)
+                self._write_own(fd, child, known, old if usable else None)
             complete = True
         except DamageError as error:
             self.report.damage(path, error)
@@ -158,25 +161,8 @@ class FileWriter:
         rights = self._ownership.change and self._ownership.privileges
         return privileged and rights and not current.private
 
-    def _may_use(self, old: int, child: Child) -> bool:
-        """Whether all users who may write to a replaced file may also write to the new one.
-
-        Otherwise they could change the replaced file's content between the comparison and the copying.
-        """
-        entry = child.entry
-        if is_privileged(entry.st_mode, entry.extra.xattrs):
-            return False
-        info = os.fstat(old)
-        uid, gid = os.geteuid(), info.st_gid
-        if self._ownership.change:
-            uid, gid = self._ownership.of(entry, child.owners)
-        if info.st_uid not in {uid, os.geteuid()}:
-            return False
-        more = info.st_mode & ~entry.mode & (stat.S_IWGRP | stat.S_IWOTH)
-        return not more and (info.st_gid == gid or not info.st_mode & stat.S_IWGRP)
-
     def _write_own(
-        self, fd: int, child: Child, known: bytes | memoryview | None, old: int | None
+        self, fd: int, child: Child, known: bytes | memoryview | None, old: LiveFile | None
     ) -> None:
         """Write a file from its own stream, with its holes. known: the content, if it was read already."""
         if known is None:

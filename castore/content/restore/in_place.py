@@ -12,18 +12,21 @@ import errno
 import os
 import shlex
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from castore.content.restore.copying import live_entry
+from castore.content.restore.live_file import is_large, open_live, stamp_of
 from castore.content.restore.metadata import drop_inherited, mode_of, replace_attributes
+from castore.content.restore.range_writes import RangeWriter
 from castore.content.restore.tree_writer import TreeWriter, named
 from castore.content.restore.undo_area import UndoArea
 from castore.content.restore.undo_journal import Journal
-from castore.errors import CastoreError
+from castore.errors import CastoreError, DamageError
 from castore.fs.beneath import locate, make_directory, open_below, open_content, open_entry, path_of
 from castore.fs.metadata import is_protected
 
 if TYPE_CHECKING:
+    from castore.content.restore.live_file import LiveFile
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import Step, TreePlan
     from castore.content.restore.report import Report
@@ -32,9 +35,6 @@ if TYPE_CHECKING:
     from castore.content.streams import StreamReader
     from castore.model.tree import Entry
     from castore.progress import Progress
-
-_LARGE: Final = 1 << 20
-"""A file of at least this size reuses content of the file that it replaces."""
 
 
 class PlanWriter:
@@ -65,8 +65,8 @@ class PlanWriter:
         """What could not be done."""
         return self._writer.report
 
-    def make(self, fd: int, path: Path, child: Child, old: int | None) -> None:
-        """Create a stored file or directory at `path`. old: an open file that may have some of it."""
+    def make(self, fd: int, path: Path, child: Child, old: LiveFile | None) -> None:
+        """Create a stored file or directory at `path`. old: a file that may have some of it."""
         if not child.entry.is_dir:
             self._writer.make(fd, path, child, old)
             return
@@ -123,9 +123,14 @@ class InPlace(PlanWriter):
     ) -> None:
         super().__init__(reader, plan, ownership, progress)
         self._plan = plan
+        self._progress = progress
         self._owner = owner
         self._journals = reader.store.paths.journals
         self._undo: UndoArea | None = None
+        self._ranges = RangeWriter(reader, ownership, self._count)
+
+    def _count(self, count: int) -> None:
+        self._progress.read += count
 
     @property
     def problems(self) -> list[tuple[bytes, str]]:
@@ -199,6 +204,39 @@ class InPlace(PlanWriter):
     def _do(self, undo: UndoArea, step: Step) -> None:
         path = step.path or (b".",)
         undo.begin()
+        live = self._open_live(step)
+        try:
+            self._change(undo, step, path, live)
+        finally:
+            if live is not None:
+                os.close(live.fd)
+
+    def _open_live(self, step: Step) -> LiveFile | None:
+        """Open the live file that a step replaces, if the new one may reuse some of its content."""
+        if not is_large(step):
+            return None
+        fd = open_below(self.top, step.path[:-1])
+        try:
+            return open_live(fd, step.path[-1], step.proof)
+        finally:
+            os.close(fd)
+
+    def _write_ranges(self, undo: UndoArea, path: Path, child: Child, live: LiveFile) -> bool:
+        """Write only what differs into a live file; return False if a new file has to be made."""
+        fd = open_below(self.top, path[:-1])
+        try:
+            if not self._ranges.write(undo, fd, live, child):
+                return False
+            self.set(fd, path, child, stamp_of(live.fd)[:2])
+        except DamageError as error:
+            self.report.damage(path, error)
+        finally:
+            os.close(fd)
+        return True
+
+    def _change(self, undo: UndoArea, step: Step, path: Path, live: LiveFile | None) -> None:
+        if live is not None and step.child is not None and self._write_ranges(undo, path, step.child, live):
+            return
         moved = True
         if step.action in {"remove", "replace"}:
             try:
@@ -217,18 +255,14 @@ class InPlace(PlanWriter):
             child = step.child
             undo.replace_mounted(path, lambda fd, new: self._writer.make(fd, new, named(child, new[-1])))
             return
-        large = step.action == "replace" and step.child.entry.is_file and step.size >= _LARGE
-        old = undo.open_saved() if large else None
         fd = open_below(self.top, path[:-1])
         try:
             if step.action == "metadata":
                 self.set(fd, path, step.child, step.ids, keep=step.keep_attributes)
             else:
-                self.make(fd, path, step.child, old)
+                self.make(fd, path, step.child, live)
         finally:
             os.close(fd)
-            if old is not None:
-                os.close(old)
 
     def _entry_of(self, path: Path) -> tuple[Entry, Ids]:
         """Return the metadata of a live file that undoing needs, and which file it is."""

@@ -10,12 +10,17 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_chunks
+from castore.content.restore.difference import difference_of, write_at, write_difference
 from castore.content.streams import check_length, runs_of
 from castore.errors import CastoreError, DamageError
+from castore.fs.filesystem import network_of
+from castore.fs.metadata import data_extents
+from castore.fs.sharing import can_share_blocks, clone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
 
+    from castore.content.restore.live_file import LiveFile
     from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
     from castore.model.refs import RecordId, Ref
@@ -39,17 +44,19 @@ _Placed = list[tuple["Ref", list[_Span]]]
 
 
 def write_large(
-    reader: StreamReader, fd: int, child: Child, old: int | None, wrote: Callable[[int], None]
+    reader: StreamReader, fd: int, child: Child, old: LiveFile | None, wrote: Callable[[int], None]
 ) -> None:
     """Write a stored file that has a stream of its own into the empty one open as `fd`, with its holes.
 
-    old: a file that may have some of its content, open. wrote: called with the number of bytes of each write.
+    old: a file that may have some of its content. wrote: called with the number of bytes of each write.
     Raises DamageError, OSError; CastoreError if `old` changes meanwhile.
     """
     kept: dict[RecordId, int] = {}
     if old is not None:
-        kept = find_chunks(reader.store, old, {chunk.id for _, chunk in iter_chunks(reader.store, child.ref)})
-        for count in _copy_kept(fd, old, _placed(reader.store, child), kept):
+        if _write_clone(reader, fd, child, old, wrote):
+            return
+        kept = _kept_chunks(reader.store, fd, child, old)
+        for count in _copy_kept(fd, old.fd, _placed(reader.store, child), kept):
             wrote(count)
 
     def write(run: list[Ref], spans: _Placed) -> int:
@@ -58,13 +65,60 @@ def write_large(
         for (chunk, places), data in zip(spans, found, strict=True):
             whole = memoryview(check_length(chunk, data))
             for offset, begin, end in places:
-                _write_at(fd, offset, whole[begin:end])
+                write_at(fd, offset, whole[begin:end])
                 count += end - begin
         return count
 
     for count in reader.ahead(_runs(_placed(reader.store, child), kept), lambda one: write(*one)):
         wrote(count)
     os.ftruncate(fd, child.entry.size)
+
+
+def _write_clone(
+    reader: StreamReader, fd: int, child: Child, old: LiveFile, wrote: Callable[[int], None]
+) -> bool:
+    """Share all blocks of the old file, then overwrite what differs; return False if that is not possible.
+
+    Only metadata of the file system and the ranges that differ are written.
+    """
+    size = child.entry.size
+    info = os.fstat(old.fd)
+    sparse = child.entry.extra.extents is not None or data_extents(old.fd, info.st_size, info.st_blocks)
+    if sparse or not clone(old.fd, fd):
+        return False
+    difference = difference_of(reader, old, child.ref)
+    if difference is None or 2 * difference.size > size:
+        os.ftruncate(fd, 0)
+        return False
+    write_difference(reader, fd, difference, child.ref, wrote)
+    os.ftruncate(fd, size)
+    wrote(size - difference.size)
+    return True
+
+
+def _kept_chunks(store: Store, fd: int, child: Child, old: LiveFile) -> dict[RecordId, int]:
+    """Return which of a file's chunks to copy from the old file, each with its offset there.
+
+    To look for chunks in a file whose content is not known costs more than to read all of them from a local
+    store: 0.7 s per GiB on one thread, and 0.5 s for the copying; against 0.5 s on two. So it is done only if
+    blocks can be shared, or if the store is on a network.
+    """
+    if old.ref is None and not (is_remote(store) or can_share_blocks(old.fd, fd)):
+        return {}
+    wanted = {chunk.id for _, chunk in iter_chunks(store, child.ref)}
+    if old.ref is None:
+        return find_chunks(store, old.fd, wanted)
+    found: dict[RecordId, int] = {}
+    with contextlib.suppress(DamageError):  # the generation of the live file may be damaged
+        for offset, chunk in iter_chunks(store, old.ref):
+            if chunk.id in wanted:
+                found.setdefault(chunk.id, offset)
+    return found
+
+
+def is_remote(store: Store) -> bool:
+    """Whether reading from the store takes much longer than from a local file."""
+    return network_of(store.storage.place) is not None
 
 
 def _runs(
@@ -225,12 +279,6 @@ def _copy_range(old: int, fd: int, count: int, source: int, offset: int) -> int:
 def _copy_plain(old: int, fd: int, source: int, offset: int, length: int) -> int:
     done = 0
     while done < length and (data := os.pread(old, min(length - done, _WINDOW), source + done)):
-        _write_at(fd, offset + done, memoryview(data))
+        write_at(fd, offset + done, memoryview(data))
         done += len(data)
     return done
-
-
-def _write_at(fd: int, offset: int, data: memoryview) -> None:
-    while data:
-        count = os.pwrite(fd, data, offset)
-        data, offset = data[count:], offset + count

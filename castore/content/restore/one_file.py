@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from castore.content.restore.copying import check_overwritable, copy, overwrite
+from castore.content.restore.live_file import open_live
 from castore.content.restore.metadata import mode_of, replace_attributes
 from castore.content.restore.tree_writer import TreeWriter, named
 from castore.errors import CastoreError, DamageError
@@ -86,12 +87,12 @@ def _do(
 
 def _make(writer: TreeWriter, top: int, new: bytes, name: bytes, child: Child) -> None:
     """Create the stored file under a temporary name, durably. Raises DamageError, CastoreError."""
-    old = _open_regular(top, name)
+    old = open_live(top, name, None)
     try:
         writer.make(top, (new,), named(child, new), old)
     finally:
         if old is not None:
-            os.close(old)
+            os.close(old.fd)
     for _, reason in writer.report.damaged:
         raise DamageError(f"{os.fsdecode(name)} is damaged in the store, and was not touched: {reason}")
     for _, reason in writer.report.unmade:
@@ -135,11 +136,3 @@ def _overwrite(top: int, new: bytes, name: bytes) -> None:
         raise
     os.unlink(before, dir_fd=top)
     os.unlink(new, dir_fd=top)
-
-
-def _open_regular(top: int, name: bytes) -> int | None:
-    """Open the live file, whose blocks the new one may share; None if there is no regular file."""
-    try:
-        return open_regular(top, name)
-    except OSError:
-        return None

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
 
+    from castore.content.restore.live_file import LiveFile
     from castore.content.stored_dirs import Child
     from castore.content.streams import RangeReader
     from castore.model.refs import RecordId
@@ -34,7 +35,7 @@ class OpenDirectory:
     size: int = 0
     """Number and bytes of the plain files."""
     small_files: RangeReader | None = None
-    old: int | None = None
-    """A file that may have some of the content to write, open."""
+    old: LiveFile | None = None
+    """A file that may have some of the content to write."""
     private: bool = True
     """Whether no other user can replace files in it."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from castore.content.restore.hard_links import Link
+    from castore.content.restore.live_file import Proof
     from castore.content.restore.undo_journal import Action, Ids, Path
     from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.stored_dirs import Child
@@ -33,6 +34,8 @@ class Step:
     """Device and inode of the live file that was compared; None: there was none."""
     keep_attributes: bool = False
     """Whether to keep attributes that are not stored: there may be no copy of them."""
+    proof: Proof | None = None
+    """What the last snapshot proves of the content of the live file."""
 
     @property
     def size(self) -> int:

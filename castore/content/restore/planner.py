@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from castore.content.restore.file_comparison import FileComparison
+from castore.content.restore.live_file import with_proofs
 from castore.content.restore.metadata import Ownership
 from castore.content.restore.plan import Comparison, Step, TreePlan, ids_of
 from castore.content.restore.removal import RemovalPlanner
@@ -51,7 +52,7 @@ def plan_tree(
         if b"" in comparison.unread:
             return planner.nothing(top)
         run(planner.directory(fd, (), child, planner.top_record(fd)))
-        steps = planner.steps
+        steps = planner.steps = with_proofs(reader, comparison.scan, ids, planner.steps)
         if steps or planner.files.metadata_differs(fd, (), child, listing_entry(b".", os.fstat(fd))):
             steps.append(planner.metadata((), child, ids))
     except OSError as error:

@@ -83,9 +83,12 @@ def _look_at_foreign(top: int, path: str, name: str) -> str:
         fd = os.open(name, OPEN_DIRECTORY, dir_fd=top)
         try:
             empty = is_for_own_user(os.fstat(fd)) and not set(os.listdir(fd)) - {os.fsdecode(PROGRESS)}
-            if empty and os.fstat(fd).st_dev == os.fstat(top).st_dev:
+            here = os.fstat(top)
+            if empty and os.fstat(fd).st_dev == here.st_dev:
                 remove_all_in(fd)
                 remove_directory(os.fsencode(name), top, fd)
+                # Its restore may have been ended, and have set the time of the top already.
+                os.utime(top, ns=(here.st_atime_ns, here.st_mtime_ns))
                 return "nothing had been touched: only an empty directory was left"
         finally:
             os.close(fd)

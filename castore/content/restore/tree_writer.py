@@ -44,6 +44,7 @@ from castore.process.own_process import raise_file_limit
 
 if TYPE_CHECKING:
     from castore.content.restore.hard_links import Link
+    from castore.content.restore.live_file import LiveFile
     from castore.progress import Progress
 _WORKERS: Final = 2
 _LEFT: Final = 32
@@ -115,11 +116,11 @@ class TreeWriter:
                 self._left.clear()
 
     def make(
-        self, fd: int, path: tuple[bytes, ...], child: Child, old: int | None = None
+        self, fd: int, path: tuple[bytes, ...], child: Child, old: LiveFile | None = None
     ) -> None:
         """Create the one file `child`, not a directory, at `path`, in the directory open as `fd`.
 
-        old: a file that may have some of its content, open.
+        old: a file that may have some of its content.
         """
         private = is_private(os.fstat(fd))
         parent = OpenDirectory(fd, path[:-1], [], inherited=inherits(fd), old=old, private=private)

@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from castore.content.restore.copying import check_overwritable, copy, overwrite
+from castore.content.restore.copying import check_overwritable, copy, live_entry, overwrite
+from castore.content.restore.live_file import stamp_of
 from castore.content.restore.metadata import Ownership, replace_attributes
+from castore.content.restore.saved_ranges import SavedRanges, ranges_of, save, write_back
 from castore.content.restore.undo_journal import JournalFile, boot_id, same_file
 from castore.fs.beneath import (
     is_for_own_user,
     make_directory,
     open_below,
     open_entry,
-    open_regular,
     path_of,
 )
 from castore.fs.durable import create_file, sync_if_supported, write_all
@@ -37,8 +38,9 @@ from castore.fs.removing import remove, remove_all_in, remove_directory
 from castore.model.tree import Entry, Owners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from castore.content.restore.live_file import Stamp
     from castore.content.restore.undo_journal import Ids, Journal, Path
 
 ASIDE: Final = b".castore-aside-"
@@ -186,12 +188,28 @@ class UndoArea:
             os.close(fd)
         os.unlink(_NEW, dir_fd=self._fd)
 
-    def open_saved(self) -> int | None:
-        """Open the regular file that was moved aside last; None if it is not regular, or cannot be read."""
-        try:
-            return open_regular(self._fd, b"%d" % (self._begun - 1))
-        except OSError:
-            return None
+    def save_ranges(
+        self, folder: int, file: int, stamp: Stamp, ranges: Sequence[tuple[int, int]]
+    ) -> bool:
+        """Save ranges of an open live file durably, in the step that was begun last.
+
+        folder: its open directory. ranges: (start, end) of each. Returns False, and saves nothing, if the
+        file no longer has this stamp, or if some of its metadata cannot be read. Raises OSError.
+        """
+        reasons: list[str] = []
+        name = ranges_of(self._begun - 1)
+        live = self._journal.steps[self._begun - 1][1][-1]
+        entry, ids = live_entry(folder, live, reasons.append)
+        if reasons or ids != (stamp.dev, stamp.ino):
+            return False
+        # The number of steps that were begun has to survive a loss of power, too.
+        os.fsync(self._log)
+        save(self._fd, name, file, SavedRanges(entry, ids, stamp.size, tuple(ranges)))
+        if stamp_of(file) == stamp:
+            return True
+        os.unlink(name, dir_fd=self._fd)
+        sync_if_supported(self._fd)
+        return False
 
     def restore(self, warn: Callable[[Path, str], None]) -> None:
         """Undo all steps that were begun; this can be repeated. Raises OSError."""
@@ -202,6 +220,8 @@ class UndoArea:
                 self._remove(path)
             if kept:
                 self._return(b"%d" % number, path)
+            elif _exists(ranges_of(number), self._fd):
+                self._write_back(ranges_of(number), path, warn)
         for path, entry, ids in self._journal.before:
             if path != (b".",):
                 self._set(path, entry, ids, warn)
@@ -288,6 +308,22 @@ class UndoArea:
         finally:
             os.close(held)
 
+    def _write_back(self, name: bytes, path: Path, warn: Callable[[Path, str], None]) -> None:
+        """Restore the previous content and metadata of a file of which ranges were overwritten."""
+        try:
+            fd = open_below(self._top, path[:-1])
+        except FileNotFoundError:
+            saved = None
+        else:
+            try:
+                saved = write_back(self._fd, name, fd, path[-1], self._journal.boot)
+            finally:
+                os.close(fd)
+        if saved is None:
+            warn(path, "has been replaced by another file since: that was left as it is")
+        else:
+            self._set(path, saved.entry, saved.ids, warn)
+
     def _remove(self, path: Path) -> None:
         try:
             fd = open_below(self._top, path[:-1])
@@ -340,6 +376,9 @@ class UndoArea:
         """Remove the undo directory. Raises OSError."""
         if self._fd < 0:
             return
+        # The progress file is last: the directory is recognised by the token in it.
+        for name in {os.fsencode(one) for one in os.listdir(self._fd)} - {PROGRESS}:
+            remove(name, self._fd)
         remove_all_in(self._fd)
         remove_directory(self._journal.undo, self._top, self._fd)
 

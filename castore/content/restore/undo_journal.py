@@ -105,8 +105,8 @@ class JournalFile:
         data = msgspec.msgpack.encode(journal)
         head = _HEADER.pack(_MAGIC, _VERSION, len(data), blake3(data).digest(16))
         # The last byte is overwritten at the end of the restore, so that a full disk cannot prevent that.
-        write_private(path, head + data + b"\0")
         try:
+            write_private(path, head + data + b"\0")
             return cls(path)
         except BaseException:
             with contextlib.suppress(OSError):

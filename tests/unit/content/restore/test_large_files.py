@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from castore.content.restore import in_place, large_files
+from castore.content.restore import large_files, live_file
 from castore.errors import CastoreError
 from castore.services.sources import Tree
 from castore.store import Store
@@ -81,6 +81,7 @@ def append(data: bytearray) -> None:
 def test_what_the_live_file_still_has_is_not_read_from_the_store(
     sandbox: Sandbox, live: Path, tmp_path: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch, change, shared
 ):
+    monkeypatch.setattr(large_files, "is_remote", lambda _store: True)
     if not shared:
 
         def refuse(*_: object) -> int:
@@ -99,7 +100,10 @@ def test_what_the_live_file_still_has_is_not_read_from_the_store(
     assert 0 < sum(opened) < most
 
 
-def test_a_file_with_holes_keeps_them(sandbox: Sandbox, live: Path, opened: list[int]):
+def test_a_file_with_holes_keeps_them(
+    sandbox: Sandbox, live: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(large_files, "is_remote", lambda _store: True)
     sandbox.snapshot("s", {"t": Tree(str(live))})
     before = walk(live)
     with open(live / "holes", "r+b") as file:
@@ -118,6 +122,7 @@ def test_a_live_file_that_shrinks_meanwhile_is_restored(
 ):
     sandbox.snapshot("s", {"t": Tree(str(live))})
     (live / "database").write_bytes((live / "database").read_bytes() + b"more")
+    monkeypatch.setattr(large_files, "is_remote", lambda _store: True)
     real = large_files.find_chunks
 
     def find_chunks(store, fd, wanted):
@@ -135,10 +140,10 @@ def test_a_live_file_that_shrinks_meanwhile_is_restored(
 
 def test_a_small_file_is_read_from_the_store(sandbox: Sandbox, live: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(large_files, "find_chunks", lambda *_: pytest.fail("it is not large"))
-    (live / "database").write_bytes(b"x" * (in_place._LARGE - 1))
+    (live / "database").write_bytes(b"x" * (live_file.LARGE - 1))
     sandbox.snapshot("s", {"t": Tree(str(live))})
     before = walk(live)
-    (live / "database").write_bytes(b"y" * in_place._LARGE)
+    (live / "database").write_bytes(b"y" * live_file.LARGE)
     sandbox.in_place("s@1:t", live)
     assert compare(before, walk(live)) == []
 

@@ -1,0 +1,174 @@
+"""Where a live file differs from a stored stream, in whole chunks of the stream at their offsets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from array import array
+from collections import deque
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+from castore.content.ref_tree import iter_chunks
+from castore.content.streams import check_length, runs_of
+from castore.errors import DamageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from castore.content.restore.live_file import LiveFile
+    from castore.content.streams import StreamReader
+    from castore.model.refs import Ref
+    from castore.store import Store
+
+_SAMPLES: Final = 32
+"""How many chunks of a file are compared first."""
+_buffers: Final = threading.local()
+
+
+class Difference:
+    """Sorted, disjoint ranges of a file that differ."""
+
+    def __init__(self) -> None:
+        self.starts = array("Q")
+        self.ends = array("Q")
+        self.size = 0
+        """Bytes in all ranges."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.starts, self.ends, strict=True)
+
+    def add(self, start: int, end: int) -> None:
+        """Append a range, which begins at or after the end of the last one."""
+        self.size += end - start
+        if self.ends and self.ends[-1] == start:
+            self.ends[-1] = end
+        else:
+            self.starts.append(start)
+            self.ends.append(end)
+
+    def chunks(self, store: Store, new: Ref | None) -> Iterator[tuple[int, Ref]]:
+        """Yield the chunks of the stream that the file differs from, each with its offset."""
+        ranges = iter(self)
+        start, end = next(ranges, (0, 0))
+        for offset, chunk in iter_chunks(store, new):
+            while end <= offset:
+                start, end = next(ranges, (0, 0))
+                if not end:
+                    return
+            if start <= offset:
+                yield offset, chunk
+
+
+def difference_of(reader: StreamReader, old: LiveFile, new: Ref | None) -> Difference | None:
+    """Compare a live file with a stream, by the stream that is proven to be its content if there is one.
+
+    Returns None if little of it can stay where it is. Raises DamageError, MissingError, OSError.
+    """
+    if old.ref is not None:
+        with contextlib.suppress(DamageError):  # the generation of the live file may be damaged
+            return difference_of_streams(reader.store, old.ref, new)
+    return difference_of_file(reader, old.fd, new)
+
+
+def difference_of_streams(store: Store, old: Ref, new: Ref | None) -> Difference:
+    """Compare two streams by their lists of chunks: no content is read.
+
+    Raises DamageError, MissingError.
+    """
+    found = Difference()
+    before = iter_chunks(store, old)
+    at = next(before, None)
+    for offset, chunk in iter_chunks(store, new):
+        while at is not None and at[0] < offset:
+            at = next(before, None)
+        if at is None or at[0] != offset or at[1].id != chunk.id:
+            found.add(offset, offset + chunk.size)
+    return found
+
+
+def difference_of_file(reader: StreamReader, fd: int, new: Ref | None) -> Difference | None:
+    """Compare the file open as `fd` with a stream by the ids of chunks: none is read from the store.
+
+    Returns None after some samples if most of them differ: then little can be reused where it is. Raises
+    DamageError, MissingError, OSError.
+    """
+    store = reader.store
+    size = new.size if new is not None else 0
+    samples = [_first(store, new, size * number // _SAMPLES) for number in range(_SAMPLES if size else 0)]
+    if 2 * sum(_is_same(store, fd, offset, chunk) for offset, chunk in samples) < len(samples):
+        return None
+    def compare(run: list[tuple[int, Ref]]) -> list[tuple[int, int]]:
+        return [(at, at + chunk.size) for at, chunk in run if not _is_same(store, fd, at, chunk)]
+
+    found = Difference()
+    for changed in reader.ahead(_placed_runs(store, new), compare):
+        for start, end in changed:
+            found.add(start, end)
+    return found
+
+
+def _placed_runs(store: Store, new: Ref | None) -> Iterator[list[tuple[int, Ref]]]:
+    """Yield runs of a stream's chunks, each chunk with its offset."""
+    offset = 0
+    for run in runs_of(chunk for _, chunk in iter_chunks(store, new)):
+        ends = list(accumulate((chunk.size for chunk in run), initial=offset))
+        yield list(zip(ends, run, strict=False))
+        offset = ends[-1]
+
+
+def _first(store: Store, new: Ref | None, start: int) -> tuple[int, Ref]:
+    return next(iter_chunks(store, new, start))
+
+
+def _is_same(store: Store, fd: int, offset: int, chunk: Ref) -> bool:
+    """Whether an open file has a chunk at an offset. Runs on a worker."""
+    if chunk.size > store.keys.cutter.max:
+        return False  # no castore has cut it
+    buffer = getattr(_buffers, "buffer", b"")
+    if len(buffer) < chunk.size:
+        buffer = _buffers.buffer = bytearray(store.keys.cutter.max)
+    room = memoryview(buffer)[: chunk.size]
+    count = 0
+    while count < chunk.size and (more := os.preadv(fd, [room[count:]], offset + count)):
+        count += more
+    return count == chunk.size and store.reader.is_chunk(chunk.id, room)
+
+
+def write_difference(
+    reader: StreamReader, fd: int, difference: Difference, new: Ref | None, wrote: Callable[[int], None]
+) -> None:
+    """Overwrite the ranges of an open file that differ from a stream.
+
+    wrote: called with the number of bytes of each write. Raises DamageError, MissingError, OSError.
+    """
+    waiting: deque[int] = deque()
+
+    def chunks() -> Iterator[Ref]:
+        for offset, chunk in difference.chunks(reader.store, new):
+            waiting.append(offset)
+            yield chunk
+
+    def placed() -> Iterator[list[tuple[int, Ref]]]:
+        for run in runs_of(chunks()):
+            yield [(waiting.popleft(), chunk) for chunk in run]
+
+    def put(run: list[tuple[int, Ref]]) -> int:
+        found = reader.store.read_chunks([chunk.id for _, chunk in run])
+        for (offset, chunk), data in zip(run, found, strict=True):
+            write_at(fd, offset, memoryview(check_length(chunk, data)))
+        return sum(chunk.size for _, chunk in run)
+
+    for count in reader.ahead(placed(), put):
+        wrote(count)
+
+
+def write_at(fd: int, offset: int, data: memoryview) -> None:
+    """Write all of `data` at an offset of an open file. Raises OSError."""
+    while data:
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count

@@ -1,0 +1,151 @@
+"""The live file that a restore replaces: what of its content is known, and who may share it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from castore.content.restore.metadata import is_privileged
+from castore.content.restore.undo_journal import Path  # noqa: TC001 - NamedTuple needs it
+from castore.content.scan.cache import is_racily_clean, summary_of
+from castore.content.scan.marks import DOUBTFUL
+from castore.content.stored_dirs import open_directory
+from castore.errors import CastoreError
+from castore.fs.beneath import open_regular
+from castore.kernel.dir_listing import entry_at, places_of
+from castore.model.refs import Ref  # noqa: TC001 - NamedTuple needs it
+from castore.model.tree import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import Step
+    from castore.content.scan.cache_reader import ScanCacheReader
+    from castore.content.stored_dirs import Child
+    from castore.content.streams import StreamReader
+
+LARGE: Final = 1 << 20
+"""A file of at least this size may reuse content of the file that it replaces."""
+
+
+class Stamp(NamedTuple):
+    """What is compared of a file: no user can change its content and keep all of it."""
+
+    dev: int
+    ino: int
+    size: int
+    mtime: int
+    ctime: int
+    """Times in nanoseconds."""
+
+
+class Proof(NamedTuple):
+    """A stored stream that a live file has as its content, as long as the file has this stamp."""
+
+    ref: Ref
+    stamp: Stamp
+
+
+class LiveFile(NamedTuple):
+    """A live file that is to be replaced, open for reading."""
+
+    fd: int
+    ref: Ref | None = None
+    """The stored stream that is proven to be its content."""
+
+
+def stamp_of(fd: int) -> Stamp:
+    """Return the stamp of an open file."""
+    info = os.fstat(fd)
+    return Stamp(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def open_live(folder: int, name: bytes, proof: Proof | None) -> LiveFile | None:
+    """Open a live file that is to be replaced; None if it is not regular, or cannot be read."""
+    try:
+        fd = open_regular(folder, name)
+    except OSError:
+        return None
+    return LiveFile(fd, proof.ref if proof is not None and stamp_of(fd) == proof.stamp else None)
+
+
+def is_large(step: Step) -> bool:
+    """Whether a step replaces a file by a regular one with a stream of its own that is large."""
+    child = step.child
+    own = child is not None and child.entry.is_file and child.entry.content is not Content.SMALL_FILES
+    return own and step.action == "replace" and step.size >= LARGE
+
+
+def with_proofs(
+    reader: StreamReader, scan: ScanCacheReader | None, ids: tuple[int, int], steps: Sequence[Step]
+) -> list[Step]:
+    """Add to the steps that replace large files what the last snapshot's scan proves of their content.
+
+    ids: device and inode of the top. The rules are those by which a snapshot does not read a file again: its
+    inode, size and times are as they were when it was read, and its ctime was not recent then.
+    """
+    if scan is None or summary_of(scan.record(scan.top)).ids != ids:
+        return list(steps)
+    proofs: dict[Path, dict[bytes, Proof]] = {}
+    found = []
+    for step in steps:
+        if not is_large(step):
+            found.append(step)
+            continue
+        folder = step.path[:-1]
+        if folder not in proofs:
+            proofs[folder] = _proofs(reader, scan, folder)
+        found.append(replace(step, proof=proofs[folder].get(step.path[-1])))
+    return found
+
+
+def _proofs(reader: StreamReader, scan: ScanCacheReader, folder: Path) -> dict[bytes, Proof]:
+    """Return what the scan proves of the large files of the directory at a path."""
+    record = scan.record(scan.top)
+    for name in folder:
+        at = scan.below(record).get(name)
+        if at is None:
+            return {}
+        record = scan.record(at)
+    summary = summary_of(record)
+    try:
+        stored = open_directory(reader, summary.ref)
+    except CastoreError:
+        return {}
+    # A file with holes is left out: offsets in its stream are not those in the file.
+    streams = {
+        child.entry.name: child.ref
+        for child in stored
+        if child.entry.content is Content.OWN and child.entry.is_file and child.entry.extra.extents is None
+    }
+    proofs = {}
+    for place, mark in zip(places_of(record.listing), record.marks, strict=True):
+        entry = entry_at(record.listing, place)
+        ref = streams.get(entry.name)
+        if ref is None or mark & DOUBTFUL or is_racily_clean(entry.ctime_ns, summary.time):
+            continue
+        if ref.size == entry.size:
+            stamp = Stamp(entry.dev, entry.ino, entry.size, entry.mtime_ns, entry.ctime_ns)
+            proofs[entry.name] = Proof(ref, stamp)
+    return proofs
+
+
+def may_share(ownership: Ownership, old: int, child: Child) -> bool:
+    """Whether all users who may write to a replaced file, open as `old`, may also write to the new one.
+
+    Otherwise they could change the replaced file's content between the comparison and the use of it.
+    """
+    entry = child.entry
+    if is_privileged(entry.st_mode, entry.extra.xattrs):
+        return False
+    info = os.fstat(old)
+    uid, gid = os.geteuid(), info.st_gid
+    if ownership.change:
+        uid, gid = ownership.of(entry, child.owners)
+    if info.st_uid not in {uid, os.geteuid()}:
+        return False
+    more = info.st_mode & ~entry.mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return not more and (info.st_gid == gid or not info.st_mode & stat.S_IWGRP)

@@ -1,0 +1,254 @@
+"""Restores that overwrite ranges of a large file: killed or failing at any call, they leave the old or the new file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from castore.content.restore import range_writes
+from castore.content.restore import recover as recovering
+from castore.content.scan import cache
+from castore.errors import CastoreError
+from castore.services.sources import Tree
+from tests.support.stores import Sandbox
+from tests.support.tree_walker import compare, walk
+
+MIB = 1 << 20
+CALLS = ("write", "pwrite", "sendfile", "ftruncate", "fsync", "rename", "unlink", "mkdir", "rmdir", "chmod", "utime")
+METADATA = ((b".", "mtime"), (b"large", "mode"))
+"""What is only reported if it cannot be set."""
+FAILED = 9
+"""The exit code of a child whose restore failed with an error that it explained."""
+WARNED = 3
+"""The same of one that restored the file, and could not remove what it had saved."""
+
+
+@pytest.fixture(autouse=True)
+def ranges_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write ranges of small files, too, and let files that were just changed be proven."""
+    monkeypatch.setattr(range_writes, "_BEGIN", 0)
+    monkeypatch.setattr(range_writes, "_RANGE", 0)
+    monkeypatch.setattr(cache, "_RACY_NS", 10_000_000)
+
+
+@dataclass
+class Machine:
+    """A store with one generation of a tree, the tree, and what it was before its restore."""
+
+    sandbox: Sandbox
+    live: Path
+    stored: dict[bytes, Any]
+
+    def change(self, rng: random.Random) -> dict[bytes, Any]:
+        """Overwrite some places in the large file, and change its length; return the tree."""
+        with open(self.live / "large", "r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            for _ in range(rng.randrange(1, 5)):
+                file.seek(rng.randrange(size))
+                file.write(rng.randbytes(rng.randrange(1, 9000)))
+            size = file.seek(0, os.SEEK_END)
+            file.truncate(max(size - rng.choice([0, 1, 5000, 100_000]), MIB))
+            file.seek(0, os.SEEK_END)
+            file.write(rng.randbytes(rng.choice([0, 1, 70_000])))
+        os.chmod(self.live / "large", 0o640)
+        return walk(self.live)
+
+    def prove(self) -> None:
+        """Take a generation, so that the scan cache has the live file."""
+        time.sleep(0.02)
+        self.sandbox.snapshot("s", {"t": Tree(str(self.live))})
+
+    def restore(self) -> None:
+        self.sandbox.in_place("s@1:t", self.live)
+
+    def recover(self) -> str:
+        return "".join(recovering.recover(os.path.join(self.sandbox.places.state, "in-place"), str(self.live)))
+
+    @property
+    def large(self) -> bytes:
+        return (self.live / "large").read_bytes()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    live = tmp_path / "live"
+    live.mkdir()
+    (live / "large").write_bytes(random.Random(1).randbytes(MIB + 300_000))
+    (live / "small").write_text("small")
+    sandbox = Sandbox(tmp_path / "sandbox", average=16384)
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+    return Machine(sandbox, live, walk(live))
+
+
+def struck_at(action: Callable[[], Any], point: int, strike: Callable[[], None], *, torn: bool = False) -> int:
+    """Run an action in a child, in which a call is struck; return its wait status.
+
+    torn: half of what the call would write is written before.
+    """
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    code = 1
+    try:
+        left = [point]
+        for name in CALLS:
+            setattr(os, name, _watched(getattr(os, name), name, left, strike, torn=torn))
+        action()
+        code = 0
+    except CastoreError:
+        code = FAILED
+    except AssertionError:
+        code = WARNED  # Sandbox.in_place expects no warnings
+    finally:
+        os._exit(code)
+
+
+def _watched(real: Callable[..., Any], name: str, left: list[int], strike: Callable[[], None], *, torn: bool) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            if torn and name in {"write", "pwrite"}:
+                file, data, *rest = arguments
+                real(file, memoryview(data)[: len(data) // 2], *rest)
+            elif torn and name == "sendfile":
+                real(*arguments[:3], arguments[3] // 2)
+            strike()
+        return real(*arguments, **options)
+
+    return call
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def points(machine: Machine, *, torn: bool = False) -> Iterator[tuple[int, dict[bytes, Any], bool]]:
+    """Kill a restore at each call; yield the call, the previous tree, and whether the file is a mixture."""
+    for point in range(1, 300):
+        before = machine.change(random.Random(point))
+        old = machine.large
+        machine.prove()
+        status = struck_at(machine.restore, point, kill, torn=torn)
+        if os.waitstatus_to_exitcode(status) == 0:
+            assert compare(machine.stored, walk(machine.live)) == []
+            return
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        now = machine.large
+        yield point, before, now != old and compare(machine.stored, walk(machine.live)) != []
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_file_is_exactly_old_or_new_after_a_kill_at_any_call(machine: Machine, torn: bool) -> None:
+    ends: Counter[str] = Counter()
+    for point, before, mixed in points(machine, torn=torn):
+        shown = machine.recover()
+        found = walk(machine.live)
+        if "all had been restored" in shown or (not shown and compare(machine.stored, found) == []):
+            ends["new"] += 1
+            assert compare(machine.stored, found) == [], (point, shown)
+        else:
+            if not shown or "nothing had been touched" in shown:
+                found[b"."]["mtime"] = before[b"."]["mtime"]  # no journal was written yet
+            ends["old"] += 1
+            ends["mixed"] += mixed
+            assert compare(before, found) == [], (point, shown)
+        assert machine.recover() == ""
+        assert not [name for name in os.listdir(machine.live) if name.startswith(".castore")]
+        # The next one begins with the same file.
+        machine.restore()
+        assert compare(machine.stored, walk(machine.live)) == []
+    assert ends["mixed"] >= 4, ends
+    assert ends["new"] >= 2, ends
+
+
+def test_recovery_killed_at_any_call_is_repeated(machine: Machine) -> None:
+    mixtures = [point for point, _, mixed in points_of_one_change(machine) if mixed]
+    point = mixtures[len(mixtures) // 2]
+    killed = 0
+    for again in range(1, 100):
+        before = machine.change(random.Random(0))
+        machine.prove()
+        assert struck_at(machine.restore, point, kill) == signal.SIGKILL
+        status = struck_at(machine.recover, again, kill, torn=bool(again % 2))
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+        killed += 1
+        machine.recover()
+        assert compare(before, walk(machine.live)) == [], again
+        machine.restore()
+    assert killed > 5
+
+
+def points_of_one_change(machine: Machine) -> Iterator[tuple[int, dict[bytes, Any], bool]]:
+    """Kill restores of the same change at each call; yield as `points` does, and recover."""
+    for point in range(1, 300):
+        before = machine.change(random.Random(0))
+        old = machine.large
+        machine.prove()
+        status = struck_at(machine.restore, point, kill)
+        if os.waitstatus_to_exitcode(status) == 0:
+            return
+        yield point, before, machine.large != old and compare(machine.stored, walk(machine.live)) != []
+        machine.recover()
+        machine.restore()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_call_that_fails_reverts_the_file(machine: Machine, code: int) -> None:
+    def fail() -> None:
+        raise OSError(code, os.strerror(code))
+
+    failed = reverted = 0
+    for point in range(1, 300):
+        before = machine.change(random.Random(point))
+        machine.prove()
+        status = os.waitstatus_to_exitcode(struck_at(machine.restore, point, fail))
+        assert status in {0, WARNED, FAILED}, (point, status)
+        shown = machine.recover()
+        found = walk(machine.live)
+        if status == WARNED:  # all was restored, and `recover` may revert it if that could not be recorded
+            shown_as = before if "reverted" in shown else machine.stored
+            found[b"."]["mtime"], found[b"large"]["mode"] = (shown_as[name][key] for name, key in METADATA)
+            assert compare(shown_as, found) == [], (point, shown)
+        elif status == 0:
+            assert compare(machine.stored, found) == [], (point, shown)
+        else:
+            failed += 1
+            reverted += not shown
+            if b"." in found and (not shown or "nothing had been touched" in shown):
+                found[b"."]["mtime"] = before[b"."]["mtime"]
+            assert compare(before, found) == [], (point, shown)
+            machine.restore()
+        if point > 60 and status == 0:
+            break
+    assert failed > 10
+    assert reverted > 5
+
+
+def test_random_files_killed_at_random_calls_are_exactly_old_or_new(machine: Machine) -> None:
+    rng = random.Random(5)
+    ends: Counter[bool] = Counter()
+    for _ in range(30):
+        before = machine.change(rng)
+        if rng.random() < 0.5:
+            machine.prove()
+        status = struck_at(machine.restore, rng.randrange(1, 60), kill, torn=rng.random() < 0.5)
+        machine.recover()
+        found = walk(machine.live)
+        is_new = compare(machine.stored, found) == []
+        found[b"."]["mtime"] = before[b"."]["mtime"]
+        assert is_new or compare(before, found) == [], status
+        ends[is_new] += 1
+        machine.restore()
+    assert min(ends.values()) > 2

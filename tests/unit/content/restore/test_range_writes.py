@@ -1,0 +1,179 @@
+"""Large files of which only the ranges that differ are written, and those for which a new file is made."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from castore.content.restore import difference, range_writes, saved_ranges, undo_area
+from castore.content.scan import cache
+from castore.errors import CastoreError
+from castore.services.sources import Tree
+from tests.support.stores import Sandbox
+from tests.support.tree_walker import compare, walk
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    monkeypatch.setattr(range_writes, "_BEGIN", 0)
+    monkeypatch.setattr(range_writes, "_RANGE", 0)
+    monkeypatch.setattr(cache, "_RACY_NS", 10_000_000)
+    return Sandbox(tmp_path / "sandbox", average=16384)
+
+
+@pytest.fixture
+def live(tmp_path: Path, sandbox: Sandbox) -> Path:
+    """A tree with a large file, of which generation 1 has another state."""
+    top = tmp_path / "live"
+    (top / "deep").mkdir(parents=True)
+    (top / "deep" / "large").write_bytes(random.Random(1).randbytes(3 * MIB + 1234))
+    (top / "other").write_text("other")
+    sandbox.snapshot("s", {"t": Tree(str(top))})
+    return top
+
+
+@pytest.fixture
+def stored(live: Path) -> dict:
+    return walk(live)
+
+
+@pytest.fixture
+def large(live: Path, stored: dict) -> Path:
+    """The large file, changed in two places."""
+    path = live / "deep" / "large"
+    with open(path, "r+b") as file:
+        for offset in (70_000, 2 * MIB):
+            file.seek(offset)
+            file.write(b"changed")
+    return path
+
+
+def prove(sandbox: Sandbox, live: Path) -> None:
+    time.sleep(0.02)
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+
+
+def test_a_file_that_the_scan_proves_is_not_read(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove(sandbox, live)
+    monkeypatch.setattr(difference, "difference_of_file", lambda *_: pytest.fail("it is proven"))
+    inode = large.stat().st_ino
+    sandbox.in_place("s@1:t", live)
+    assert compare(stored, walk(live)) == []
+    assert large.stat().st_ino == inode
+
+
+def test_a_file_that_the_scan_does_not_prove_is_compared(sandbox: Sandbox, live: Path, large: Path, stored: dict) -> None:
+    prove(sandbox, live)
+    times = large.stat()
+    with open(large, "r+b") as file:
+        file.seek(MIB)
+        file.write(b"later")
+    os.utime(large, ns=(times.st_atime_ns, times.st_mtime_ns))
+    sandbox.in_place("s@1:t", live)
+    assert compare(stored, walk(live)) == []
+    assert large.stat().st_ino == times.st_ino
+
+
+@pytest.mark.parametrize("change", ["linked", "written", "holes", "mode", "different"])
+def test_a_new_file_is_made_of_one_that_must_not_be_overwritten(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, change: str
+) -> None:
+    inode = large.stat().st_ino
+    held = os.open(large, os.O_RDWR if change == "written" else os.O_RDONLY)
+    if change == "linked":
+        os.link(large, live / "second")
+    elif change == "holes":
+        os.truncate(large, 8 * MIB)
+    elif change == "mode":
+        large.chmod(0o666)
+    elif change == "different":
+        large.write_bytes(random.Random(2).randbytes(3 * MIB))
+    before = os.pread(held, 8 * MIB, 0)
+    prove(sandbox, live)
+    try:
+        sandbox.in_place("s@1:t", live)
+        assert os.pread(held, 9 * MIB, 0) == before
+    finally:
+        os.close(held)
+    assert compare(stored, walk(live)) == []
+    assert large.stat().st_ino != inode
+
+
+def test_no_room_for_the_previous_ranges_changes_nothing(
+    sandbox: Sandbox, live: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, inode = large.read_bytes(), large.stat().st_ino
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "sendfile", full)
+    with pytest.raises(CastoreError, match=r"cannot replace .*/large: No space left"):
+        sandbox.in_place("s@1:t", live)
+    assert (large.read_bytes(), large.stat().st_ino) == (before, inode)
+    assert not [name for name in os.listdir(live) if name.startswith(".castore")]
+
+
+def test_a_file_that_changes_before_it_is_overwritten_is_replaced(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inode = large.stat().st_ino
+
+    def save(*arguments: object) -> None:
+        saved_ranges.save(*arguments)
+        with open(large, "ab") as file:
+            file.write(b"meanwhile")
+
+    monkeypatch.setattr(undo_area, "save", save)
+    sandbox.in_place("s@1:t", live)
+    assert compare(stored, walk(live)) == []
+    assert large.stat().st_ino != inode
+
+
+def test_damage_in_the_store_reverts_what_was_written(
+    sandbox: Sandbox, live: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = walk(live)
+    real = difference.write_at
+    done: list[int] = []
+
+    def write_at(*arguments: object) -> None:
+        real(*arguments)
+        done.append(1)
+        raise difference.DamageError("chunk: damaged")
+
+    monkeypatch.setattr(difference, "write_at", write_at)
+    with pytest.raises(CastoreError, match="deep/large: chunk: damaged"):
+        sandbox.in_place("s@1:t", live)
+    assert done
+    assert compare(before, walk(live)) == []
+
+
+def test_a_rollback_writes_ranges(sandbox: Sandbox, live: Path, large: Path, stored: dict) -> None:
+    time.sleep(0.02)
+    inode = large.stat().st_ino
+    sandbox.rollback(1)
+    assert compare(stored, walk(live)) == []
+    assert large.stat().st_ino == inode
+    sandbox.undo()
+    assert large.read_bytes()[70_000:70_007] == b"changed"
+
+
+def test_few_ranges_of_a_large_file_are_cheaper_and_many_are_not() -> None:
+    few, many = difference.Difference(), difference.Difference()
+    few.add(0, 64 * MIB)
+    for number in range(500):
+        many.add(4 * number * MIB, (4 * number + 3) * MIB)
+    assert range_writes.is_cheaper(few, 2000 * MIB)
+    assert not range_writes.is_cheaper(many, 2000 * MIB)
+    assert not range_writes.is_cheaper(few, 100 * MIB)
+    assert not range_writes.is_cheaper(difference.Difference(), 4 * MIB)
