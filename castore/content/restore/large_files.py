@@ -118,7 +118,8 @@ def _kept_chunks(store: Store, fd: int, child: Child, old: LiveFile) -> dict[Rec
 
 def is_remote(store: Store) -> bool:
     """Whether reading from the store takes much longer than from a local file."""
-    return network_of(store.storage.place) is not None
+    location = store.storage.canonical_location
+    return not os.path.isabs(location) or network_of(location) is not None
 
 
 def _runs(
