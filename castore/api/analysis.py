@@ -89,11 +89,11 @@ def _nights(
     if program:
         if data:
             raise UsageError("give either paths or a program to analyze, not both")
-        tally, path = Progress(), os.path.join(folder, "output")
-        watch("running the program", tally)
-        spool_program(program, path, tally)
+        counted, path = Progress(), os.path.join(folder, "output")
+        watch("running the program", counted)
+        spool_program(program, path, counted)
         return [LiveNight("output", {"output": file_source(path)}, leave_out)]
-    generations = [one for one in data if isinstance(one, Generation)]
+    generations = [item for item in data if isinstance(item, Generation)]
     if generations:
         return _stored(generations, len(data))
     names = [os.fspath(path) for path in data if not isinstance(path, Generation)]

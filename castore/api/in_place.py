@@ -83,9 +83,9 @@ def carry_out(
     """Do what a plan says, or revert it and raise. Raises UsageError for a doubt that is not accepted."""
     if plan.doubt and not accept_doubts:
         raise UsageError(f"nothing was changed: {plan.doubt}; to continue nevertheless: accept_doubts=True")
-    tally = counters("restoring", progress)
+    counted = counters("restoring", progress)
     part = plan.selection.part
     if part is not None:
-        tally.total, tally.most_files = plan_size(part, plan.tree), part.files
-    problems = restore_in_place(store.internal, plan.tree, plan.ownership, tally, store.say)
-    return RestoreReport([plan.directory], problems, [], tally)
+        counted.total, counted.most_files = plan_size(part, plan.tree), part.files
+    problems = restore_in_place(store.internal, plan.tree, plan.ownership, counted, store.say)
+    return RestoreReport([plan.directory], problems, [], counted)

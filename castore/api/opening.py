@@ -41,9 +41,9 @@ class OpenRequest:
     host: str | None = None
     trust_admins: Collection[str] = ()
     accept_older: bool = False
-    local_key: bool = True
+    use_writer_key: bool = True
     """Whether to use the writer key of this machine, if it has one; else the identity."""
-    agree: Agree | None = None
+    confirm_configuration: Agree | None = None
     """Asks the user whether a configuration that no known admin has signed is right."""
     report: Callable[[str], None] | None = None
     """Receives the messages of operations."""
@@ -117,10 +117,10 @@ def open_store(request: OpenRequest) -> Store:
 
 def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
     options = StoreOptions(
-        local_key=request.local_key,
+        local_key=request.use_writer_key,
         accept_older=request.accept_older,
         trust=[Admin.parse(trust_admin).key for trust_admin in request.trust_admins],
-        agree=request.agree,
+        agree=request.confirm_configuration,
         chosen_host=request.host,
         say=say,
     )
@@ -178,7 +178,7 @@ def create(
     is no recipient at all; StorageError.
     """
     provider = provider_of(identity, passphrase)
-    known = [Recipient.parse(one) if isinstance(one, str) else one for one in recipients]
+    known = [Recipient.parse(key) if isinstance(key, str) else key for key in recipients]
     # Asked for once: its passphrase may have to be typed, and takes a second to stretch.
     owner = provider() if provider is not None else None
     if owner is not None:

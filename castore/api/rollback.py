@@ -119,7 +119,7 @@ def carry_out(
         raise UsageError(
             f"nothing was changed: {'; '.join(plan.doubts)}; to roll back nevertheless: accept_doubts=True"
         )
-    operations, said = store.collecting(progress)
+    operations, said = store.collect_messages(progress)
     written = Progress()
     done = operations.rollback(plan.request, written)
     if note := after_rollback_note(operations, plan.request.target):

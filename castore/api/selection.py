@@ -183,12 +183,12 @@ class Selection:
         progress: Watch | None = None,
     ) -> RestoreReport:
         """Restore into a directory that is new or empty, as `Generation.restore` and `Part.restore` do."""
-        tally = counters("restoring", progress)
+        counted = counters("restoring", progress)
         owned = stored_ownership(change_owner, numeric=numeric_ids)
         done = restore(
-            self._owner.internal, self.record, expanded(os.fspath(destination)), owned, tally, resume=resume
+            self._owner.internal, self.record, expanded(os.fspath(destination)), owned, counted, resume=resume
         )
-        return RestoreReport(done.placed, done.report.warnings, done.report.damaged, tally)
+        return RestoreReport(done.placed, done.report.warnings, done.report.damaged, counted)
 
 
     def plan_in_place(

@@ -77,11 +77,11 @@ class Service:
         if store.generations.newest(self.name) is None:
             return
         shown = listed(store, self.name)
-        for one in store.generations.newest_first(self.name):
-            if revision is not None and one.revision != revision:
+        for record in store.generations.newest_first(self.name):
+            if revision is not None and record.revision != revision:
                 continue
-            if shown(one) and (not revision_prefix or revision_begins(one.revision, revision_prefix)):
-                yield Generation(self._owner, one)
+            if shown(record) and (not revision_prefix or revision_begins(record.revision, revision_prefix)):
+                yield Generation(self._owner, record)
                 self._owner.check_open()
 
     def generation(self, selector: str | int) -> Generation:
@@ -217,7 +217,7 @@ class Service:
 
         hooked = parts is None if run_hooks is None else run_hooks
         sources = sources_of(self.configured_parts() if parts is None else parts)
-        operations, said = self._owner.collecting(progress)
+        operations, said = self._owner.collect_messages(progress)
         done = operations.snapshot(
             self.name,
             sources,
@@ -259,7 +259,7 @@ class Service:
         """Return what `forget` would delete. Errors as of `Store.plan_forget`; also NotFoundError."""
         store = self._owner.internal
         store.generations.sync()
-        return self._owner.plan_forget(Generation(self._owner, one) for one in self._numbered(numbers))
+        return self._owner.plan_forget(Generation(self._owner, record) for record in self._numbered(numbers))
 
     def _numbered(self, numbers: Iterable[int]) -> list[Record]:
         """Return the generations with these numbers. Raises NotFoundError."""
@@ -305,7 +305,7 @@ class Service:
         from castore.services.rollback.request import RollbackRequest
 
         target = self._record(to)
-        operations, said = self._owner.collecting(None)
+        operations, said = self._owner.collect_messages(None)
         origins = operations.origins_of(
             target, origins_of(parts), restore_with=restore_with, consent=trust_recorded
         )

@@ -51,7 +51,7 @@ _AFTER_REPAIR: Final = (
 _AFTER_REINDEX: Final = "the store was not changed; the next command completes the index"
 
 
-def deliver(report: Callable[[str], None] | None, text: str) -> None:
+def pass_message(report: Callable[[str], None] | None, text: str) -> None:
     """Pass a message to a callback. Its exception is logged, and does not end a rollback."""
     if report is None:
         return
@@ -74,7 +74,7 @@ class Messages:
         """Take a message."""
         if text not in self._said:
             self._said[text] = None
-            deliver(self._report, text)
+            pass_message(self._report, text)
 
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._said))
@@ -206,11 +206,11 @@ class Store:
                 shown[service] = listed(store, service)
             except NotFoundError:
                 continue  # this service has no generation of the chosen host
-        for one in store.generations.all() if at_once else store.generations.by_time():
-            if one.service not in shown or not shown[one.service](one):
+        for record in store.generations.all() if at_once else store.generations.by_time():
+            if record.service not in shown or not shown[record.service](record):
                 continue
-            if not revision_prefix or revision_begins(one.revision, revision_prefix):
-                yield Generation(self, one)
+            if not revision_prefix or revision_begins(record.revision, revision_prefix):
+                yield Generation(self, record)
                 self.check_open()
 
     def select(self, what: str) -> Selection:
@@ -328,7 +328,8 @@ class Store:
             records = [generation.record for generation in chosen if generation.service == service]
             check_forget(self.internal, service, records)
         names = {(generation.service, generation.number) for generation in chosen}
-        return PrunePlan(plan(self.internal, without=lambda one: (one.service, one.number) in names), chosen)
+        space = plan(self.internal, without=lambda record: (record.service, record.number) in names)
+        return PrunePlan(space, chosen)
 
     def _services_to_prune(
         self, keep: Keep | None, services: Iterable[str]
@@ -480,9 +481,9 @@ class Store:
 
     def say(self, text: str) -> None:
         """Pass a message to the `report` of `open`."""
-        deliver(self._report, text)
+        pass_message(self._report, text)
 
-    def collecting(self, progress: Watch | None) -> tuple[ServiceOperations, list[str]]:
+    def collect_messages(self, progress: Watch | None) -> tuple[ServiceOperations, list[str]]:
         """Return the operations on services, and a list that receives their messages as they arise."""
         said: list[str] = []
 

@@ -67,7 +67,7 @@ def confine(writable: Iterable[str], *, network: bool = False) -> bool:
     if rules < 0:
         return False
     try:
-        for path in {_existing(path) for path in writable} | {one for one in _DEVICES if os.path.exists(one)}:
+        for path in {_existing(path) for path in writable} | set(filter(os.path.exists, _DEVICES)):
             _allow(libc, rules, path)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         return bool(libc.syscall(_RESTRICT_SELF, rules, 0) == 0)

@@ -55,22 +55,23 @@ class CliContext:
     def open_store(
         self,
         *,
-        make: bool = False,
-        local_key: bool = True,
+        create_default: bool = False,
+        use_writer_key: bool = True,
         confined: Sequence[str] | None = None,
-        agree: Agree | None = None,
+        confirm_configuration: Agree | None = None,
     ) -> Store:
-        """Open the store; with `make`, create the default store if nothing is configured.
+        """Open the store; with `create_default`, create the default store if nothing is configured.
 
-        local_key: use the writer key of this machine, if it has one; else the identity. confined: confine the
-        process; these are the paths that it changes apart from the store and castore's own files, and it runs
-        no program. agree: asks the user whether a configuration that no known admin has signed is right.
+        use_writer_key: use the writer key of this machine, if it has one; else the identity. confined:
+        confine the process; these are the paths that it changes apart from the store and castore's own files,
+        and it runs no program. confirm_configuration: asks the user whether a configuration that no known
+        admin has signed is right.
         """
         from castore.api.opening import OpenRequest, open_store
         from castore.errors import NotFoundError
 
         path = self.store_path()
-        if make and path == environment.default_store() and not os.path.exists(path):
+        if create_default and path == environment.default_store() and not os.path.exists(path):
             from castore.cli.new_store import make_first
 
             make_first(self, path)
@@ -81,19 +82,19 @@ class CliContext:
             identity=self.identity(),
             settings=self.settings,
             paths=directories.machine_paths(),
-            leave_out=self.own_paths,
+            leave_out=self.excluded_paths,
             host=self.host,
             trust_admins=self.trusted,
             accept_older=self.accept_older,
-            local_key=local_key,
-            agree=agree,
+            use_writer_key=use_writer_key,
+            confirm_configuration=confirm_configuration,
             report=report,
             note=note,
         )
         try:
             return open_store(request)
         except NotFoundError as error:
-            raise NotFoundError(f"{error}: {missing_store.instead_of(path)}") from None
+            raise NotFoundError(f"{error}: {missing_store.hint_for(path)}") from None
 
     def open_internal(self, *, confined: Sequence[str] | None = None) -> OpenStore:
         """Open the store for a command that the Python API does not offer."""
@@ -122,7 +123,7 @@ class CliContext:
         """Return the identity as text, which may be locked, and its source."""
         return identity_files.identity_text(self.identity_file, self.default_identity)
 
-    def own_paths(self) -> list[str]:
+    def excluded_paths(self) -> list[str]:
         """Return the paths that trees exclude: castore's own folders, and the identities in use.
 
         The folders change during a scan. A restore in place must never remove an identity: without it,
@@ -137,7 +138,8 @@ class CliContext:
         from castore.storage import LocalStorage
         from castore.store import Store
 
-        paths = [directories.identity_path(one) for one in Store.read_ids(LocalStorage(self.store_path()))]
+        store_ids = Store.read_ids(LocalStorage(self.store_path()))
+        paths = [directories.identity_path(store_id) for store_id in store_ids]
         return next((path for path in paths if os.path.exists(path)), paths[0])
 
     def required_settings(self) -> Settings:
@@ -154,7 +156,7 @@ class CliContext:
         """Return the settings of a service; None if it has none. Raises ConfigError if they are wrong."""
         return self.settings.of(service) if self.settings is not None else None
 
-    def present_revision(self, service: str) -> str | None:
+    def configured_revision(self, service: str) -> str | None:
         """Return the configured revision of a service; None if castore.toml names no source of it."""
         from castore.services.revision import current
 

@@ -19,7 +19,7 @@ def plain_findings(found: Verification) -> dict[str, Any]:
     del fields["damaged_packs"]
     resumed = times("resumed", found.resumed or None)
     affected = [
-        {**one, "paths": [formatting.printable(path) for path in one["paths"]]} for one in fields["affected"]
+        {**hit, "paths": [formatting.printable(path) for path in hit["paths"]]} for hit in fields["affected"]
     ]
     return {**fields, **resumed, "affected": affected, "sound": found.sound}
 

@@ -163,7 +163,7 @@ def _readable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_readable(key): _readable(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_readable(one) for one in value]
+        return [_readable(element) for element in value]
     if isinstance(value, str):
         return "".join(_valid(char) for char in value)
     if isinstance(value, int) and not -_EXACT <= value <= _EXACT:
@@ -206,7 +206,7 @@ def kind_of(error: BaseException) -> str:
     from castore.errors import CastoreError
 
     if isinstance(error, CastoreError):
-        name = next(one.__name__ for one in type(error).__mro__ if not one.__name__.startswith("_"))
+        name = next(kind.__name__ for kind in type(error).__mro__ if not kind.__name__.startswith("_"))
         return _KINDS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name.removesuffix("Error")).lower()
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return "interrupted"

@@ -59,8 +59,9 @@ def complete_path() -> None:
 
     servers = glob.glob("/usr/lib/postgresql/*/bin")
     servers.sort(key=lambda path: [int(number) for number in re.findall("[0-9]+", path)])
-    own = [one for one in os.environ.get("PATH", "").split(os.pathsep) if one]
-    usual = [one for one in (*_PROGRAM_FOLDERS, *reversed(servers)) if one not in own and os.path.isdir(one)]
+    own = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    folders = (*_PROGRAM_FOLDERS, *reversed(servers))
+    usual = [folder for folder in folders if folder not in own and os.path.isdir(folder)]
     os.environ["PATH"] = os.pathsep.join([*own, *usual])
 
 

@@ -44,7 +44,7 @@ _MISSING: Final = (
 )
 
 
-def instead_of(path: str) -> str:
+def hint_for(path: str) -> str:
     """Return what the user can do if there is no store at a path.
 
     Creation is suggested only if no store can have existed: a new store in an empty mount point would hide

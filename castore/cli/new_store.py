@@ -89,7 +89,7 @@ def _owners(context: CliContext, recipients: Sequence[str]) -> _Owners:
     if recipients and context.identity_file:
         raise UsageError("give --recipient or --identity: with recipients no identity is created")
     if given := recipients or configured:
-        return _Owners([Recipient.parse(one) for one in given])
+        return _Owners([Recipient.parse(recipient) for recipient in given])
     admin, place = identity_files.identity_of_new_store(context.identity_file)
     if admin is not None:
         return _Owners([admin.recipient], admin)

@@ -187,7 +187,7 @@ def answered(otherwise: str) -> Iterator[None]:
         raise UsageError(otherwise) from None
 
 
-def agreed(question: str) -> bool:
+def confirm(question: str) -> bool:
     """Ask on the terminal, and return whether the answer is yes. Raises UsageError if there is no answer."""
     otherwise = f"nothing was done: there is no terminal to ask {question!r} on; give --yes to agree"
     with answered(otherwise):

@@ -37,7 +37,7 @@ class ProgressDisplay:
     """Shows the newest of the Progress counters that it was given; keeps the warnings of all."""
 
     def __init__(self) -> None:
-        self._tallies: list[tuple[str, Progress]] = []
+        self._tasks: list[tuple[str, Progress]] = []
         self._done = threading.Event()
         self._drawing = threading.RLock()
         self._drawn: Drawn | None = None
@@ -46,17 +46,17 @@ class ProgressDisplay:
         """Bytes that the current task had read when it began, or was resumed."""
         self._past: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
 
-    def __call__(self, name: str, tally: Progress) -> None:
-        """Show the task `name`, which counts in `tally`."""
+    def __call__(self, name: str, counters: Progress) -> None:
+        """Show the task `name`, which counts in `counters`."""
         # The same counters come again after their task was suspended for another.
-        self._tallies = [one for one in self._tallies if one[1] is not tally] + [(name, tally)]
+        self._tasks = [task for task in self._tasks if task[1] is not counters] + [(name, counters)]
         self._past.clear()
-        self._began, self._before = time.monotonic(), tally.read
+        self._began, self._before = time.monotonic(), counters.read
 
     @property
     def warnings(self) -> list[tuple[str, bytes, str]]:
         """(name of the task, path, reason) of each file that is missing or possibly inconsistent."""
-        return [(name, *warning) for name, tally in self._tallies for warning in tally.warnings]
+        return [(name, *warning) for name, counters in self._tasks for warning in counters.warnings]
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[ProgressDisplay]:
@@ -116,47 +116,48 @@ class ProgressDisplay:
             drawn.stop()
 
     def _update(self, drawn: Drawn, task: TaskID, bar: ProgressColumn, text: ProgressColumn) -> None:
-        if not self._tallies:
+        if not self._tasks:
             drawn.columns = (text,)
             return
-        name, tally = self._tallies[-1]
+        name, counters = self._tasks[-1]
         # The total may be an estimate: an unfinished task must not show 100 %.
-        done = min(tally.read, tally.total - 1) if tally.read != tally.total else tally.total
-        room = min(max(drawn.console.width // 5 - 6, 0), _BAR) if tally.total else 0
-        line = " ".join(fitted(self._pieces(name, tally, done), drawn.console.width - room - 1))
+        done = min(counters.read, counters.total - 1) if counters.read != counters.total else counters.total
+        room = min(max(drawn.console.width // 5 - 6, 0), _BAR) if counters.total else 0
+        line = " ".join(fitted(self._pieces(name, counters, done), drawn.console.width - room - 1))
         drawn.columns = (bar, text) if room >= _LEAST_BAR else (text,)
         bar.bar_width = room  # type: ignore[attr-defined]
-        drawn.update(task, total=tally.total or None, completed=done, description=line)
+        drawn.update(task, total=counters.total or None, completed=done, description=line)
 
-    def _pieces(self, name: str, tally: Progress, done: int) -> list[tuple[int, str]]:
+    def _pieces(self, name: str, counters: Progress, done: int) -> list[tuple[int, str]]:
         """Return the pieces to show, in order, each with its rank: the greatest rank is left out first."""
-        share, left, amount = "", "", _amount(tally.read, tally) if tally.read else ""
-        if tally.total:
-            share = f"{100 * done // tally.total:3} %"
-            left = remaining(done - self._before, tally.total - self._before, time.monotonic() - self._began)
-            amount = f"{_amount(tally.read, tally)} of {_amount(tally.total, tally)}"
-        files = formatting.count(tally.files, "file") if tally.files else ""
-        new = f"{formatting.size(tally.new_bytes)} new" if tally.chunks else ""
-        rate = self._rate(tally)
-        if done == tally.total:
+        share, left, amount = "", "", _amount(counters.read, counters) if counters.read else ""
+        if counters.total:
+            share = f"{100 * done // counters.total:3} %"
+            seconds = time.monotonic() - self._began
+            left = remaining(done - self._before, counters.total - self._before, seconds)
+            amount = f"{_amount(counters.read, counters)} of {_amount(counters.total, counters)}"
+        files = formatting.count(counters.files, "file") if counters.files else ""
+        new = f"{formatting.size(counters.new_bytes)} new" if counters.chunks else ""
+        rate = self._rate(counters)
+        if done == counters.total:
             rate = 0  # all bytes are read: the rest of the task has no rate
         pieces = [
             *((1, share), (2, left), (0, formatting.printable(name)), (3, amount)),
-            *((4, f"{formatting.size(rate)}/s" if rate and not tally.unit else ""), (5, files), (6, new)),
+            *((4, f"{formatting.size(rate)}/s" if rate and not counters.unit else ""), (5, files), (6, new)),
         ]
         return [(rank, f" {piece}" if rank > 2 else piece) for rank, piece in pieces if piece]
 
-    def _rate(self, tally: Progress) -> int:
+    def _rate(self, counters: Progress) -> int:
         now = time.monotonic()
-        if self._past and self._past[-1][1] > tally.read:
+        if self._past and self._past[-1][1] > counters.read:
             self._past.clear()  # the next part counts from 0
-        self._past.append((now, tally.read))
+        self._past.append((now, counters.read))
         began, before = self._past[0]
-        return int((tally.read - before) / (now - began)) if now > began else 0
+        return int((counters.read - before) / (now - began)) if now > began else 0
 
 
-def _amount(number: int, tally: Progress) -> str:
-    return formatting.count(number, tally.unit) if tally.unit else formatting.size(number)
+def _amount(number: int, counters: Progress) -> str:
+    return formatting.count(number, counters.unit) if counters.unit else formatting.size(number)
 
 
 def fitted(pieces: list[tuple[int, str]], width: int) -> list[str]:

@@ -167,7 +167,8 @@ def as_html(sheet: Sheet) -> str:
     """Return the sheet as a page that prints on one side of A4."""
 
     def rows(cells: Sequence[Sequence[str]]) -> str:
-        return "".join(f"<tr>{''.join(f'<td>{html.escape(one)}</td>' for one in row)}</tr>" for row in cells)
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in cells)
+        return "".join(f"<tr>{line}</tr>" for line in lines)
 
     return _PAGE.format(
         about=rows(sheet.about),

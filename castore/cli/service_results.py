@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 class ServiceResults:
     """Collects the result of each service, and raises one error for all failures at the end.
 
-    apart: False if one service was named alone: its error is raised unchanged. kind: what `services` names.
+    collect_errors: False if one service was named alone: its error is raised unchanged. kind: what
+    `services` names.
     """
 
-    def __init__(self, services: Sequence[str], *, apart: bool, kind: str = "services") -> None:
-        self.results: list[dict[str, Any]] = []
+    def __init__(self, services: Sequence[str], *, collect_errors: bool, kind: str = "services") -> None:
+        self.entries: list[dict[str, Any]] = []
         """For JSON: one entry per service that succeeded or failed."""
         self.failed: dict[str, CastoreError] = {}
         self._count = len(services)
         self._kind = kind
-        self.apart = apart
+        self.collect_errors = collect_errors
 
     @contextlib.contextmanager
     def service(self, name: str) -> Iterator[None]:
@@ -36,14 +37,14 @@ class ServiceResults:
         except RevertInterruptedError:
             raise
         except (CastoreError, OSError) as raised:
-            if not self.apart:
+            if not self.collect_errors:
                 raise
             error = raised if isinstance(raised, CastoreError) else CastoreError(str(raised))
             self.failed[name] = error
-            entry = next((result for result in self.results if result["service"] == name), None)
+            entry = next((result for result in self.entries if result["service"] == name), None)
             if entry is None:
                 entry = {"service": name}
-                self.results.append(entry)
+                self.entries.append(entry)
             entry["error"] = error_fields(error, error.exit_code, str(error))
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
@@ -56,7 +57,7 @@ class ServiceResults:
         """
         if not self.failed:
             return
-        incomplete = [name for name, one in self.failed.items() if isinstance(one, IncompleteError)]
+        incomplete = [name for name, error in self.failed.items() if isinstance(error, IncompleteError)]
         lost = [name for name in self.failed if name not in incomplete]
         kinds = (("failed", lost), ("incomplete", incomplete))
         said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)

@@ -20,21 +20,21 @@ yes_option = click.option(
 """Adds --yes."""
 
 
-def signed_store(context: CliContext, *, yes: bool, local_key: bool = True) -> Store:
+def signed_store(context: CliContext, *, yes: bool, use_writer_key: bool = True) -> Store:
     """Open a store whose configuration an admin has signed, or signs now if the user agrees.
 
     Raises UsageError if the user does not agree.
     """
     asked: list[StoreConfig] = []
 
-    def agree(config: StoreConfig, signer: bytes) -> bool:
+    def confirm_configuration(config: StoreConfig, signer: bytes) -> bool:
         return _is_agreed(config, signer, asked, yes=yes)
 
-    store = context.open_store(local_key=local_key, agree=agree)
+    store = context.open_store(use_writer_key=use_writer_key, confirm_configuration=confirm_configuration)
     try:
         keys = store.internal.keys
         if not keys.is_signed_by_admin:
-            is_agreed = bool(asked) or agree(keys.config, keys.signer)
+            is_agreed = bool(asked) or confirm_configuration(keys.config, keys.signer)
             _refuse(
                 "" if is_agreed else "nothing was signed",
                 # The configuration with the highest number may be an attacker's.
@@ -54,7 +54,7 @@ def _is_agreed(config: StoreConfig, signer: bytes, asked: list[StoreConfig], *, 
     import sys
 
     from castore.cli import formatting
-    from castore.cli.options import agreed
+    from castore.cli.options import confirm
     from castore.crypto import Admin
 
     by_admin = signer in config.admin_keys
@@ -71,7 +71,7 @@ def _is_agreed(config: StoreConfig, signer: bytes, asked: list[StoreConfig], *, 
     for line in lines:
         click.echo(f"    {formatting.one_line(line)}", err=True)
     asked.append(config)
-    return (yes and not by_admin) or agreed("Are these all yours, and is the configuration right?")
+    return (yes and not by_admin) or confirm("Are these all yours, and is the configuration right?")
 
 
 def _refuse(*reasons: str) -> None:

@@ -23,7 +23,7 @@ def show_preview(
     service: str,
     sources: dict[str, Source],
     revision: str | None,
-    several: ServiceResults,
+    results: ServiceResults,
     *,
     as_json: bool,
 ) -> None:
@@ -33,12 +33,13 @@ def show_preview(
     from castore.state.directories import machine_paths
 
     filed = _revision(context, service, revision)
-    parts = list(preview(sources, [context.store_path(), *context.own_paths()], machine_paths().journals))
+    excluded = [context.store_path(), *context.excluded_paths()]
+    parts = list(preview(sources, excluded, machine_paths().journals))
     plain = [_plain(part) for part in parts]
     entry = {"service": service, "revision": filed, "dry_run": True, "parts": plain}
-    several.results.append(entry)
+    results.entries.append(entry)
     if as_json:
-        if not several.apart:
+        if not results.collect_errors:
             print_json(entry)
     else:
         revised = f" of revision {filed}" if filed else ""
@@ -55,7 +56,7 @@ def _revision(context: CliContext, service: str, revision: str | None) -> str:
     from castore.errors import NotFoundError
     from castore.services.state_revision import filed_under
 
-    configured = context.present_revision(service)
+    configured = context.configured_revision(service)
     try:
         with context.open_internal() as store:
             return filed_under(store, service, revision, configured)[0]

@@ -42,7 +42,7 @@ class SizeList(_Sizes):
         """Return the sizes in bytes."""
         if isinstance(value, tuple):
             return value
-        sizes = [parse_size(one) for one in value.split(",")]
+        sizes = [parse_size(text) for text in value.split(",")]
         found = tuple(size for size in sizes if size is not None)
         if len(found) < len(sizes):
             self.fail(f"{value!r}: sizes like 64K,256K,1M were expected", param, ctx)
@@ -127,7 +127,7 @@ def analyze(
             levels=not no_levels,
             peers=not no_peers,
             price=price,
-            leave_out=[context.store_path(), *context.own_paths()],
+            leave_out=[context.store_path(), *context.excluded_paths()],
             progress=progress,
         )
     if as_json:
@@ -157,8 +157,10 @@ def _generations(context: CliContext, stack: contextlib.ExitStack, what: str) ->
     high = service.generation(last) if dots else low
     if low.number > high.number:
         raise UsageError(f"{what}: the range ends before it begins; write {name}@{last}..{first}")
-    within = [one for one in service.generations() if low.number <= one.number <= high.number]
-    return sorted(within, key=lambda one: one.number)
+    within = [
+        generation for generation in service.generations() if low.number <= generation.number <= high.number
+    ]
+    return sorted(within, key=lambda generation: generation.number)
 
 
 def _plain(found: Analysis) -> dict[str, Any]:

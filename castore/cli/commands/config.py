@@ -54,8 +54,8 @@ def write_config(context: CliContext, file: str | None) -> None:
     with open(path, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as written:
         written.write(body)
     load(path, home=directories.home(), programs=False)
-    for one in found:
-        summarize(f"{one.name}: {one.why}{'' if one.usable else ' Its lines are comments.'}")
+    for service in found:
+        summarize(f"{service.name}: {service.why}{'' if service.usable else ' Its lines are comments.'}")
     summarize(f"wrote {path}; change it where needed, then: castore config check")
 
 
@@ -88,7 +88,7 @@ def check(context: CliContext, as_json: bool) -> None:
     faults = load(settings.path, home=directories.home(), tolerant=True).faults  # with missing programs
     checks = _Checks(shown=not as_json)
     checks.run("store", lambda: _check_store(context, checks))
-    for problem in (one for problems in faults.values() for one in problems):
+    for problem in (problem_line for problems in faults.values() for problem_line in problems):
         where, _, what = problem.removeprefix(f"{settings.path}: ").partition(": ")
         checks.report(where, what)
     for name, service in {**settings.service, **settings.partial}.items():

@@ -26,10 +26,10 @@ def events(context: CliContext, service: str | None, limit: int, as_json: bool) 
     with context.open_store() as store:
         found = store.events(service, limit=limit)
     if as_json:
-        print_json([{**msgspec.to_builtins(one), **times("time", one.time)} for one in found])
+        print_json([{**msgspec.to_builtins(event), **times("time", event.time)} for event in found])
         return
-    for one in found:
-        number = f"@{one.number}" if one.number is not None else ""
-        how = "" if one.ok else "FAILED: "
-        took = formatting.duration(one.duration)
-        print(f"{formatting.local_time(one.time)}  {one.kind} {one.service}{number}  {took}  {how}{one.text}")
+    for event in found:
+        number = f"@{event.number}" if event.number is not None else ""
+        how = "" if event.ok else "FAILED: "
+        time, took = formatting.local_time(event.time), formatting.duration(event.duration)
+        print(f"{time}  {event.kind} {event.service}{number}  {took}  {how}{event.text}")

@@ -31,35 +31,35 @@ def follow(context: CliContext, services: tuple[str, ...], dry_run: bool, as_jso
     from castore.cli.service_results import ServiceResults
     from castore.services.follow import follow as run_follow
 
-    several = ServiceResults(services, apart=len(services) > 1)
+    results = ServiceResults(services, collect_errors=len(services) > 1)
     with context.open_store() as store, show_progress() as progress:
         store.refresh()
         for service in services:
-            with several.service(service):
+            with results.service(service):
                 context.required_settings()
                 work = operations_of(store, progress)
-                (one,) = run_follow(work, (service,), dry_run=dry_run)
-                several.results.append({
-                    "service": one.service,
-                    "revision": one.revision,
-                    "before": one.before,
-                    "number": one.generation.number if one.generation is not None else None,
-                    "restored": one.restored,
+                (followed,) = run_follow(work, (service,), dry_run=dry_run)
+                results.entries.append({
+                    "service": followed.service,
+                    "revision": followed.revision,
+                    "before": followed.before,
+                    "number": followed.generation.number if followed.generation is not None else None,
+                    "restored": followed.restored,
                 })
                 if not as_json:
-                    _print_followed(one, dry_run=dry_run)
+                    _print_followed(followed, dry_run=dry_run)
     if as_json:
-        print_json(several.results)
-    several.finish()
+        print_json(results.entries)
+    results.finish()
 
 
-def _print_followed(one: Followed, *, dry_run: bool) -> None:
+def _print_followed(followed: Followed, *, dry_run: bool) -> None:
     from castore.cli.progress import progress_paused
 
     if dry_run:
         with progress_paused():
-            print(one.text, flush=True)
-    elif one.generation is not None and not one.restored and is_quiet():
-        report(one.text)  # something is left to do
+            print(followed.text, flush=True)
+    elif followed.generation is not None and not followed.restored and is_quiet():
+        report(followed.text)  # something is left to do
     else:
-        summarize(one.text)
+        summarize(followed.text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from castore.cli.messages import summarize
-from castore.cli.options import agreed, common, host_option, json_option, print_json
+from castore.cli.options import common, confirm, host_option, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.api.prune import PrunePlan
@@ -39,10 +39,11 @@ def forget(
         chosen = _chosen(opened, what, everything=everything)
         if dry_run:
             records = [generation for found in chosen.values() for generation in found.values()]
-            _print_plan(opened.plan_forget(OpenedGeneration(opened, one) for one in records), as_json=as_json)
+            plan = opened.plan_forget(OpenedGeneration(opened, record) for record in records)
+            _print_plan(plan, as_json=as_json)
             return
         names = "; ".join(f"{service}@{spans(numbers)}" for service, numbers in chosen.items())
-        if not (yes or agreed(f"Delete {names} permanently?")):
+        if not (yes or confirm(f"Delete {names} permanently?")):
             print_json({"forgotten": []}) if as_json else summarize("nothing was deleted")
             return
         for service, generations in chosen.items():
@@ -129,11 +130,12 @@ def _to_forget(store: Store, service: str, selector: str) -> list[Generation]:
             )
         return found
     found = find_range(store, service, selector)
-    for one in found:
-        by_number = selector.lstrip("#") == str(one.number)
-        if store.options.chosen_host is None and not store.hosts.is_own(one) and not by_number:
+    for generation in found:
+        by_number = selector.lstrip("#") == str(generation.number)
+        if store.options.chosen_host is None and not store.hosts.is_own(generation) and not by_number:
+            numbered = f"{service}@{generation.number}"
             raise UsageError(
-                f"{service}@{selector} is a generation of host {one.host}: forget {service}@{one.number}, or "
-                f"choose the host with --host {one.host}"
+                f"{service}@{selector} is a generation of host {generation.host}: forget {numbered}, or "
+                f"choose the host with --host {generation.host}"
             )
     return found

@@ -49,14 +49,15 @@ def log(
         if as_json:
             context.warn_damaged(store)
             pins = cache(store.generations.pins)
-            print_json_list(plain(one, drilled, pins(one.service)) for one in found)
+            print_json_list(plain(generation, drilled, pins(generation.service)) for generation in found)
             return
         generations = list(found)
         groups = None
         if context.host in {None, ALL_HOSTS}:
             groups = _several_hosts(store, generations, complete=limit is None and revision is None)
         context.warn_damaged(store)
-        pinned = {name: store.generations.pins(name) for name in {one.service for one in generations}}
+        services = {generation.service for generation in generations}
+        pinned = {name: store.generations.pins(name) for name in services}
         if generations:
             # The names of hosts are looked up in the open store.
             text, left_out = table(
@@ -83,7 +84,7 @@ def _found(opened: Opened, service: str | None, begun: str, *, at_once: bool) ->
         found = opened.generations(revision_prefix=begun, at_once=at_once)
     else:
         found = opened.service(service).generations(revision_prefix=begun)
-    records = (one.record for one in found)
+    records = (generation.record for generation in found)
     first = next(records, None)
     if first is None:
         if service is not None and opened.internal.generations.newest(service) is None:
@@ -97,7 +98,7 @@ def _several_hosts(store: Store, shown: list[Generation], *, complete: bool) -> 
     from castore.services.hosts import groups_of
 
     groups = store.hosts.groups(shown)
-    services = {one.service for one in shown}
+    services = {generation.service for generation in shown}
     if len(groups.hosts()) > 1:
         return groups
     several = not complete and any(len(groups_of(store, service).hosts()) > 1 for service in services)

@@ -25,7 +25,7 @@ def ls(context: CliContext, what: str, recursive: bool, as_json: bool) -> None:
     with context.open_store(confined=()) as store:
         listed = store.select(what).entries(recursive=recursive)
         if as_json:
-            print_json_list(plain_entry(os.fsencode(one.path), one.record) for one in listed)
+            print_json_list(plain_entry(os.fsencode(entry.path), entry.record) for entry in listed)
             return
-        for one in listed:
-            print(entry_line(os.fsencode(one.path), one.record))
+        for entry in listed:
+            print(entry_line(os.fsencode(entry.path), entry.record))

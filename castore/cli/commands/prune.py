@@ -103,7 +103,7 @@ def prune(
             return
         with show_progress() as progress:
             done = store.prune(keep, services=services, progress=progress, **limits)
-    numbers = [(one.service, one.number) for one in done.deleted]
+    numbers = [(generation.service, generation.number) for generation in done.deleted]
     if as_json:
         forgotten = [{"service": service, "number": number} for service, number in numbers]
         busy = [str(error) for error in done.left_out if not isinstance(error, ConfigError)]

@@ -65,7 +65,7 @@ def recover(context: CliContext, what: tuple[str, ...], forget: bool, as_json: b
 def _results_of(names: list[str], folders: list[str]) -> ServiceResults:
     """Return what collects the failures of several services and directories: each is recovered anyway."""
     kind = "services and directories" if folders else "services"
-    return ServiceResults(names, apart=len(names) > 1, kind=kind)
+    return ServiceResults(names, collect_errors=len(names) > 1, kind=kind)
 
 
 class _Recovery:

@@ -9,7 +9,7 @@ import click
 from castore.cli import formatting
 from castore.cli.damage import damage_summary, plain_findings, print_findings
 from castore.cli.messages import summarize
-from castore.cli.options import agreed, common, json_option, print_json
+from castore.cli.options import common, confirm, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
@@ -31,11 +31,11 @@ def repair(context: CliContext, dry_run: bool, yes: bool, as_json: bool) -> None
     from castore.cli.progress import show_progress
     from castore.errors import DamageError
 
-    def confirm(plan: RepairPlan) -> bool:
+    def confirm_plan(plan: RepairPlan) -> bool:
         return _is_wanted(plan, dry_run=dry_run, yes=yes, as_json=as_json)
 
     with context.open_store() as store, show_progress() as progress:
-        report = store.repair(confirm=confirm, progress=progress)
+        report = store.repair(confirm=confirm_plan, progress=progress)
     plan, done, after = report.plan, report.result, report.after
     if as_json:
         print_json(_plain(plan, done, after))
@@ -64,7 +64,7 @@ def _is_wanted(plan: RepairPlan, *, dry_run: bool, yes: bool, as_json: bool) -> 
             return False
         if not (plan.drop or plan.rewrite):
             return True
-        return yes or agreed("Permanently delete the objects listed above?")
+        return yes or confirm("Permanently delete the objects listed above?")
 
 
 def _print_planned(planned: RepairPlan) -> None:

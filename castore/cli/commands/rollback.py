@@ -13,9 +13,9 @@ import click
 from castore.cli import formatting
 from castore.cli.messages import report, summarize
 from castore.cli.options import (
-    agreed,
     collected,
     common,
+    confirm,
     host_option,
     json_option,
     numeric_ids_option,
@@ -100,7 +100,7 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
         if chosen.dry_run:
             _print_plan(plan, as_json=chosen.as_json)
             return
-        if plan.doubts and not (chosen.yes or agreed(f"Restore {service}@{plan.target.number} anyway?")):
+        if plan.doubts and not (chosen.yes or confirm(f"Restore {service}@{plan.target.number} anyway?")):
             summarize("nothing was changed")
             return
         with show_progress() as progress:

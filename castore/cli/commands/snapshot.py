@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from castore.services.sources import Source
 
 
-class TreeLimits(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class TreeExcludes:
     """The options that exclude paths from every tree."""
 
-    exclude: tuple[str, ...]
+    patterns: tuple[str, ...]
     one_file_system: bool
     exclude_caches: bool
 
@@ -48,10 +49,14 @@ class PartOptions:
     exclude_caches: bool
     allow_empty: bool
 
-    def limits(self) -> TreeLimits:
+    def excludes(self) -> TreeExcludes:
         """Return what applies to every tree. Raises UsageError if a file of patterns cannot be read."""
         patterns = [pattern for file in self.exclude_files for pattern in _read_patterns(file)]
-        return TreeLimits((*patterns, *self.exclude), self.one_file_system, self.exclude_caches)
+        return TreeExcludes(
+            patterns=(*patterns, *self.exclude),
+            one_file_system=self.one_file_system,
+            exclude_caches=self.exclude_caches,
+        )
 
 
 @click.command(
@@ -129,27 +134,27 @@ def snapshot(
     """
     from castore.cli.service_results import ServiceResults
 
-    limits = options.limits()
-    given = _given_sources(options, limits)
+    excludes = options.excludes()
+    given = _given_sources(options, excludes)
     names = _chosen_services(context, services, everything=everything, given=bool(given))
-    several = ServiceResults(names, apart=everything or len(names) > 1)
+    results = ServiceResults(names, collect_errors=everything or len(names) > 1)
     wanted: dict[str, dict[str, Source]] = {}
     for name in names:
-        with several.service(name):
-            wanted[name] = given or _configured_sources(context, name, limits)
+        with results.service(name):
+            wanted[name] = given or _configured_sources(context, name, excludes)
             _note_useless(wanted[name])
     if dry_run:
         from castore.cli.snapshot_preview import show_preview
 
         for name, sources in wanted.items():
-            with several.service(name):
-                show_preview(context, name, sources, revision, several, as_json=as_json)
+            with results.service(name):
+                show_preview(context, name, sources, revision, results, as_json=as_json)
     elif wanted:
-        run = _Run(context, several, revision, run_hooks=not given, as_json=as_json)
+        run = _SnapshotRun(context, results, revision, run_hooks=not given, as_json=as_json)
         run.take_all(wanted)
-    if as_json and several.apart:
-        print_json(several.results)
-    several.finish()
+    if as_json and results.collect_errors:
+        print_json(results.entries)
+    results.finish()
 
 
 def _read_patterns(path: str) -> list[str]:
@@ -165,7 +170,7 @@ def _read_patterns(path: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def _given_sources(options: PartOptions, limits: TreeLimits) -> dict[str, Source]:
+def _given_sources(options: PartOptions, excludes: TreeExcludes) -> dict[str, Source]:
     """Return the parts that options describe. Raises UsageError."""
     from castore.errors import UsageError
     from castore.fs.regular import descriptor_of, open_stream
@@ -182,7 +187,13 @@ def _given_sources(options: PartOptions, limits: TreeLimits) -> dict[str, Source
 
     for text in options.trees:
         name, path = split_named("--tree", text, "DIR")
-        add(name, Tree(expanded(path), *limits))
+        tree = Tree(
+            expanded(path),
+            exclude=excludes.patterns,
+            one_file_system=excludes.one_file_system,
+            exclude_caches=excludes.exclude_caches,
+        )
+        add(name, tree)
     for text in options.dumps:
         name, path = split_named("--dump", text, "FILE")
         number = 0 if path == "-" else descriptor_of(expanded(path))
@@ -217,7 +228,7 @@ def _chosen_services(
             )
         return names
     settings = context.required_settings()
-    names = [*settings.faults, *(name for name, one in settings.service.items() if one.parts)]
+    names = [*settings.faults, *(name for name, service in settings.service.items() if service.parts)]
     if not names:
         raise UsageError(
             f"{settings.path} describes no service that has parts: add one, then: castore config check"
@@ -225,8 +236,8 @@ def _chosen_services(
     return names
 
 
-def _configured_sources(context: CliContext, service: str, limits: TreeLimits) -> dict[str, Source]:
-    """Return the parts that castore.toml describes, with the limits of the options. Raises UsageError."""
+def _configured_sources(context: CliContext, service: str, excludes: TreeExcludes) -> dict[str, Source]:
+    """Return the parts that castore.toml describes, with the excludes of the options. Raises UsageError."""
     import dataclasses
 
     from castore.services.sources import Tree, described_sources
@@ -236,9 +247,9 @@ def _configured_sources(context: CliContext, service: str, limits: TreeLimits) -
         if isinstance(source, Tree):
             sources[name] = dataclasses.replace(
                 source,
-                exclude=(*source.exclude, *limits.exclude),
-                one_file_system=source.one_file_system or limits.one_file_system,
-                exclude_caches=source.exclude_caches or limits.exclude_caches,
+                exclude=(*source.exclude, *excludes.patterns),
+                one_file_system=source.one_file_system or excludes.one_file_system,
+                exclude_caches=source.exclude_caches or excludes.exclude_caches,
             )
     return sources
 
@@ -262,21 +273,21 @@ def _note_useless(sources: dict[str, Source]) -> None:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _SnapshotRun:
     """One run of the command."""
 
     context: CliContext
-    several: ServiceResults
+    results: ServiceResults
     revision: str | None
     run_hooks: bool
     as_json: bool
 
     def take_all(self, wanted: dict[str, dict[str, Source]]) -> None:
         """Take a generation of each service. The JSON of several services is printed at the end."""
-        with self.context.open_store(make=True) as store:
+        with self.context.open_store(create_default=True) as store:
             try:
                 for name, sources in wanted.items():
-                    with self.several.service(name):
+                    with self.results.service(name):
                         self._take(store, name, sources)
             finally:
                 if older := store.older_warning:
@@ -292,10 +303,10 @@ class _Run:
                 sources, revision=self.revision, run_hooks=self.run_hooks, progress=progress
             )
         entry = plain(taken.record)
-        self.several.results.append(entry)
+        self.results.entries.append(entry)
         if not self.as_json:
             summarize(describe(taken.record))
-        elif not self.several.apart:
+        elif not self.results.collect_errors:
             print_json(entry)
         if taken.warnings:
             raise IncompleteError(f"{service}@{taken.number} is committed, but: {'; '.join(taken.warnings)}")

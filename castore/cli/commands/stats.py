@@ -34,7 +34,7 @@ def stats(context: CliContext, as_json: bool) -> None:
         import msgspec
 
         plain = msgspec.to_builtins(found)
-        generations = [{**one, **times("time", one["time"])} for one in plain["generations"]]
+        generations = [{**row, **times("time", row["time"])} for row in plain["generations"]]
         print_json({**plain, "generations": generations, "chunks": found.chunks, "overhead": found.overhead})
         return
     print(_services_table(found))
@@ -65,15 +65,15 @@ def _services_table(found: Stats) -> str:
 
 def _generations_table(found: Stats) -> str:
     """Return the generations that need most bytes of their own: only they need them."""
-    most = sorted(found.generations, key=lambda one: -one.unique)[:_SHOWN]
+    most = sorted(found.generations, key=lambda generation: -generation.unique)[:_SHOWN]
     rows = [
         [
-            f"{one.service}@{one.number}",
-            formatting.local_time(one.time),
-            formatting.size(one.plain),
-            formatting.size(one.unique),
+            f"{generation.service}@{generation.number}",
+            formatting.local_time(generation.time),
+            formatting.size(generation.plain),
+            formatting.size(generation.unique),
         ]
-        for one in most
+        for generation in most
     ]
     header = ["generation", "taken", "plain", "unique"]
     table = formatting.table(rows, header=header, right={2, 3})

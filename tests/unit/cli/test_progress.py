@@ -122,7 +122,7 @@ def test_work_that_is_resumed_has_an_estimate_by_what_it_did_since():
     display("part", Progress())
     display("restoring", tally)
     assert display._before == 90
-    assert len(display._tallies) == 2
+    assert len(display._tasks) == 2
 
 
 def test_short_work_is_not_shown():

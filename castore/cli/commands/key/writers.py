@@ -33,7 +33,7 @@ def adopt(
 
     An outdated writer key of this machine is replaced.
     """
-    with signed_store(context, yes=yes, local_key=False) as store:
+    with signed_store(context, yes=yes, use_writer_key=False) as store:
         store.keys.adopt(host, maintain=maintain, replace=replace, new_key=new_key)
         location, name, maintains = store.location, store.keys.host, store.keys.may_maintain
     if as_json:
@@ -106,18 +106,18 @@ def audit(context: CliContext, as_json: bool) -> None:
 
         print_json(msgspec.to_builtins(found))
         return
-    for one in found.added:
-        words = [f"{one.kind} {formatting.printable(one.host)}", one.key[:16], *one.roles]
-        words += [f"since {formatting.local_time(one.since)}"] if one.since else []
-        ended = "replaced" if one.replaced else "revoked"
-        words += [f"{ended} {formatting.local_time(one.revoked)}"] if one.revoked else []
+    for added in found.added:
+        words = [f"{added.kind} {formatting.printable(added.host)}", added.key[:16], *added.roles]
+        words += [f"since {formatting.local_time(added.since)}"] if added.since else []
+        ended = "replaced" if added.replaced else "revoked"
+        words += [f"{ended} {formatting.local_time(added.revoked)}"] if added.revoked else []
         print("  ".join(words))
-        if one.generations:
-            times = f"from {formatting.local_time(one.first)} to {formatting.local_time(one.last)}"
-            print(f"    {formatting.count(one.generations, 'generation')}, {times}")
-        if one.packs or one.sessions:
-            packs = f"{formatting.count(one.packs, 'pack')} of {formatting.size(one.bytes)}"
-            print(f"    {formatting.count(one.sessions, 'session')}, {packs}")
+        if added.generations:
+            times = f"from {formatting.local_time(added.first)} to {formatting.local_time(added.last)}"
+            print(f"    {formatting.count(added.generations, 'generation')}, {times}")
+        if added.packs or added.sessions:
+            packs = f"{formatting.count(added.packs, 'pack')} of {formatting.size(added.bytes)}"
+            print(f"    {formatting.count(added.sessions, 'session')}, {packs}")
     if found.former:
         print(f"accepted under former writer keys: {formatting.count(found.former, 'object')}")
     for name, reason in sorted(found.refused.items()):
