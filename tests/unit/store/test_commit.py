@@ -148,3 +148,15 @@ def test_generations_that_no_key_reads_are_deleted_and_their_numbers_not_used_ag
     assert name not in store.damaged
     assert store.generations.next_number("web") == 3
     assert numbers(sandbox) == [1]
+
+
+def test_a_number_far_above_all_others_is_not_remembered_as_the_newest(sandbox, store):
+    """A stolen machine could otherwise make each store that lacks it look older than it is."""
+    name = generation_name(store.keys.writer_key.tag("web"), MAX_NUMBER)
+    store.storage.put(name, store_bytes(store, replace(following(store), number=MAX_NUMBER)))
+    store.sync()
+    assert store.generations.newest("web").number == MAX_NUMBER
+    (sandbox.store / name).unlink()
+    store.sync()
+    assert [generation.number for generation in store.generations.all("web")] == [1]
+    assert store.generations.next_number("web") == 2

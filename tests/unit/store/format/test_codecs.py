@@ -75,6 +75,10 @@ def test_what_does_not_decompress_is_damage(data):
 def test_a_group_returns_its_deltas():
     codecs = Codecs()
     assert codecs.group(codecs.compress_group(deltas(3))) == deltas(3)
+    only_copies = encode_delta(TEXT, bytearray(TEXT), 0, len(TEXT), 1000)
+    assert codecs.group(codecs.compress_group([only_copies])) == [only_copies]
+    only_literals = encode_delta(b"", bytearray(b"abc"), 0, 3, 1000)
+    assert codecs.group(codecs.compress_group([only_literals])) == [only_literals]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import lmdb
 import pytest
@@ -267,6 +268,16 @@ def test_a_disk_that_is_full_from_the_start_is_named(disk, small):
             file.flush()
     with pytest.raises(StorageError, match="XDG_CACHE_HOME"):
         Index(str(disk / "index"), STORE)
+
+
+def test_an_index_is_replaced_only_when_no_process_is_opening_it(index, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        with lmdb_files.kept_in_place(index.path, shared=True):
+            replacing = pool.submit(index.rebuild, [], None)
+            with pytest.raises(TimeoutError):
+                replacing.result(timeout=0.2)
+        replacing.result(timeout=60)
+    assert index.packs.ids() == set()
 
 
 def test_a_network_file_system_is_refused(tmp_path, monkeypatch):

@@ -130,6 +130,17 @@ def test_a_machine_that_replaces_none_gets_no_role(sandbox, other):
         assert [(writer.host, writer.roles) for writer in store.keys.config.writers if writer.host == "new"] == [("new", ())]
 
 
+def test_a_machine_adds_as_soon_as_it_is_certified(sandbox, tmp_path):
+    places = MachinePaths(str(tmp_path / "new" / "state"), str(tmp_path / "new" / "cache"))
+    options = StoreOptions(local_key=False, trust=frozenset([sandbox.identity.admin.public]))
+    with Store.open(LocalStorage(str(sandbox.store)), places, lambda: sandbox.identity, options) as store:
+        assert store.keys.certified_host == ""
+        store.admin.adopt("new")
+        assert store.keys.certified_host == "new"
+        with store.session() as session:
+            session.put_node([])
+
+
 def test_the_next_number_is_the_lowest_that_is_free():
     assert [free_above(1, taken) for taken in ((), {2}, {2, 3, 5}, {3})] == [2, 3, 4, 2]
 
@@ -141,7 +152,7 @@ def test_without_a_configuration_that_can_be_read_the_first_reason_is_reported(s
     ((_, number),) = newest_numbers(storage)
     assert path.name == str(number)
     path.write_bytes(b"no configuration")
-    with pytest.raises(DamageError, match=f"config/{path.name}"):
+    with pytest.raises(DamageError, match=f"config/{path.name} is damaged: it does not begin"):
         newest_numbers(storage)
     path.unlink()
     with pytest.raises(NotFoundError, match="no store at"):
