@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
-from tests.support import forked_cli
+from tests.support import data_dir_templates, forked_cli
 from tests.support.feature_tree import FeatureTree, make_feature_tree, must_be_complete
+from tests.support.long_files import long_files_first
 from tests.support.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -31,8 +33,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _ON_DEMAND = ("slow", "sanitizers")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make what all processes of the run share."""
+    if not hasattr(config, "workerinput"):
+        data_dir_templates.begin_run()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it."""
+    if not hasattr(config, "workerinput"):
+        data_dir_templates.end_run()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what takes long unless -m names its marker."""
+    """Skip what takes long unless -m names its marker; begin with long files in each process."""
     for marker in _ON_DEMAND:
         if marker in config.option.markexpr:
             continue
@@ -40,6 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker(marker):
                 item.add_marker(skip)
+    if hasattr(config, "workerinput"):
+        long_files_first(items, config.workerinput["workercount"])
+    # Thousands of items live as long as the process: no collection of garbage needs to visit them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

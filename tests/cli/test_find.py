@@ -18,20 +18,6 @@ from castore.content.streams import StreamReader
 from castore.content.versions import Found
 from castore.errors import DamageError, IdentityError, NotFoundError, UsageError
 from castore.services.sources import Tree, file_source
-from tests.support.stores import Sandbox
-
-
-@pytest.fixture
-def sandbox(tmp_path, monkeypatch):
-    sandbox = Sandbox(tmp_path / "sandbox", average=4096)
-    monkeypatch.setenv("CASTORE_STORE", str(sandbox.store))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
-    identity = tmp_path / "identity"
-    identity.write_text(sandbox.identity.text() + "\n")
-    identity.chmod(0o600)
-    monkeypatch.setenv("CASTORE_IDENTITY", str(identity))
-    return sandbox
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -25,18 +24,10 @@ from castore.services.details import read_details
 from castore.services.rollback.steps import contents_of
 from castore.services.sources import EngineSource
 from tests.support.mariadb import MariaDBServer
+from tests.support.mariadb_fixtures import sandbox, server
 from tests.support.stores import Sandbox
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[MariaDBServer]:
-    with MariaDBServer() as started:
-        yield started
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    return Sandbox(tmp_path / "sandbox")
+__all__ = ["sandbox", "server"]
 
 
 @pytest.fixture

@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from castore.engines.mariadb.engine import MariaDB
@@ -16,27 +12,10 @@ from castore.services.config import Service
 from castore.services.details import read_details
 from castore.services.sources import EngineSource
 from tests.support.mariadb import MariaDBServer
+from tests.support.mariadb_fixtures import app, sandbox, server
 from tests.support.stores import Sandbox
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[MariaDBServer]:
-    with MariaDBServer() as started:
-        yield started
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    return Sandbox(tmp_path / "sandbox")
-
-
-@pytest.fixture
-def app(server: MariaDBServer) -> Iterator[str]:
-    name = f"app_{random.randrange(10**9)}"
-    server.sql(f"CREATE DATABASE {name}")
-    yield name
-    for one in server.databases():
-        server.sql(f"DROP DATABASE `{one}`")
+__all__ = ["app", "sandbox", "server"]
 
 
 def engine(server: MariaDBServer, name: str, **more) -> MariaDB:
@@ -54,10 +33,9 @@ def warnings(sandbox: Sandbox, taken: Generation) -> dict[str, str]:
 
 def state(server: MariaDBServer, name: str) -> str:
     """Return everything that the catalogue and SHOW CREATE say of a database, and every row."""
-    found = [server.fingerprint(name)]
     columns = "SQL_MODE, CHARACTER_SET_CLIENT, COLLATION_CONNECTION, DATABASE_COLLATION"
-    found += [
-        server.sql(f"SELECT {what} FROM information_schema.{table} WHERE {schema} = '{name}' ORDER BY 1, 2")
+    statements = [
+        f"SELECT {what} FROM information_schema.{table} WHERE {schema} = '{name}' ORDER BY 1, 2"
         for table, schema, what in (
             ("TRIGGERS", "TRIGGER_SCHEMA", f"TRIGGER_NAME, ACTION_ORDER, ACTION_TIMING, EVENT_MANIPULATION, {columns}"),
             ("ROUTINES", "ROUTINE_SCHEMA", f"ROUTINE_TYPE, ROUTINE_NAME, DTD_IDENTIFIER, ROUTINE_COMMENT, SECURITY_TYPE, {columns}"),
@@ -68,8 +46,8 @@ def state(server: MariaDBServer, name: str) -> str:
     for sequence in server.sql(
         f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA='{name}' AND TABLE_TYPE='SEQUENCE'"
     ).splitlines():
-        found.append(server.sql(f"SHOW CREATE SEQUENCE {sequence}; SELECT * FROM {sequence}", name))
-    return "\n".join(found)
+        statements += [f"SHOW CREATE SEQUENCE {sequence}", f"SELECT * FROM {sequence}"]
+    return server.fingerprint(name) + "\n" + server.sql(";\n".join(statements), name)
 
 
 def check_round_trip(sandbox: Sandbox, server: MariaDBServer, app: str, migration: str) -> None:

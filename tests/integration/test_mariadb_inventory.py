@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,10 @@ from castore.engines.mariadb.swap import Swap
 from castore.errors import CastoreError
 from tests.integration.test_mariadb_cases import engine, state, take, warnings
 from tests.support.mariadb import MariaDBServer
+from tests.support.mariadb_fixtures import sandbox, server
 from tests.support.stores import Sandbox
+
+__all__ = ["sandbox", "server"]
 
 SCHEMA = """
 CREATE TABLE parent (id INT PRIMARY KEY); INSERT INTO parent VALUES (1);
@@ -48,12 +50,6 @@ STORED = {
     "its end": (rb'\n-- castore \w+: \{"type":"end".*', b"\n", "incomplete"),
     "all after the tables": (rb"\n-- castore \w+: views.*", b"\n", "incomplete"),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[MariaDBServer]:
-    with MariaDBServer() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +97,9 @@ def test_a_change_by_the_dump_program_is_reported(sandbox: Sandbox, server: Mari
         f"sys.stdout.buffer.write(re.sub({pattern!r}, {replacement!r}, done.stdout, count=1, flags=re.DOTALL))\nsys.exit(done.returncode)\n"
     )
     program.chmod(0o755)
-    server.sql("DO sleep(2.1)")  # a table that was changed just now may be changed again
+    # A table that was changed just now may be changed again.
+    changed = f"SELECT max(greatest(CREATE_TIME, coalesce(UPDATE_TIME, CREATE_TIME))) FROM information_schema.TABLES WHERE TABLE_SCHEMA = '{app}'"
+    server.sql(f"DO sleep(greatest(0, 2.1 - timestampdiff(MICROSECOND, ({changed}), now(6)) / 1000000))")
     said = warnings(sandbox, take(sandbox, engine(server, app, program_path=str(folder))))
     assert set(said) == {name}
 
@@ -128,11 +126,6 @@ def test_a_difference_after_the_swap_is_undone(server: MariaDBServer, app: str, 
     own.revert(swapping, contents, swapped=True)
     assert state(server, app) == before
     assert server.databases() == [app]
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    return Sandbox(tmp_path / "sandbox")
 
 
 def test_a_table_that_appears_during_the_swap_is_found(server: MariaDBServer, app: str, dump: bytes, monkeypatch):

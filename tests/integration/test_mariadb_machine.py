@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import subprocess
 import tempfile
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from castore.engines import connecting
 from castore.engines.mariadb import lock as mariadb_lock
 from castore.engines.mariadb.client import Client
 from castore.engines.mariadb.engine import MariaDB
@@ -24,7 +24,10 @@ from castore.services.config import Service
 from tests.integration.test_mariadb_cases import engine, take, warnings
 from tests.support.data_dir_templates import folder_for_servers
 from tests.support.mariadb import MariaDBServer
+from tests.support.mariadb_fixtures import app, sandbox, server
 from tests.support.stores import Sandbox
+
+__all__ = ["app", "sandbox", "server"]
 
 SCHEMA = """
 CREATE TABLE t (x INT PRIMARY KEY); INSERT INTO t VALUES (1), (2); CREATE TABLE log (x INT);
@@ -32,26 +35,6 @@ CREATE TRIGGER tr AFTER INSERT ON t FOR EACH ROW INSERT INTO log VALUES (NEW.x);
 CREATE PROCEDURE p() SELECT 1; CREATE EVENT ev ON SCHEDULE EVERY 1 YEAR STARTS '2037-01-01' DO SELECT 1;
 """
 FULL = "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, REFERENCES, INDEX, LOCK TABLES, CREATE VIEW, SHOW VIEW, TRIGGER, EVENT, CREATE ROUTINE, ALTER ROUTINE, EXECUTE, CREATE TEMPORARY TABLES"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[MariaDBServer]:
-    with MariaDBServer() as started:
-        yield started
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    return Sandbox(tmp_path / "sandbox")
-
-
-@pytest.fixture
-def app(server: MariaDBServer) -> Iterator[str]:
-    name = f"app_{random.randrange(10**9)}"
-    server.sql(f"CREATE DATABASE {name}")
-    yield name
-    for one in server.databases():
-        server.sql(f"DROP DATABASE `{one}`")
 
 
 def account(server: MariaDBServer, app: str, rights: str, tmp_path: Path, *more: str) -> MariaDB:
@@ -438,7 +421,9 @@ def test_an_account_that_may_have_few_connections_is_enough(sandbox: Sandbox, se
         server.sql("DROP USER few@localhost")
 
 
-def test_a_client_waits_while_an_earlier_one_still_counts(server: MariaDBServer, app: str, capfd: pytest.CaptureFixture[str]):
+def test_a_client_waits_while_an_earlier_one_still_counts(
+    server: MariaDBServer, app: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     server.sql("CREATE OR REPLACE USER few@localhost WITH MAX_USER_CONNECTIONS 1; GRANT ALL ON *.* TO few@localhost")
     server.sql("CREATE TABLE t (x INT)", app)
     own = msgspec.structs.replace(engine(server, app), user="few")
@@ -468,6 +453,7 @@ def test_a_client_waits_while_an_earlier_one_still_counts(server: MariaDBServer,
             way()
     assert server.sql("SELECT x FROM t ORDER BY x", app).split() == ["1", "2", "3"]
     assert capfd.readouterr().err == ""
+    monkeypatch.setattr(connecting, "_FREE_SECONDS", 0.5)
     with subprocess.Popen(["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=few", "--unbuffered", "-e", "SELECT 1; SELECT SLEEP(60)"], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()

@@ -7,36 +7,7 @@ import pytest
 from castore.errors import ConfigProblemsError
 from castore.services import config
 from castore.services.config import Keep, Revision
-
-DEFAULTS = """
-[defaults]
-keep = { daily = 7, weekly = 4 }
-timeout = 60
-exclude = ["*.tmp", "cache/"]
-before = ["true"]
-stop = ["true", "default"]
-revision = { link = "/run/current-system" }
-"""
-SERVICES = """
-[service.a.parts.t]
-engine = "tree"
-path = "/a"
-exclude = ["!keep.tmp"]
-
-[service.a.parts.d]
-engine = "command"
-dump = ["true"]
-
-[service.b]
-keep = { last = 3 }
-timeout = 5
-before = []
-stop = ["true", "own"]
-revision = { value = "r1" }
-[service.b.parts.t]
-engine = "tree"
-path = "/b"
-"""
+from tests.support.service_defaults import DEFAULTS, SERVICES
 
 
 @pytest.fixture
