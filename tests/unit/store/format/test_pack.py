@@ -86,9 +86,10 @@ def largest(pack, make):
     return low
 
 
-@pytest.mark.parametrize("bases", [(), (IDS[1],), (IDS[1], IDS[2])])
-@pytest.mark.parametrize("session", SESSIONS)
-def test_a_record_fits_up_to_the_last_byte_of_a_full_pack(storage, writer, monkeypatch, session, bases):
+@pytest.mark.parametrize("bases", [(), (IDS[1],), (IDS[1], IDS[2])], ids=len)
+@pytest.mark.parametrize("session", SESSIONS, ids=["known", "new"])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_record_fits_up_to_the_last_byte_of_a_full_pack(storage, writer, monkeypatch, session, bases, missing):
     monkeypatch.setattr(packs, "PACK_BYTES", 1 << 17)
     pack = PackWriter(storage, writer)
     pack.add([entry(1, 500)], os.urandom(500))
@@ -97,14 +98,14 @@ def test_a_record_fits_up_to_the_last_byte_of_a_full_pack(storage, writer, monke
     def make(length):
         return entry(3, length, session, codec=GROUPED + len(bases) - 1 if bases else ZSTD, bases=bases)
 
-    length = largest(pack, make)
+    length = largest(pack, make) - missing
     assert length > 1 << 16
     pack.add([make(length)], os.urandom(length))
     pack_id, size = pack.commit(full=True)
     assert size == storage.size(pack_name(pack_id)) == packs.PACK_BYTES
     found = read_footer(storage, pack_name(pack_id), writer)[0]
     assert found[-1] == make(length)._replace(offset=RECORDS + 1000)
-    assert open_footer(storage, pack_name(pack_id), writer).end == RECORDS + 1000 + length, "nothing is left"
+    assert open_footer(storage, pack_name(pack_id), writer).end == RECORDS + 1000 + length + missing
 
 
 def test_a_full_pack_has_one_length_however_much_it_has(storage, writer, monkeypatch):
