@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -46,7 +47,7 @@ from castore.store.format.deletion import write_deletion
 from castore.store.format.envelope import seal_object
 from castore.store.format.generation import MAX_JUMP, MAX_NUMBER, encode_generation
 from castore.store.format.header import CONFIG, DELETION, GENERATION, PACK, PIN, REMOVAL, SESSION
-from castore.store.format.names import generation_name, session_name
+from castore.store.format.names import generation_name, pack_name, session_name
 from castore.store.format.pack import CHUNK, PackWriter
 from castore.store.format.pin import pin
 from castore.store.format.removal import Removal, record_removal
@@ -607,6 +608,25 @@ def test_nothing_of_a_revoked_machine_is_shared_by_new_snapshots(fleet):
         if owner == stolen:
             path.unlink()
     assert fleet.read("s@3:d") == NOISE
+
+
+def test_nor_is_what_a_maintainer_moved_of_it_to_packs_of_its_own(fleet):
+    fleet.take(NOISE, "stolen")
+    with fleet.open() as store:
+        store.sync()
+        for pack in store.index.packs.ids():
+            path = fleet.store / pack_name(pack)
+            data, moved = path.read_bytes(), PackWriter(fleet.storage, store.keys.writer_key)
+            for offset, entries in itertools.groupby(store.reader.pack_entries(pack), lambda entry: entry.offset):
+                shared = list(entries)
+                moved.add(shared, data[offset : offset + shared[0].sealed_length])
+            moved.commit(full=False)
+            path.unlink()
+    assert fleet.take(NOISE, "other").part("d").new_chunks == 0
+    with fleet.open() as store:
+        store.admin.revoke("stolen")
+    taken = fleet.take(NOISE, "other")
+    assert taken.part("d").new_chunks == taken.part("d").chunks
 
 
 def test_a_machine_may_share_nothing_with_others(fleet):

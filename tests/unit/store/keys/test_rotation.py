@@ -388,6 +388,22 @@ def test_without_the_list_nothing_old_counts_and_rescue_goes_on(tracked):
     assert (out / "d").read_bytes() == tracked.versions[1][0]
 
 
+def test_without_the_list_the_key_is_not_replaced_again(tracked):
+    """The next list would lack all that was added under the first key, for good."""
+    tracked.take()
+    tracked.rotate()
+    rotations = tracked.sandbox.store / "rotations"
+    kept = {path: path.read_bytes() for path in rotations.iterdir()}
+    for path in kept:
+        path.unlink()
+    with tracked.open() as store, pytest.raises(DamageError, match="rotations/2 is missing"):
+        store.admin.rotate()
+    for path, data in kept.items():
+        path.write_bytes(data)
+    tracked.rotate()
+    tracked.check()
+
+
 @pytest.mark.parametrize("at", [3, 8, 12, 20, 60, -1, "cut", "another's"])
 def test_a_damaged_list_is_named_and_nothing_that_it_vouched_for_is_taken(tracked, at):
     tracked.take()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import threading
 
 import pytest
 
 from castore.errors import StorageError
 from castore.model.refs import Ref, RefKind
 from castore.store import NewChunk
+from castore.store.format import pack as packs
 from tests.support.stores import Sandbox
 
 
@@ -101,6 +103,42 @@ def test_after_an_error_elsewhere_a_pack_that_cannot_be_finished_does_not_replac
         session.append(seal(session, b"content"))
         raise ZeroDivisionError
     assert list(store.storage.list("packs")) == []
+
+
+def test_a_fault_in_a_pack_is_not_hidden_by_an_error_elsewhere(store, monkeypatch):
+    monkeypatch.setattr(packs.PackWriter, "commit", lambda self, *, full: 1 / 0)
+    with pytest.raises(ZeroDivisionError), store.session() as session:
+        session.append(seal(session, b"content"))
+        raise ValueError
+    assert list(store.storage.list("packs")) == []
+
+
+def test_an_error_of_the_session_itself_is_reported_once(store, monkeypatch):
+    monkeypatch.setattr(packs.PackWriter, "add", lambda self, entries, record: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught, store.session() as session:
+        session.append(seal(session, b"content"))
+    assert caught.value is session._error
+    assert caught.value.__context__ is None
+
+
+def test_after_a_pack_that_cannot_be_finished_no_later_one_is_added(store, monkeypatch):
+    """A node in the later pack may reference chunks of the first."""
+    monkeypatch.setattr(packs, "PACK_BYTES", 1 << 18)
+    begun, committed = threading.Event(), []
+
+    def failing(pack, *, full):
+        begun.wait(30)
+        committed.append(pack)
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(packs.PackWriter, "commit", failing)
+    with pytest.raises(StorageError, match="the disk is full"), store.session() as session:
+        while len(session._finishing) < 2:
+            session.append(seal(session, os.urandom(60_000)))
+        begun.set()
+        session.finish()
+    assert len(committed) == 1
+    assert os.listdir(os.path.join(store.storage.location, "tmp")) == []
 
 
 def test_without_the_base_cache_no_chunk_is_looked_up_for_deltas(store):
