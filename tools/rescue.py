@@ -16,7 +16,7 @@ import re
 import struct
 import sys
 import time
-from collections import namedtuple
+from collections import deque, namedtuple
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import accumulate, islice, pairwise
@@ -26,7 +26,7 @@ import zstandard
 from blake3 import blake3
 from msgspec.msgpack import decode as unpack
 
-MIB = 1 << 20
+MIB, damaged = 1 << 20, []
 CHUNK, LIST, INNER = range(3)  # kinds of references
 DIRECTORY, FILE, SYMLINK, DEVICES = 4, 8, 10, {2, 6}
 BASES = (0, 0, 1, 1, 2, 1, 2, 3, 4)  # how many an entry of each codec has
@@ -34,7 +34,6 @@ OBJECT_OR_COPY = r"([1-9]\d*)(\.[0-9a-f]{32})?"
 XCHACHA, AEGIS = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt, sodium.crypto_aead_aegis256_decrypt
 Record = namedtuple("Record", "pack offset sealed member session entry bases")
 Entry = namedtuple("Entry", "name type mode uid gid mtime size content target device link xattrs extents")
-damaged = []
 
 
 def require(condition, why):
@@ -332,18 +331,20 @@ class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts:
         require(self.directories <= self.part["files"] + 2, "the tree has too many directories")
         references = list(islice(self.references(*reference), self.part["files"] + 3))
         require(all(kind != INNER for kind, _, _ in references), "a node of it is lost")
-        require(references[0][2] <= 256 * MIB, "it has too many entries")
-        pieces = [*Stream(self.chunks(references[0])).read(references[0][2])]
+        pieces = [*Stream(self.chunks(references[0])).read(min(references[0][2], 256 * MIB))]
         require(not any(is_lost for _, is_lost in pieces), "its entries are lost")
-        frames, entries = io.BytesIO(b"".join(piece for piece, _ in pieces)), []
-        while head := frames.read(4):
-            entries.append(unpack(frames.read(int.from_bytes(head, "little"))))
-        entries = [Entry(*entry[:8], *entry[8][:5]) for entry in entries[1:]]
-        below, small_size = iter(references[1:]), sum(entry.size for entry in entries if entry.content == 1)
-        small = Stream(self.chunks(next(below)) if small_size else iter(()))
+        data = io.BytesIO(b"".join(piece for piece, _ in pieces))
+        frames = (data.read(int.from_bytes(length, "little")) for length in iter(lambda: data.read(4), b""))
+        owners, *entries = map(unpack, frames)
+        entries, below = [Entry(*entry[:8], *entry[8][:5]) for entry in entries], iter(references[1:])
+        runs = [*owners, []][3] or [len(entries), 0, 0] * any(entry.content == 1 for entry in entries)
+        require(sum(runs[2::3]) <= reference[2], "its small files have impossible places")
+        places = ((s, gap * (not i)) for n, s, gap in zip(*[iter(runs)] * 3, strict=True) for i in range(n))
+        small = [*map(Stream, map(self.chunks, islice(below, max(runs[1::3], default=-1) + 1))), Stream(())]
         for entry in sorted(entries, key=lambda entry: entry.type == DIRECTORY):
             reference = next(below) if entry.content == 2 else None
-            data = iter([*small.read(min(entry.size, MIB) if entry.content == 1 else 0)])
+            stream, gap, size = (*next(places), min(entry.size, MIB)) if entry.content == 1 else (-1, 0, 0)
+            data = iter(deque(small[stream].read(gap), 0) or [*small[stream].read(size)])
             name = entry.name if path else self.part["name"].encode()
             label = "LEFT OUT" if entry.type in DEVICES and os.geteuid() else "DAMAGE"
             with reporting(os.path.join(path, name), label):
@@ -384,8 +385,7 @@ def main():
     arguments = sys.argv[1:]
     if len(arguments) not in {3, 6} or arguments[1] != "--identity":
         is_help = {"-h", "--help"} & {*arguments}
-        print(__doc__, file=sys.stdout if is_help else sys.stderr)
-        return 0 if is_help else 2
+        return print(__doc__, file=sys.stdout if is_help else sys.stderr) or (0 if is_help else 2)
     sys.setrecursionlimit(10**5)  # a directory may be deep
     os.umask(0o077)
     path, _, identity, *wanted = arguments

@@ -91,7 +91,7 @@ class _Contents:
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
-        self._small_files: list[tuple[Ref | None, RangeReader | None]] = [(None, None), (None, None)]
+        self._small_files: dict[Ref | None, RangeReader] = {}
 
     def same(self, old: Child, new: Child) -> bool:
         """Whether two files of one size have the same bytes. Small files must be read."""
@@ -99,14 +99,13 @@ class _Contents:
         if kinds == {Content.OWN}:
             return False  # only content decides how a stream is cut: other references mean other bytes
         if kinds == {Content.SMALL_FILES}:
-            return self._read(0, old) == self._read(1, new)
+            return self._read(old) == self._read(new)
         return b"".join(read_file(self._reader, old)) == b"".join(read_file(self._reader, new))
 
-    def _read(self, side: int, child: Child) -> bytes | memoryview:
-        ref, small_files = self._small_files[side]
-        if small_files is None or ref != child.ref:
-            small_files = RangeReader(self._reader.store, child.ref)
-            self._small_files[side] = child.ref, small_files
+    def _read(self, child: Child) -> bytes | memoryview:
+        small_files = self._small_files.get(child.ref)
+        if small_files is None:
+            small_files = self._small_files[child.ref] = RangeReader(self._reader.store, child.ref)
         return small_files.read(child.offset, child.entry.size)
 
 

@@ -24,6 +24,7 @@ from castore.kernel.dir_entries import select_entries
 from castore.model.refs import REF_BYTES, RefKind, decode_node
 from castore.model.tree import (
     MAX_ENTRIES_BYTES,
+    MAX_STREAMS,
     Content,
     decode_owners,
     encode_entries,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from castore.content.allowance import Allowance
     from castore.content.patterns import PathPattern, States
     from castore.content.streams import StreamReader
-    from castore.kernel.dir_entries import Selected
+    from castore.kernel.dir_entries import Placed, Selected
     from castore.model.refs import Ref
 
 _GROUP: Final = 4096
@@ -158,18 +159,18 @@ class _Query:
         """Matches by their encoded entries; None if references matter."""
 
     def plain_matches(
-        self, plain: list[tuple[bytes, bytes, int]], small_files: Ref | None
+        self, plain: list[tuple[bytes, Placed]], small_files: list[Ref | None]
     ) -> dict[bytes, Seen]:
         """Return the plain files that match, of those whose names contain the pattern's pieces."""
         if not self.pattern.is_exact:
             matches = self.pattern.matches_name
             plain = [one for one in plain if matches(one[0])]
         if self.known is None:
-            return {name: Seen(frame, small_files, offset) for name, frame, offset in plain}
-        key = tuple([frame for _, frame, _ in plain])
+            return {name: _seen(placed, small_files) for name, placed in plain}
+        key = tuple([placed.frame for _, placed in plain])
         found = self.known.get(key)
         if found is None:
-            found = self.known[key] = {name: Seen(frame, None, 0) for name, frame, _ in plain}
+            found = self.known[key] = {name: Seen(placed.frame, None, 0) for name, placed in plain}
         return found
 
 
@@ -238,13 +239,13 @@ def _read_batch(
 
 
 def _references(reader: StreamReader, ref: Ref, plain: bytes | None) -> list[Ref]:
-    """Return the references of a directory; of one without subdirectories, at least the first two."""
+    """Return the references of a directory: of one without subdirectories, perhaps without large files."""
     if plain is None:
         plain = reader.store.reader.read_node_bytes(ref.id)
     kinds = plain[REF_BYTES - 1 :: REF_BYTES]
     if RefKind.INNER in kinds:
         return references(reader, ref)
-    return decode_node(plain if RefKind.LIST in kinds else plain[: 2 * REF_BYTES])
+    return decode_node(plain if RefKind.LIST in kinds else plain[: (1 + MAX_STREAMS) * REF_BYTES])
 
 
 def _read_entries(
@@ -274,16 +275,16 @@ def _listed(
     leads = any(one.kind is RefKind.LIST for one in refs) and pattern.leads(states)
     if last is None and not leads:
         return _EMPTY
-    _, at = decode_owners(data)
+    owners, at = decode_owners(data)
     wanted = last is not None and not pattern.directories_only
-    split = select_entries(data, at, pattern.pieces if wanted else b"")
+    split = select_entries(data, at, pattern.pieces if wanted else b"", owners.runs)
     found = _Listed({}, {})
     shared: dict[bytes, Seen] | None = None
     if split is None:  # not in castore's encoding, or damaged, which is reported
         others = _decoded(reader, ref)
     else:
         streams = iter(refs[1:])
-        small_files = next(streams, None) if split.size else None
+        small_files = [next(streams, None) for _ in split.ends]
         if last is not None and split.plain and wanted:
             shared = query.plain_matches(split.plain, small_files)
             found = _Listed(shared, {})
@@ -309,17 +310,26 @@ def _decoded(reader: StreamReader, ref: Ref) -> Iterator[tuple[bytes, int | None
 
 
 def _others(
-    split: Selected, streams: Iterator[Ref], small_files: Ref | None
+    split: Selected, streams: Iterator[Ref], small_files: list[Ref | None]
 ) -> Iterator[tuple[bytes, int | None, Seen]]:
     """Yield name, time (of directories only) and entry of all but the plain files of a directory."""
-    others = [(_decode_lean(frame), frame, offset) for frame, offset in split.others]
+    others = [(_decode_lean(placed.frame), placed) for placed in split.others]
     # Streams of files come before directories, each in the order of entries.
-    own = [entry for entry, _, _ in others if entry.content == Content.OWN]
+    own = [entry for entry, _ in others if entry.content == Content.OWN]
     own.sort(key=lambda entry: entry.type == _DIRECTORY)
     held = {entry.name: next(streams, None) for entry in own}
-    for entry, frame, offset in others:
-        content = small_files if entry.content == Content.SMALL_FILES else held.get(entry.name)
-        yield entry.name, entry.mtime if entry.type == _DIRECTORY else None, Seen(frame, content, offset)
+    for entry, placed in others:
+        if entry.content == Content.SMALL_FILES:
+            seen = _seen(placed, small_files)
+        else:
+            seen = Seen(placed.frame, held.get(entry.name), 0)
+        yield entry.name, entry.mtime if entry.type == _DIRECTORY else None, seen
+
+
+def _seen(placed: Placed, small_files: list[Ref | None]) -> Seen:
+    """Return a small file; an empty one may be in a directory without small-file streams."""
+    stream = small_files[placed.stream] if small_files else None
+    return Seen(placed.frame, stream, placed.offset)
 
 
 def _damaged(place: _Place, listed: dict[_Key, _Listed]) -> Iterator[Damaged]:

@@ -19,14 +19,16 @@ from castore.model.tree import (
     ROOT_NAME,
     Content,
     Entry,
+    Located,
     Owners,
     decode_entries,
     decode_entry,
     decode_owners,
+    locate,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from castore.content.allowance import Allowance
     from castore.content.streams import StreamReader
@@ -44,7 +46,7 @@ class Child(NamedTuple):
 
     entry: Entry
     ref: Ref | None
-    """The reference that holds its content: the directory, its own stream, or the small-file stream."""
+    """The reference that holds its content: the directory, its own stream, or a small-file stream."""
     offset: int
     """The offset in the small-file stream at which its content begins."""
     owners: Owners
@@ -64,13 +66,8 @@ def open_directory(reader: StreamReader, ref: Ref | None, *, root: bool = False)
     owners, entries = decode_entries(reader.read_all(first, MAX_ENTRIES_BYTES))
     if not root and entries and entries[0].name == ROOT_NAME:
         raise DamageError(f"the directory {ref.id.hex()} has an entry without a name")
-    offset = 0
-    located = []
-    for entry in entries:
-        located.append((entry, offset))
-        if entry.content is Content.SMALL_FILES:
-            offset += entry.size
-    return _joined(ref, refs[1:], located, owners, small_size=offset)[0]
+    located, ends = locate(owners, entries)
+    return _joined(ref, refs[1:], located, owners, ends)[0]
 
 
 class Opened(NamedTuple):
@@ -80,21 +77,23 @@ class Opened(NamedTuple):
     """The entries that are not in `plain`."""
     plain: Split | None = None
     """Its plain files."""
-    small_files: Ref | None = None
+    small_files: Sequence[Ref | None] = ()
+    """Its small-file streams; None for one that is too short."""
     owners: Owners = NOBODY
     chunks: Mapping[RecordId, bytes | memoryview] = MappingProxyType({})
     """Chunks that were read with it, by id."""
 
-    def plain_children(self, first: int = 0, end: int | None = None) -> list[Child]:
-        """Return its plain files, or those among its entries [first, end)."""
-        found = self.plain.encoded(first, end) if self.plain is not None else []
-        located = [(decode_entry(frame), offset) for frame, offset in found]
-        return [
-            Child(
-                entry, self.small_files if entry.content is Content.SMALL_FILES else None, offset, self.owners
-            )
-            for entry, offset in located
-        ]
+    def plain_children(
+        self, first: int = 0, end: int | None = None, stream: int | None = None
+    ) -> list[Child]:
+        """Return its plain files, or those among its entries [first, end) that are in one stream."""
+        found = self.plain.encoded(first, end, stream) if self.plain is not None else []
+        return [self._child(*placed) for placed in found]
+
+    def _child(self, frame: bytes, stream: int, offset: int) -> Child:
+        entry = decode_entry(frame)
+        content = self.small_files[stream] if entry.content is Content.SMALL_FILES else None
+        return Child(entry, content, offset, self.owners)
 
 
 class Fetched(NamedTuple):
@@ -157,11 +156,11 @@ def open_fetched(reader: StreamReader, ref: Ref, fetched: Fetched) -> Opened:
     first = _first(refs, ref)
     data = bytes(chunks.get(first.id, b"")) or reader.read_all(first, MAX_ENTRIES_BYTES)
     owners, at = decode_owners(data)
-    split = split_entries(data, at)
+    split = split_entries(data, at, owners.runs)
     if split is None:
         return Opened(open_directory(reader, ref), owners=owners, chunks=chunks)
-    located = [(decode_entry(frame), offset) for frame, offset in split.others]
-    others, small_files = _joined(ref, refs[1:], located, owners, small_size=split.size)
+    located = [Located(decode_entry(frame), stream, offset) for frame, stream, offset in split.others]
+    others, small_files = _joined(ref, refs[1:], located, owners, split.ends)
     return Opened(others, split, small_files, owners, chunks)
 
 
@@ -194,28 +193,27 @@ def _first(refs: list[Ref], ref: Ref) -> Ref:
 
 
 def _joined(
-    ref: Ref, found: list[Ref], located: list[tuple[Entry, int]], owners: Owners, *, small_size: int
-) -> tuple[list[Child], Ref | None]:
-    """Return entries with their content, and the small-file stream.
+    ref: Ref, found: list[Ref], located: list[Located], owners: Owners, ends: list[int]
+) -> tuple[list[Child], list[Ref | None]]:
+    """Return entries with their content, and the small-file streams.
 
-    located: entries, each with the offset of its content in the small-file stream. found: the directory's
-    references after its entries. small_size: the required length of its small-file stream.
+    found: the directory's references after its entries. ends: where the last file of each small-file stream
+    ends.
     """
     refs = iter(found)
-    small_files = _expect(refs, ref) if small_size else None
-    if small_files is not None and small_files.size != small_size:
-        # It is not known which files have which of its bytes: none is restored.
-        small_files = None
-    own = [entry for entry, _ in located if entry.content is Content.OWN]
+    streams = (_expect(refs, ref) for _ in ends)
+    # It is not known what is wrong with a stream that is too short: none of its files is restored.
+    small_files = [stream if stream.size >= end else None for stream, end in zip(streams, ends, strict=True)]
+    own = [entry for entry, _, _ in located if entry.content is Content.OWN]
     # Streams of files come before subdirectories, each in the order of entries.
     holders = sorted(own, key=lambda entry: entry.is_dir)
     held = {entry.name: _expect(refs, ref) for entry in holders}
     if next(refs, None) is not None:
         raise DamageError(f"the directory {ref.id.hex()} refers to more than its entries name")
     children = []
-    for entry, offset in located:
+    for entry, stream, offset in located:
         if entry.content is Content.SMALL_FILES:
-            children.append(Child(entry, small_files, offset, owners))
+            children.append(Child(entry, small_files[stream], offset, owners))
             continue
         content = held.get(entry.name)
         if entry.is_dir and content is not None and content.kind is not RefKind.LIST:
@@ -286,7 +284,7 @@ def check_content(child: Child) -> None:
         return
     if entry.content is Content.SMALL_FILES:
         if ref is None:
-            raise DamageError("the small-file stream of its directory has another length than its entries")
+            raise DamageError("its small-file stream is shorter than the entries of its directory say")
         return
     stored = sum(length for _, length in entry.extents_or_whole)
     found = ref.size if ref is not None else 0

@@ -12,7 +12,9 @@ from typing import Final
 
 import cffi
 
-NAMES: Final = ("chunker", "delta", "dir_entries", "dir_listing", "id_set", "index_rows", "sketch")
+NAMES: Final = (
+    *("chunker", "delta", "small_streams", "dir_entries", "dir_listing", "id_set", "index_rows", "sketch"),
+)
 _FOLDER: Final = Path(__file__).parent
 _CONSTANT: Final = re.compile(r"#define \w+ (?:0x)?[0-9]+u?$")
 

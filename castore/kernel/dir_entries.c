@@ -302,7 +302,8 @@ in_order(const uint8_t *data, const struct entry_place *a, const struct entry_pl
 
 /* Decode the entry at `at`, which follows `before` unless that is NULL.  Return 0 if it is not valid. */
 static int
-next_entry(const uint8_t *data, size_t len, size_t at, const struct entry_place *before, struct entry_place *place)
+next_entry(const uint8_t *data, size_t len, size_t at, const struct entry_place *before, struct small_cursor *cursor,
+    struct entry_place *place)
 {
 	if (len - at < LENGTH)
 		return (0);
@@ -311,32 +312,28 @@ next_entry(const uint8_t *data, size_t len, size_t at, const struct entry_place 
 	place->at = at + LENGTH;
 	if (len - place->at < place->len || decode(data, place) != 0)
 		return (0);
-	if (before == NULL)
-		return (1);
-	place->offset = before->offset + (before->bundled ? before->size : 0);
-	return (place->offset <= INT64_MAX && in_order(data, before, place));
-}
-
-/* Whether the small-file stream ends at a valid length. */
-static int
-is_bounded(const struct entry_place *last)
-{
-	return (!last->bundled || last->offset + last->size <= INT64_MAX);
+	if (place->bundled && small_next(cursor, place->size, &place->stream, &place->offset) != 0)
+		return (0);
+	return (before == NULL || in_order(data, before, place));
 }
 
 size_t
-entries_split(const uint8_t *data, size_t len, size_t at, struct entry_place *places, size_t count)
+entries_split(const uint8_t *data, size_t len, size_t at, const uint64_t *runs, size_t runs_len,
+    struct entry_place *places, size_t count, uint64_t *ends)
 {
+	struct small_cursor cursor;
 	size_t i;
 
+	small_begin(&cursor, runs, runs_len);
 	for (i = 0; at < len; i++) {
 		struct entry_place *place = places + i;
 
-		if (i == count || !next_entry(data, len, at, i ? place - 1 : NULL, place) || !is_bounded(place))
+		if (i == count || !next_entry(data, len, at, i ? place - 1 : NULL, &cursor, place))
 			return (SIZE_MAX);
 		at = place->at + place->len;
 	}
-	return (i);
+	memcpy(ends, cursor.ends, sizeof(cursor.ends));
+	return (small_is_complete(&cursor) ? i : SIZE_MAX);
 }
 
 /* Whether a name consists of the pieces, with any bytes between them; see entries_select. */
@@ -367,20 +364,19 @@ matches(const uint8_t *name, size_t len, const uint8_t *pieces, size_t pieces_le
 }
 
 size_t
-entries_select(const uint8_t *data, size_t len, size_t at, const uint8_t *pieces, size_t pieces_len,
-    struct entry_place *places, size_t count, uint64_t *bundled)
+entries_select(const uint8_t *data, size_t len, size_t at, const uint64_t *runs, size_t runs_len, const uint8_t *pieces,
+    size_t pieces_len, struct entry_place *places, size_t count, uint64_t *ends)
 {
+	struct small_cursor cursor;
 	struct entry_place two[2];
 	size_t i, kept = 0;
 
-	*bundled = 0;
+	small_begin(&cursor, runs, runs_len);
 	for (i = 0; at < len; i++) {
 		struct entry_place *place = two + i % 2;
 
-		if (!next_entry(data, len, at, i ? two + (i + 1) % 2 : NULL, place) || !is_bounded(place))
+		if (!next_entry(data, len, at, i ? two + (i + 1) % 2 : NULL, &cursor, place))
 			return (SIZE_MAX);
-		if (place->bundled)
-			*bundled = place->offset + place->size;
 		at = place->at + place->len;
 		if (place->plain && !matches(data + place->name, place->name_len, pieces, pieces_len))
 			continue;
@@ -388,7 +384,8 @@ entries_select(const uint8_t *data, size_t len, size_t at, const uint8_t *pieces
 			return (SIZE_MAX);
 		places[kept++] = *place;
 	}
-	return (kept);
+	memcpy(ends, cursor.ends, sizeof(cursor.ends));
+	return (small_is_complete(&cursor) ? kept : SIZE_MAX);
 }
 
 static uint32_t
@@ -438,7 +435,7 @@ fill(int file, const struct entry_place *place, const struct entry_owners *owner
 
 size_t
 entries_write(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t to,
-    const struct entry_owners *owners, const uint8_t *small_files, size_t small_files_len, uint64_t start)
+    const struct entry_owners *owners, uint32_t stream, const uint8_t *content, size_t len, uint64_t start)
 {
 	size_t i;
 
@@ -448,15 +445,15 @@ entries_write(int fd, const uint8_t *data, const struct entry_place *places, siz
 		uint64_t offset = place->size ? place->offset - start : 0;
 		int file, failed;
 
-		if (!place->plain)
+		if (!place->plain || place->stream != stream)
 			continue;
-		if (place->size > small_files_len || offset > small_files_len - place->size)
+		if (place->size > len || offset > len - place->size)
 			break;
 		memcpy(name, data + place->name, place->name_len);
 		name[place->name_len] = '\0';
 		if ((file = openat(fd, name, NEW_FILE, 0600)) < 0)
 			break;
-		failed = fill(file, place, owners, small_files + offset) != 0;
+		failed = fill(file, place, owners, content + offset) != 0;
 		if (close(file) != 0 || failed) {
 			(void)unlinkat(fd, name, 0);
 			break;

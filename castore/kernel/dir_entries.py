@@ -1,7 +1,7 @@
 """Encode, decode and restore the entries of stored directories, all plain files with one call.
 
-A **plain file** has one name and no extended attributes, and is empty or stored in the small-file stream of
-its directory. Most files are plain. dir_entries.h describes the structures, castore/docs/format.md the bytes.
+A **plain file** has one name and no extended attributes, and is empty or stored in a small-file stream of its
+directory. Most files are plain. dir_entries.h describes the structures, castore/docs/format.md the bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from castore.kernel import TOO_MANY, ffi, lib, view_of
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     Bytes = bytes | memoryview
 
@@ -28,14 +28,36 @@ GIVEN: Final = lib.ENTRY_GIVEN
 _MOST: Final = 80
 _LEAST: Final = 4
 """Bytes of the length before an entry, the least that an entry has."""
-_PLACE: Final = struct.Struct("<QQQQqIIIIIIII")
+_PLACE: Final = struct.Struct("<QQQQqIIIIIIIIII")
 """struct entry_place."""
 _IDS: Final = struct.Struct("<II")
 """struct entry_ids."""
-_LENGTH, _OFFSET = 2, 3
-"""Indexes of a file's size and of its offset in the small-file stream, in words of 8 bytes of a _PLACE."""
-_PLAIN, _BUNDLED = 16, 17
-"""Indexes of these flags, in words of 4 bytes of a _PLACE."""
+_LENGTH: Final = 2
+"""Index of a file's size, in words of 8 bytes of a _PLACE."""
+_PLAIN: Final = 16
+"""Index of this flag, in words of 4 bytes of a _PLACE."""
+_NO_RUNS: Final = ffi.NULL
+
+
+class Placed(NamedTuple):
+    """An encoded entry, and the place of its content if that is in a small-file stream."""
+
+    frame: bytes
+    stream: int
+    """The number of the small-file stream in its directory."""
+    offset: int
+
+
+class Run(NamedTuple):
+    """Plain files whose contents are close to each other in a small-file stream."""
+
+    stream: int
+    first: int
+    end: int
+    """They are among the entries [first, end)."""
+    start: int
+    length: int
+    """The range of their contents in the stream."""
 
 
 def join_entries(
@@ -89,15 +111,15 @@ class NewOwners:
 class Split:
     """The decoded entries of a directory, divided into plain files and others."""
 
-    def __init__(self, data: bytes, array: Any, count: int) -> None:
+    def __init__(self, data: bytes, array: Any, count: int, ends: list[int]) -> None:
+        self.ends = ends
+        """Where the last file of each small-file stream ends."""
         self._data = data
         self._array = array
         self._places = memoryview(ffi.buffer(array))
         self._count = count
-        self.others: list[tuple[bytes, int]] = []
-        """Entries that are not plain files, in order: (encoded entry, offset of its content)."""
-        self.size = 0
-        """Bytes of the small-file stream."""
+        self.others: list[Placed] = []
+        """Entries that are not plain files, in order."""
         self.plain_size = 0
         """Bytes of all plain files."""
         if not count:
@@ -106,58 +128,61 @@ class Split:
         raw = self._places
         words, longs = raw.cast("I"), raw.cast("Q")
         plain = words[_PLAIN :: _PLACE.size // 4].tolist()
-        small_size = words[_BUNDLED :: _PLACE.size // 4].tolist()
         sizes = longs[_LENGTH :: _PLACE.size // 8].tolist()
-        if any(small_size):
-            last = count - 1 - small_size[::-1].index(1)
-            self.size = sizes[last] + longs[last * (_PLACE.size // 8) + _OFFSET]
         self.plain_size = sum(sizes) if all(plain) else sum(compress(sizes, plain))
         for number in [] if all(plain) else [number for number, one in enumerate(plain) if not one]:
-            at, _, _, offset, *_, length, _, _, _ = _PLACE.unpack_from(raw, number * _PLACE.size)
-            self.others.append((data[at : at + length], offset))
+            at, _, _, offset, *_, length, _, _, _, stream, _ = _PLACE.unpack_from(raw, number * _PLACE.size)
+            self.others.append(Placed(data[at : at + length], stream, offset))
 
     @property
     def plain(self) -> int:
         """Number of plain files."""
         return self._count - len(self.others)
 
-    def runs(self, room: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield runs of entries with their range in the small-file stream: (first, end, start, length).
+    def runs(self, room: int) -> Iterator[Run]:
+        """Yield the plain files in runs, stream by stream; each byte of a stream is in one run at most.
 
-        A length exceeds `room` bytes only if the run has a single file.
+        A run has more than `room` bytes only if it has a single file.
         """
-        if self.size <= room:
-            yield 0, self._count, 0, self.size
-            return
+        for stream, size in enumerate(self.ends or [0]):
+            if size <= room:
+                yield Run(stream, 0, self._count, 0, size)
+            else:
+                yield from self._runs_of(stream, room)
+
+    def _runs_of(self, stream: int, room: int) -> Iterator[Run]:
         first, start, end = 0, 0, 0
-        for number, (_, _, size, offset, *_, plain, _) in enumerate(_PLACE.iter_unpack(self._places)):
-            if not plain or not size:
+        for number, place in enumerate(_PLACE.iter_unpack(self._places)):
+            _, _, size, offset, *_, plain, _, found, _ = place
+            if not plain or not size or found != stream:
                 continue
             if end > start and offset + size - start > room:
-                yield first, number, start, end - start
+                yield Run(stream, first, number, start, end - start)
                 first, start = number, offset
             elif end == start:
                 start = offset
             end = offset + size
-        yield first, self._count, start, end - start
+        yield Run(stream, first, self._count, start, end - start)
 
-    def encoded(self, first: int, end: int | None) -> list[tuple[bytes, int]]:
-        """Return the plain files of entries [first, end): (encoded entry, offset of its content)."""
+    def encoded(self, first: int, end: int | None, stream: int | None = None) -> list[Placed]:
+        """Return the plain files among entries [first, end); stream: only those of that stream."""
         places = self._places[first * _PLACE.size : end and end * _PLACE.size]
         return [
-            (self._data[at : at + length], offset)
-            for at, _, _, offset, *_, length, _, plain, _ in _PLACE.iter_unpack(places)
-            if plain
+            Placed(self._data[at : at + length], found, offset)
+            for at, _, _, offset, *_, length, _, plain, _, found, _ in _PLACE.iter_unpack(places)
+            if plain and stream in {None, found}
         ]
 
-    def write(self, fd: int, first: int, end: int, new: NewOwners, content: Bytes, start: int) -> int:
-        """Create the plain files of entries [first, end) in the directory open as `fd`; replace no file.
+    def write(self, fd: int, run: Run, at: int, new: NewOwners, content: Bytes) -> int:
+        """Create the plain files of a run from entry `at` on, in the directory open as `fd`; replace no file.
 
-        content: the bytes of the small-file stream from offset `start` on. Return `end`, or the index of the
-        first file that could not be created.
+        content: the bytes of the run. Return `run.end`, or the index of the first file that could not be
+        created.
         """
+        owners, stream = new.in_kernel, run.stream
         done: int = lib.entries_write(
-            fd, self._data, self._array, first, end, new.in_kernel, view_of(content), len(content), start
+            *(fd, self._data, self._array, at, run.end, owners, stream),
+            *(view_of(content), len(content), run.start),
         )
         return done
 
@@ -168,49 +193,56 @@ def count_entries(data: bytes, at: int = 0) -> int:
     return len(data) // _LEAST if count == TOO_MANY else count
 
 
-def split_entries(data: bytes, at: int) -> Split | None:
-    """Decode the entries from `at` on; return None if castore would encode them differently."""
+def split_entries(data: bytes, at: int, runs: Sequence[int] = ()) -> Split | None:
+    """Decode the entries from `at` on; return None if castore would encode them differently.
+
+    runs: the places of small files, as in the owners of a directory.
+    """
     count = lib.entries_count(data, len(data), at)
     if count == TOO_MANY:
         return None
-    places = ffi.new("struct entry_place[]", count)
-    if count and lib.entries_split(data, len(data), at, places, count) != count:
+    places, ends = ffi.new("struct entry_place[]", count), ffi.new("uint64_t[]", lib.SMALL_MAX_STREAMS)
+    numbers = ffi.new("uint64_t[]", runs) if runs else _NO_RUNS
+    if lib.entries_split(data, len(data), at, numbers, len(runs), places, count, ends) != count:
         return None
-    return Split(data, places, count)
+    return Split(data, places, count, [end for end in ends if end])
 
 
 class Selected(NamedTuple):
     """The entries of a directory that are not plain files, and its plain files with matching names."""
 
-    others: list[tuple[bytes, int]]
-    """(encoded entry, offset of its content in the small-file stream), in order."""
-    plain: list[tuple[bytes, bytes, int]]
-    """(name, encoded entry, offset of its content in the small-file stream), in order."""
-    size: int
-    """Bytes of the small-file stream."""
+    others: list[Placed]
+    plain: list[tuple[bytes, Placed]]
+    """(name, entry), in order."""
+    ends: list[int]
+    """Where the last file of each small-file stream ends."""
 
 
-def select_entries(data: bytes, at: int, pieces: bytes) -> Selected | None:
+def select_entries(data: bytes, at: int, pieces: bytes, runs: Sequence[int] = ()) -> Selected | None:
     r"""Select from the entries from `at` on; return None if castore would encode them differently.
 
     pieces: the pattern for names of plain files: literal bytes, separated by a NUL where any bytes may be.
-    b"a" matches the name a only, b"a\0b" every name that begins with a and ends with b.
+    b"a" matches the name a only, b"a\0b" every name that begins with a and ends with b. runs: the places of
+    small files, as in the owners of a directory.
     """
     count = lib.entries_count(data, len(data), at)
     if count == TOO_MANY:
         return None
-    places = ffi.new("struct entry_place[]", count)
-    size = ffi.new("uint64_t *")
-    kept = lib.entries_select(data, len(data), at, pieces, len(pieces), places, count, size)
+    places, ends = ffi.new("struct entry_place[]", count), ffi.new("uint64_t[]", lib.SMALL_MAX_STREAMS)
+    numbers = ffi.new("uint64_t[]", runs) if runs else _NO_RUNS
+    kept = lib.entries_select(
+        data, len(data), at, numbers, len(runs), pieces, len(pieces), places, count, ends
+    )
     if kept == TOO_MANY:
         return None
-    others: list[tuple[bytes, int]] = []
-    named: list[tuple[bytes, bytes, int]] = []
+    others: list[Placed] = []
+    named: list[tuple[bytes, Placed]] = []
     view = ffi.buffer(places, kept * _PLACE.size)
-    for start, name, _, offset, *_, length, name_length, plain, _ in _PLACE.iter_unpack(view):
-        frame = data[start : start + length]
+    for place in _PLACE.iter_unpack(view):
+        start, name, _, offset, *_, length, name_length, plain, _, stream, _ = place
+        placed = Placed(data[start : start + length], stream, offset)
         if plain:
-            named.append((data[name : name + name_length], frame, offset))
+            named.append((data[name : name + name_length], placed))
         else:
-            others.append((frame, offset))
-    return Selected(others, named, size[0])
+            others.append(placed)
+    return Selected(others, named, [end for end in ends if end])

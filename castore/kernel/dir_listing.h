@@ -21,18 +21,28 @@ struct scan_entry {
 
 /*
  * The record of a directory in a scan cache.  After it come the listing, one byte
- * (a mark) for each entry, zeros up to a multiple of 8 bytes, and the records of
- * those subdirectories that the scan entered, in the order of the listing.
+ * (a mark) for each entry, zeros up to a multiple of 8 bytes, the places of its small
+ * files, and the records of those subdirectories that the scan entered, in the order
+ * of the listing.
  */
 struct scan_record {
 	uint64_t len; /* to the end of the last record below this one */
 	uint64_t listing_len, entries;
 	uint64_t flags;
+	uint64_t places_len; /* a multiple of 8; the kernel does not read them here */
 	uint8_t summary[96]; /* of the directory; the kernel does not read it */
 };
 
 #define SCAN_DISTRUST 1u /* in flags: do not compare; list the directory again */
-#define SCAN_ENTERED 1u  /* in a mark: the entry is a directory that has a record below */
+
+/* Marks. */
+#define SCAN_ENTERED 1u      /* the entry is a directory that has a record below */
+#define SCAN_OWN_STREAM 2u   /* a file with a stream of its own */
+#define SCAN_WITH_XATTRS 4u  /* it has extended attributes, or some that could not be read */
+#define SCAN_SPARSE 8u       /* a file with holes */
+#define SCAN_BUNDLED 16u     /* a file in a small-file stream */
+#define SCAN_DOUBTFUL 32u    /* a file that was read in another state than it was listed */
+#define SCAN_EMPTY 64u       /* a small file that was opened and is empty */
 
 /*
  * List the directory open as fd in out[0 .. room).  Returns the length of the
@@ -85,6 +95,8 @@ size_t scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t
 #define SCAN_DIRECTORY 4u
 #define SCAN_SPECIAL 5u
 #define SCAN_FAILED 6u
+#define SCAN_KEPT 7u       /* a small file whose content keeps its place; its entry is as listed */
+#define SCAN_KEPT_OTHER 8u /* another small file whose content keeps its place */
 
 /*
  * Classify the entries of a listing.  places[] gets their offsets and kinds[] their kinds; both have room for

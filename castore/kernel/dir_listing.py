@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from mmap import mmap
 
+# Marks of entries in a scan cache.
 ENTERED: Final = lib.SCAN_ENTERED
-"""Mark of a directory that has a record below."""
+"""A directory that has a record below."""
+OWN_STREAM: Final = lib.SCAN_OWN_STREAM
+"""A file with a stream of its own."""
+WITH_XATTRS: Final = lib.SCAN_WITH_XATTRS
+"""It has extended attributes, or some that could not be read."""
+SPARSE: Final = lib.SCAN_SPARSE
+BUNDLED: Final = lib.SCAN_BUNDLED
+"""A file in a small-file stream."""
+DOUBTFUL: Final = lib.SCAN_DOUBTFUL
+"""A file that was read in another state than it was listed."""
+EMPTY: Final = lib.SCAN_EMPTY
+"""A small file that was opened and is empty."""
 
 # Kinds of entries, in a survey.
 PLAIN_FILE: Final = lib.SCAN_PLAIN
@@ -29,8 +41,13 @@ SMALL_FILE: Final = lib.SCAN_SMALL
 LARGE_FILE: Final = lib.SCAN_LARGE
 """Another file, or one with holes."""
 DIRECTORY: Final = lib.SCAN_DIRECTORY
+SPECIAL: Final = lib.SCAN_SPECIAL
 FAILED: Final = lib.SCAN_FAILED
 """A name whose lstat failed, or that its directory lists more than once."""
+KEPT: Final = lib.SCAN_KEPT
+"""A small file whose content keeps its place, and whose entry is as listed."""
+KEPT_OTHER: Final = lib.SCAN_KEPT_OTHER
+"""Another small file whose content keeps its place."""
 REPEATED: Final = lib.SCAN_REPEATED
 """The error of such a name, in its second entry; lstat never fails with it."""
 
@@ -43,9 +60,10 @@ DISTRUST: Final = lib.SCAN_DISTRUST
 """Flag of a record that must not be compared: the directory is listed again."""
 
 _ENTRY: Final = struct.Struct("<QQQqqQQIIIIIIII")
+_SIZE_OFFSET: Final = 16
 _NAME_LENGTH: Final = struct.Struct("<I")
 _SECOND: Final = 10**9
-_RECORD: Final = struct.Struct("<QQQQ96s")
+_RECORD: Final = struct.Struct("<QQQQQ96s")
 
 _CHANGE: Final = struct.Struct("<QQQ")
 _UNLISTED: Final = (1 << 64) - 1
@@ -81,6 +99,8 @@ class Record(NamedTuple):
     """Offset of the first record below it."""
     listing: bytes
     marks: bytes
+    places: bytes
+    """Of its small files, as the scan encoded them."""
     flags: int
     summary: bytes
 
@@ -128,7 +148,7 @@ class Survey(NamedTuple):
 
     places: array[int]
     """Offsets of the entries in the listing."""
-    kinds: bytes
+    kinds: bytearray
     """The kind of each entry: PLAIN_FILE and so on."""
     last_ctime: int
     """The newest ctime, in ns since 1970."""
@@ -143,7 +163,7 @@ def survey(listing: bytes, small: int = 0) -> Survey:
     with view_of(places, "uint64_t[]") as offsets:
         count = lib.scan_survey(listing, len(listing), small, offsets, kinds, last)
     del places[count:]
-    return Survey(places, ffi.buffer(kinds, count)[:], last[0] * _SECOND + last[1], bool(last[2]))
+    return Survey(places, bytearray(ffi.buffer(kinds, count)), last[0] * _SECOND + last[1], bool(last[2]))
 
 
 def places_of(listing: bytes) -> array[int]:
@@ -157,6 +177,11 @@ def name_at(listing: bytes, at: int) -> bytes:
     return listing[begin : begin + _NAME_LENGTH.unpack_from(listing, begin - 4)[0]]
 
 
+def size_at(listing: bytes, at: int) -> int:
+    """Return the size of the file whose entry is at an offset of a listing."""
+    return int.from_bytes(listing[at + _SIZE_OFFSET : at + _SIZE_OFFSET + 8], "little")
+
+
 def listing_entry(name: bytes, info: os.stat_result) -> Listed:
     """Return the entry that a listing would have for a file, from its stat result."""
     return Listed(
@@ -166,37 +191,42 @@ def listing_entry(name: bytes, info: os.stat_result) -> Listed:
     )
 
 
-def encode_record(listing: bytes, count: int) -> bytes:
-    """Return the record of a directory with `count` entries, without marks and summary yet."""
-    marks = count + (-count % 8)
-    length = _RECORD.size + len(listing) + marks
-    return _RECORD.pack(length, len(listing), count, DISTRUST, b"") + listing + bytes(marks)
+def encode_record(listing: bytes, count: int, places: int = 0) -> bytes:
+    """Return the record of a directory with `count` entries, without marks, places and summary yet.
+
+    places: the length of the places of its small files, a multiple of 8.
+    """
+    rest = count + (-count % 8) + places
+    length = _RECORD.size + len(listing) + rest
+    return _RECORD.pack(length, len(listing), count, DISTRUST, places, b"") + listing + bytes(rest)
 
 
 def summary_fields(
-    length: int, summary: bytes, flags: int, marks: bytes, listed: int
+    length: int, summary: bytes, flags: int, marks: bytes, places: bytes, listed: int
 ) -> list[tuple[int, bytes]]:
     """Return the bytes to write into a record once its summary is known, as (offset, bytes).
 
-    length: that of the record with all records below it. summary: that of the directory. listed: the length
-    of its listing.
+    length: that of the record with all records below it. summary: that of the directory. places: those of
+    its small files. listed: the length of its listing.
     """
-    head = _RECORD.pack(length, listed, len(marks), flags, summary)
-    return [(0, head), (_RECORD.size + listed, marks)]
+    head = _RECORD.pack(length, listed, len(marks), flags, len(places), summary)
+    return [(0, head), (_RECORD.size + listed, marks + bytes(-len(marks) % 8) + places)]
 
 
 def decode_record(cache: mmap | bytes, at: int) -> Record:
     """Return the record at an offset of a scan cache. Raises ValueError if it is not valid."""
     try:
-        length, listing, count, flags, summary = _RECORD.unpack_from(cache, at)
+        length, listing, count, flags, places, summary = _RECORD.unpack_from(cache, at)
     except struct.error as error:
         raise ValueError(str(error)) from None
     begin = at + _RECORD.size
     marks = begin + listing
-    below = marks + count + (-count % 8)
+    end = marks + count + (-count % 8)
+    below = end + places
     if not below <= at + length <= len(cache):
         raise ValueError("a record extends beyond the cache")
-    return Record(at, at + length, below, cache[begin:marks], cache[marks : marks + count], flags, summary)
+    found = cache[begin:marks], cache[marks : marks + count], cache[end:below]
+    return Record(at, at + length, below, *found, flags, summary)
 
 
 class Change(NamedTuple):

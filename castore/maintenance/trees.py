@@ -144,15 +144,15 @@ class Trees:
             yield b"", reason
             return
         files = [child for child in opened.others if not child.entry.is_dir]
-        small_files = opened.small_files or next(
-            (child.ref for child in files if child.entry.content is Content.SMALL_FILES), None
-        )
         # If everything that the directory references opens, each of its chunks opens.
         sound = not self._reasons.below(ref)
-        spans = []
-        if small_files is not None and not (sound and small_files.kind is RefKind.CHUNK):
-            spans = self._lost_spans(small_files)
-        if opened.plain is not None and opened.plain.size and (small_files is None or spans):
+        small_files = {child.ref for child in files if child.entry.content is Content.SMALL_FILES}
+        small_files |= {*opened.small_files}
+        spans = {}
+        for stream in small_files:
+            if stream is not None and not (sound and stream.kind is RefKind.CHUNK):
+                spans[stream] = self._lost_spans(stream)
+        if opened.plain is not None and opened.plain.ends and (None in small_files or any(spans.values())):
             files += opened.plain_children()
         for child in sorted(files, key=lambda child: child.entry.name):
             try:
@@ -165,19 +165,20 @@ class Trees:
                 known = sound and child.ref.kind is RefKind.CHUNK
                 reason = "" if known else self._reasons.of_stream(child.ref)
             elif child.entry.content is Content.SMALL_FILES:
-                end = child.offset + child.entry.size
-                reason = next((why for start, stop, why in spans if start < end and child.offset < stop), "")
+                start, end = child.offset, child.offset + child.entry.size
+                lost = spans.get(child.ref, []) if child.ref is not None else []
+                reason = next((why for first, last, why in lost if first < end and start < last), "")
             if reason:
                 yield child.entry.name, reason
 
-    def _lost_spans(self, small_files: Ref) -> list[tuple[int, int, str]]:
-        """Return which byte ranges of a directory's small-file stream are lost: (start, end, reason)."""
-        if not (reason := self._reasons.of_stream(small_files)):
+    def _lost_spans(self, stream: Ref) -> list[tuple[int, int, str]]:
+        """Return which byte ranges of a small-file stream are lost: (start, end, reason)."""
+        if not (reason := self._reasons.of_stream(stream)):
             return []
         try:
-            chunks = list(iter_chunks(self._reader.store, small_files))
+            chunks = list(iter_chunks(self._reader.store, stream))
         except DamageError:
-            return [(0, small_files.size, reason)]
+            return [(0, stream.size, reason)]
         checked = ((offset, one, self._reasons.of_chunks([one])) for offset, one in chunks)
         return [(offset, offset + one.size, why) for offset, one, why in checked if why]
 

@@ -1,15 +1,16 @@
 """Directory entries and their encoding.
 
-A directory's entries are one stream: a header, then one MessagePack array per entry, sorted by name. It
+A directory's entries are one stream: a header, then one MessagePack array per entry, sorted by name. An entry
 contains no position and no reference: the order of the entries determines which stream or subdirectory
-belongs to each. So a change of one entry changes only the bytes of that entry.
+belongs to each. So a change of one entry changes only the bytes of that entry. Where unchanged small files
+have kept their places in older streams, the header says so.
 """
 
 from __future__ import annotations
 
 import stat
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -42,7 +43,7 @@ class Content(IntEnum):
     NONE = 0
     """No content: an empty file, a link, a device."""
     SMALL_FILES = 1
-    """The next `size` bytes of the directory's small-file stream."""
+    """`size` bytes of one of the directory's small-file streams."""
     OWN = 2
     """The next list of the directory: a stream (of a file) or a subdirectory (of a directory)."""
 
@@ -106,15 +107,22 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Owners(msgspec.Struct, frozen=True, array_like=True):
-    """The header of a directory's entries: version, and the names of their users and groups."""
+    """The header of a directory's entries: the names of their users and groups, and places of small files."""
 
     version: int = _VERSION
     users: dict[int, str] = {}
     groups: dict[int, str] = {}
+    runs: tuple[int, ...] = ()
+    """The places of small files, three numbers a run: count, stream, gap. See castore/docs/format.md.
+
+    Empty: they follow each other in one stream.
+    """
 
 
 NOBODY: Final = Owners()
 """Owners without names."""
+MAX_STREAMS: Final = 16
+"""The most small-file streams of a directory."""
 
 MAX_ENTRIES_BYTES: Final = 256 << 20
 """For the entries of one directory: about three million. Users of entries hold all of them in memory."""
@@ -181,6 +189,47 @@ def _frames(data: bytes, position: int) -> Iterator[bytes]:
         if start > len(data) or position > len(data):
             raise DamageError("a directory's entries end in the middle of an entry")
         yield data[start:position]
+
+
+class Located(NamedTuple):
+    """An entry, and the place of its content if that is in a small-file stream."""
+
+    entry: Entry
+    stream: int = 0
+    """The number of the small-file stream in its directory."""
+    offset: int = 0
+
+
+def locate(owners: Owners, entries: list[Entry]) -> tuple[list[Located], list[int]]:
+    """Return the entries with their places, and where the last file of each small-file stream ends.
+
+    Raises DamageError if the owners describe other small files than there are.
+    """
+    # One run of all small files in the first stream is the same as no runs.
+    small = sum(entry.content is Content.SMALL_FILES for entry in entries)
+    runs = owners.runs or ((small, 0, 0) if small else ())
+    streams = 1 + max(runs[1::3], default=-1)
+    counts = runs[::3]
+    impossible = len(runs) % 3 or min(runs, default=0) < 0 or 0 in counts or streams > MAX_STREAMS
+    if impossible or sum(counts) != small:
+        raise DamageError("a directory has other small files than its owners describe")
+    ends = [0] * streams
+    places = (
+        (stream, gap if first == 0 else 0)
+        for count, stream, gap in zip(counts, runs[1::3], runs[2::3], strict=True)
+        for first in range(count)
+    )
+    located = []
+    for entry in entries:
+        if entry.content is not Content.SMALL_FILES:
+            located.append(Located(entry))
+            continue
+        stream, gap = next(places)
+        located.append(Located(entry, stream, ends[stream] + gap))
+        ends[stream] += gap + entry.size
+    if 0 in ends or max(ends, default=0) >= 1 << 63:
+        raise DamageError("a directory has an impossible small-file stream")
+    return located, ends
 
 
 def _check(entries: list[Entry]) -> None:

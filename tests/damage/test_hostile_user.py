@@ -458,7 +458,7 @@ def test_what_takes_the_place_of_a_file_is_not_read(
     os.mknod(live / "null", stat.S_IFCHR | 0o666, os.makedev(1, 5))
     real = small_files.SmallFileReader.read
 
-    def meanwhile(self, directory, small, large):
+    def meanwhile(self, directory, small, large, kept):
         if directory.path == b"data":
             os.unlink(live / "data" / "a")
             if kind == "fifo":
@@ -467,7 +467,7 @@ def test_what_takes_the_place_of_a_file_is_not_read(
                 as_user(lambda: os.symlink(tmp_path / "secret", live / "data" / "a"))
             else:
                 as_user(lambda: os.rename(live / "null", live / "data" / "a"))
-        return real(self, directory, small, large)
+        return real(self, directory, small, large, kept)
 
     monkeypatch.setattr(small_files.SmallFileReader, "read", meanwhile)
     opened: list[str] = []

@@ -1,4 +1,4 @@
-"""Make a golden store: python -m tests.golden.make format-1|deltas|rotated FOLDER (new).
+"""Make a golden store: python -m tests.golden.make format-1|deltas|rotated|streams FOLDER (new).
 
 Run when the format changes, never to make a failing test pass: every later castore reads these stores. In `deltas` each
 delta is a record of its own (codecs 3 and 4).
@@ -12,10 +12,12 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import zstandard
 
+from castore.content.scan import cache
 from castore.crypto import Identity
 from castore.services.sources import Tree, file_source
 from castore.store.format.pack import DELTA, DELTA_PAIR, GROUPED
@@ -177,5 +179,36 @@ def make_rotated(into: Path) -> None:
         (into / "former.keys").write_text("\n".join(former) + "\n")
 
 
+def files(number: int) -> dict[str, bytes]:
+    """Return the files of a directory in a generation: some change, some are added, some removed."""
+    found = {f"file {one}": b"this is file %d\n" % one * (one + 1) for one in range(30)}
+    for step in range(number + 1):
+        found[f"file {step + 2}"] = b"changed in step %d\n" % step
+        found[f"added {step}"] = b"added in step %d\n" % step
+        found.pop(f"file {12 - step}")
+    return found
+
+
+def make_streams(into: Path) -> None:
+    """Four generations of a directory: its small files are in several streams, with gaps."""
+    into.mkdir(parents=True)
+    cache._RACY_NS = 10_000_000  # noqa: SLF001 - files need not be two seconds old
+    with tempfile.TemporaryDirectory() as folder:
+        sandbox = Sandbox(Path(folder))
+        (top := Path(folder, "tree", "sub")).mkdir(parents=True)
+        for number in range(4):
+            wanted = files(number)
+            for path in top.iterdir():
+                if path.name not in wanted:
+                    path.unlink()
+            for name, content in wanted.items():
+                if not (top / name).exists() or (top / name).read_bytes() != content:
+                    (top / name).write_bytes(content)
+            time.sleep(0.1)
+            sandbox.snapshot("streams", {"tree": Tree(f"{folder}/tree")})
+        shutil.copytree(sandbox.store, into / "store", ignore=shutil.ignore_patterns("tmp"))
+        (into / "identity").write_text(sandbox.identity.text() + "\n")
+
+
 if __name__ == "__main__":
-    {"format-1": make, "deltas": make_deltas, "rotated": make_rotated}[sys.argv[1]](Path(sys.argv[2]))
+    {"format-1": make, "deltas": make_deltas, "rotated": make_rotated, "streams": make_streams}[sys.argv[1]](Path(sys.argv[2]))

@@ -14,6 +14,8 @@ import pytest
 
 import castore
 from castore.content.restore.metadata import Ownership
+from castore.content.stored_dirs import look_up, open_directory
+from castore.content.streams import StreamReader
 from castore.crypto import Identity, WriterKey
 from castore.maintenance.verify import verify as verify_store
 from castore.services.details import read_details
@@ -23,13 +25,14 @@ from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, StoreOptions
 from castore.store.format.pack import DELTA, DELTA_PAIR
-from tests.golden.make import night, plain
+from tests.golden.make import files, night, plain
 from tests.support.stores import take_snapshot
 from tests.support.tree_walker import walk
 
 GOLDEN = Path(__file__).parent / "format-1"
 DELTAS = Path(__file__).parent / "deltas"
 ROTATED = Path(__file__).parent / "rotated"
+STREAMS = Path(__file__).parent / "streams"
 RESCUE = Path(__file__).parents[2] / "tools" / "rescue.py"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
@@ -210,3 +213,24 @@ def test_a_rotated_store_goes_on_with_the_present_writer_key(tmp_path: Path) -> 
         taken = take_snapshot(store, "nights", sources)
         assert (taken.number, taken.parent, taken.part("dump").new_chunks) == (6, 5, 0)
         assert verify_store(store, castore.Progress(), packs=True).sound
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_small_files_in_several_streams_are_restored(tmp_path: Path, number: int) -> None:
+    golden = Copy(tmp_path, STREAMS)
+    with golden.open() as store:
+        store.sync()
+        selection = select(store, f"streams@{number + 1}")
+        done = restore_parts(store, selection, str(tmp_path / "out"), Ownership(change=False), castore.Progress())
+        if number == 3:
+            with StreamReader(store) as reader:
+                top = look_up(reader, selection.generation.parts[0].root.ref, b"sub")
+                assert len({child.ref for child in open_directory(reader, top.ref)}) == 4
+            assert verify_store(store, castore.Progress(), read_data=True).sound
+    assert done.report.damaged == []
+    command = [sys.executable, str(RESCUE), str(golden.path), "--identity", str(STREAMS / "identity")]
+    rescued = subprocess.run([*command, "streams", str(number + 1), str(tmp_path / "rescued")], check=False)
+    assert rescued.returncode == 0
+    for out in ("out", "rescued"):
+        found = {path.name: path.read_bytes() for path in (tmp_path / out / "tree" / "sub").iterdir()}
+        assert found == files(number)

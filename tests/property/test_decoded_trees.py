@@ -291,7 +291,8 @@ def change_bytes(found: Directory, writer: Writer, session, data) -> None:
 
 def change_head(found: Directory, writer: Writer, session, data) -> None:
     """Replace the owners."""
-    found.head = data.draw(st.sampled_from([[1, {}, {}], [1, {"a": 1}, {}], [1], [1, {0: "a\0b"}, {}], [1, {-1: "x"}, {}], {}, None, [b"x", 8]]))
+    runs = st.lists(st.integers(0, 3) | st.integers(0, 1 << 64), max_size=9).map(lambda numbers: [1, {}, {}, numbers])
+    found.head = data.draw(st.sampled_from([[1, {}, {}], [1, {"a": 1}, {}], [1], [1, {0: "a\0b"}, {}], [1, {-1: "x"}, {}], {}, None, [b"x", 8]]) | runs)
 
 
 def change_top(found: Directory, writer: Writer, session, data) -> None:
@@ -333,7 +334,14 @@ def test_verify_reports_what_a_restore_cannot(writer, data):
 
 
 EXAMPLES = {
-    "a small-file stream that is too long": (FLAT, lambda found, w, s: found.refs.__setitem__(0, w.list(s, [w.put(s, b"more"), found.refs[0]])), {"flat/small1", "flat/small2", "flat/small3"}),
+    "places of too few small files": (FLAT, lambda found, w, s: setattr(found, "head", [1, {}, {}, [2, 0, 0]]), {"flat"}),
+    "a small-file stream that is missing": (FLAT, lambda found, w, s: setattr(found, "head", [1, {}, {}, [1, 1, 0, 2, 0, 0]]), {"flat"}),
+    "a small file after the end of its stream": (FLAT, lambda found, w, s: setattr(found, "head", [1, {}, {}, [3, 0, 1]]), {"flat/small1", "flat/small2", "flat/small3"}),
+    "a second small-file stream that is too short": (
+        FLAT,
+        lambda found, w, s: (setattr(found, "head", [1, {}, {}, [1, 0, 0, 1, 1, 0, 1, 0, 0]]), found.refs.insert(1, w.put(s, b"short"))),
+        {"flat/small2"},
+    ),
     "a small-file stream that is too short": (FLAT, lambda found, w, s: found.refs.__setitem__(0, w.put(s, b"short")), {"flat/small1", "flat/small2", "flat/small3"}),
     "a name twice": (FLAT, lambda found, w, s: found.entries.append(found.entries[-1]), {"flat"}),
     "a name with a slash": (FLAT, lambda found, w, s: found.entries.append([b"z/z", *found.entries[0][1:]]), {"flat"}),

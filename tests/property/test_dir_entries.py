@@ -13,31 +13,35 @@ from array import array
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from castore.content.patterns import PathPattern
-from castore.errors import CastoreError
+from castore.errors import CastoreError, DamageError
 from castore.kernel.dir_entries import (
     AS_LISTED,
     GIVEN,
     NewOwners,
+    Run,
     join_entries,
     select_entries,
     split_entries,
 )
 from castore.kernel.dir_listing import PLAIN_FILE, list_directory, survey
+from castore.kernel.small_streams import KeptFiles
 from castore.model.tree import (
     NO_EXTRA,
     Content,
     Entry,
     Extra,
+    Located,
     Owners,
     decode_entries,
     decode_entry,
     encode_entries,
     encode_owners,
+    locate,
 )
 
 REGULAR = stat.S_IFREG >> 12
@@ -121,30 +125,79 @@ def test_entries_that_are_split_are_those_of_the_model(entries):
     head = encode_owners(Owners())
     split = split_entries(head + encode_entries(entries), len(head))
     assert split is not None
-    offset, others, plain = 0, [], []
-    for entry in entries:
-        (plain if is_plain(entry) else others).append((entry, offset))
-        if entry.content is Content.SMALL_FILES:
-            offset += entry.size
-    assert [(decode_entry(frame), at) for frame, at in split.others] == others
-    assert [(decode_entry(frame), at) for frame, at in split.encoded(0, None)] == plain
-    assert (split.plain, split.plain_size) == (len(plain), sum(entry.size for entry, _ in plain))
+    located, ends = locate(Owners(), entries)
+    assert split.ends == ends
+    assert decoded(split.others) == [one for one in located if not is_plain(one.entry)]
+    plain = [one for one in located if is_plain(one.entry)]
+    assert decoded(split.encoded(0, None)) == plain
+    assert (split.plain, split.plain_size) == (len(plain), sum(one.entry.size for one in plain))
 
 
-@given(directories(), st.integers(1, 6000))
-def test_runs_hold_every_plain_file_once_with_its_content(entries, room):
-    head = encode_owners(Owners())
-    split = split_entries(head + encode_entries(entries), len(head))
+@given(directories(), st.data())
+def test_entries_in_several_streams_are_placed_as_the_model_places_them(entries, data):
+    runs = data.draw(some_runs(entries))
+    split = split_entries(encode_entries(entries), 0, runs)
+    try:
+        located, ends = locate(Owners(runs=runs), entries)
+    except DamageError:
+        assert split is None
+        return
     assert split is not None
-    runs = list(split.runs(room))
-    assert [first for first, *_ in runs[:1]] in ([0], [])
-    assert all(end == first for (_, end, _, _), (first, *_) in pairwise(runs))
-    assert runs[-1][1] == len(entries)
-    for first, end, start, length in runs:
-        inside = [(at, decode_entry(frame).size) for frame, at in split.encoded(first, end)]
-        held = [(at, size) for at, size in inside if size]
-        assert all(start <= at and at + size <= start + length for at, size in held)
-        assert length <= room or len(held) <= 1
+    assert split.ends == ends
+    assert sorted(decoded([*split.others, *split.encoded(0, None)]), key=lambda one: one.entry.name) == located
+    for stream in range(len(ends)):
+        found = decoded(split.encoded(0, None, stream))
+        assert [one for one in found if one.entry.size] == [
+            one for one in located if is_plain(one.entry) and one.entry.size and one.stream == stream
+        ]
+    found = select_entries(encode_entries(entries), 0, b"\0", runs)
+    assert (found.others, found.ends) == (split.others, split.ends)
+    assert [placed for _, placed in found.plain] == split.encoded(0, None)
+    # Encoding the places gives these runs again, or shorter ones of the same places.
+    kept = KeptFiles.empty(bytearray(len(entries)))
+    for position, one in enumerate(located):
+        if one.entry.content is Content.SMALL_FILES:
+            kept.place(position, one.stream, one.offset, one.entry.size)
+    assert locate(Owners(runs=kept.runs()), entries) == (located, ends)
+
+
+def some_runs(entries):
+    """Return runs that describe the small files among entries, and sometimes others."""
+    count = sum(one.content is Content.SMALL_FILES for one in entries)
+    number = st.tuples(st.integers(1, max(count, 1)), st.integers(0, 3), st.sampled_from([0, 0, 1, 700, 1 << 62]))
+
+    def exact(runs):
+        left, found = count, []
+        for size, stream, gap in runs:
+            found += [min(size, left), stream, gap] if left else []
+            left -= min(size, left)
+        return tuple([*found, left, 0, 0] if left else found)
+
+    several = st.lists(number, max_size=6)
+    hostile = st.lists(st.integers(0, 40) | st.sampled_from([(1 << 64) - 1, (1 << 63) - 1]), max_size=9).map(tuple)
+    return several.map(exact) | hostile
+
+
+def decoded(placed):
+    return [Located(decode_entry(frame), stream, offset) for frame, stream, offset in placed]
+
+
+@given(directories(), st.integers(1, 6000), st.data())
+def test_runs_hold_every_plain_file_once_with_its_content(entries, room, data):
+    split = split_entries(encode_entries(entries), 0, data.draw(some_runs(entries)))
+    assume(split is not None)
+    per_stream = {}
+    for run in split.runs(room):
+        per_stream.setdefault(run.stream, []).append(run)
+    assert [*per_stream] == [*range(len(split.ends) or 1)]
+    for stream, runs in per_stream.items():
+        assert (runs[0].first, runs[-1].end) == (0, len(entries))
+        assert all(one.end == other.first for one, other in pairwise(runs))
+        for run in runs:
+            inside = decoded(split.encoded(run.first, run.end, stream))
+            held = [(one.offset, one.entry.size) for one in inside if one.entry.size]
+            assert all(run.start <= at and at + size <= run.start + run.length for at, size in held)
+            assert run.length <= room or len(held) <= 1 or run.length <= split.ends[stream] <= room
 
 
 @given(directories(), st.data())
@@ -159,10 +212,10 @@ def test_damaged_entries_are_split_as_the_model_decodes_them_or_not_at_all(entri
     if split is None:
         return
     try:
-        found = [decode_entry(frame) for frame, _ in split.others]
+        found = [decode_entry(frame) for frame, _, _ in split.others]
     except CastoreError:
         return  # reported when it is opened
-    found += [decode_entry(frame) for frame, _ in split.encoded(0, None)]
+    found += [decode_entry(frame) for frame, _, _ in split.encoded(0, None)]
     _, expected = decode_entries(head + bytes(stream))
     assert sorted(found, key=lambda one: one.name) == expected
 
@@ -178,10 +231,9 @@ def test_entries_that_are_selected_are_those_of_the_model(entries, pieces, data)
     fits = re.compile(b".*".join(map(re.escape, pieces)), re.DOTALL).fullmatch
     split = split_entries(head + encode_entries(entries), len(head))
     wanted = [entry for entry in entries if is_plain(entry) and fits(entry.name)]
-    assert [(name, decode_entry(frame)) for name, frame, _ in found.plain] == [(one.name, one) for one in wanted]
-    placed = dict(split.encoded(0, None))
-    assert all(placed[frame] == at for _, frame, at in found.plain)
-    assert (found.others, found.size) == (split.others, split.size)
+    assert [(name, decode_entry(placed.frame)) for name, placed in found.plain] == [(one.name, one) for one in wanted]
+    assert {placed for _, placed in found.plain} <= {*split.encoded(0, None)}
+    assert (found.others, found.ends) == (split.others, split.ends)
 
 
 @given(directories(), st.data())
@@ -193,7 +245,7 @@ def test_damaged_entries_are_selected_where_they_are_split(entries, data):
     split, found = split_entries(bytes(stream), 0), select_entries(bytes(stream), 0, b"\0")
     assert (found is None) == (split is None)
     if split is not None and found is not None:
-        assert (found.others, found.size, len(found.plain)) == (split.others, split.size, split.plain)
+        assert (found.others, found.ends, len(found.plain)) == (split.others, split.ends, split.plain)
 
 
 @given(
@@ -204,7 +256,7 @@ def test_a_pattern_finds_what_fnmatch_does(pattern, names):
     compiled = PathPattern(pattern)
     entries = [Entry(name, REGULAR, 0o600, 0, 0, 0, 0, Content.NONE) for name in sorted({*map(os.fsencode, names)})]
     found = select_entries(encode_entries(entries), 0, compiled.pieces)
-    matched = [name for name, _, _ in found.plain if compiled.is_exact or compiled.matches_name(name)]
+    matched = [name for name, _ in found.plain if compiled.is_exact or compiled.matches_name(name)]
     assert matched == [one.name for one in entries if fnmatch.fnmatchcase(os.fsdecode(one.name), pattern)]
 
 
@@ -278,10 +330,10 @@ def test_files_are_created_as_described(tmp_path):
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         new = NewOwners(change=False, mode=0o1777)
-        assert split.write(fd, 0, 4, new, b"abcCCdd", 0) == 3  # nothing is followed or replaced
-        assert split.write(fd, 3, 4, new, b"", 5) == 3  # nor read from beyond the buffer
+        assert split.write(fd, Run(0, 0, 4, 0, 7), 0, new, b"abcCCdd") == 3  # nothing is followed or replaced
+        assert split.write(fd, Run(0, 0, 4, 5, 2), 3, new, b"") == 3  # nor read from beyond the buffer
         (tmp_path / "d").unlink()
-        assert split.write(fd, 3, 4, new, memoryview(bytearray(b"dd")), 5) == 4
+        assert split.write(fd, Run(0, 0, 4, 5, 2), 3, new, memoryview(bytearray(b"dd"))) == 4
     finally:
         os.close(fd)
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "d"]
@@ -299,7 +351,7 @@ def test_files_are_given_to_whom_they_belong_here(tmp_path):
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         new = NewOwners(change=True, mode=0o7777, users={4: 40, 3: 30}, groups={6: 60})
-        assert split.write(fd, 0, 3, new, b"", 0) == 3
+        assert split.write(fd, Run(0, 0, 3, 0, 0), 0, new, b"") == 3
     finally:
         os.close(fd)
     infos = [os.stat(tmp_path / name) for name in "345"]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,17 +29,20 @@ from hypothesis import strategies as st
 import castore
 from castore.content.ref_tree import iter_chunks, iter_list
 from castore.content.scan.cache import summary_of
+from castore.content.scan.kept_streams import decode_places
 from castore.content.streams import StreamReader
 from castore.crypto import Identity, Recipient, WriterKey
 from castore.errors import CastoreError, ConfigError, DamageError
 from castore.kernel import MAX_GROUP, apply_delta, join_deltas
 from castore.kernel.dir_entries import split_entries
-from castore.kernel.dir_listing import decode_record, places_of
+from castore.kernel.dir_listing import decode_record, places_of, survey
+from castore.kernel.small_streams import keep_files
 from castore.maintenance.compact import compact, plan
 from castore.maintenance.verify import verify
+from castore.model import tree
 from castore.model.generation import decode_details, decode_generation
 from castore.model.refs import RecordId, Ref, RefKind, SessionId, decode_node, encode_node
-from castore.model.tree import decode_entries, decode_entry
+from castore.model.tree import decode_entries, decode_entry, locate
 from castore.services import config as toml
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
@@ -322,6 +326,17 @@ def test_entries(data, seed, values):
         tame(lambda one=one: decode_entries(one))
         tame(lambda one=one: decode_entry(one))
         tame(lambda one=one: split_entries(one, min(4, len(one))))
+
+
+@common
+@given(runs=st.lists(st.integers(0, 4) | st.integers(-1, 1 << 64), max_size=9), small=st.integers(0, 4))
+def test_places_of_small_files(runs, small):
+    entries = [tree.Entry(b"%d" % one, 8, 0o644, 0, 0, 0, 5, tree.Content.SMALL_FILES) for one in range(small)]
+    data = tree.encode_entries(entries)
+    tame(lambda: locate(tree.Owners(runs=tuple(runs)), entries))
+    if min(runs, default=0) >= 0 and max(runs, default=0) < 1 << 64:
+        split = split_entries(data, 0, runs)
+        assert split is None or sum(split.ends) >= 5 * small
 
 
 class Hostile:
@@ -635,6 +650,8 @@ def _decoded(data: bytes) -> None:
             return
         places_of(record.listing)
         summary_of(record)
+        with contextlib.suppress(DamageError):
+            keep_all(record)
         if record.below <= at:
             return
         at = record.below
@@ -643,10 +660,20 @@ def _decoded(data: bytes) -> None:
 @common
 @given(data=st.binary(max_size=400), seed=st.integers(0, 1 << 32))
 def test_records_of_scan_caches(data, seed):
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, DamageError):
         record = decode_record(data, 0)
         places_of(record.listing)
+        keep_all(record)
     places_of(data)
+
+
+def keep_all(record):
+    """Keep the small files of a record that has them all, as the next scan does."""
+    listing = record.listing
+    found = survey(listing, 1 << 16)
+    streams = decode_places(record)
+    if len(record.marks) == len(found.kinds):
+        keep_files(record, array("Q", streams.runs), 1 << 62, listing, found.places, found.kinds)
 
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))

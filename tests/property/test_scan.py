@@ -14,20 +14,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from castore.content.allowance import Allowance
+from castore.content.diff import diff_trees
 from castore.content.restore import file_writer, tree_writer
 from castore.content.restore import in_place as inplace
 from castore.content.restore.metadata import Ownership
 from castore.content.scan import cache
 from castore.content.scan import small_files as scanfiles
+from castore.content.stored_dirs import open_directory, open_top
+from castore.content.stored_dirs import walk as walk_stored
+from castore.content.streams import StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.dir_listing import entries_of
 from castore.model.generation import Generation
+from castore.model.tree import Content
 from castore.services.restore_in_place import plan_in_place
 from castore.services.selectors import select
 from castore.services.sources import Tree, program_source
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
+SMALL_FILES = Content.SMALL_FILES
 STEP = 0.012
 """Longer than a tick of the kernel's clock, which dates files."""
 
@@ -144,11 +151,14 @@ def test_every_snapshot_of_a_changing_tree_equals_the_tree(
         for _ in range(changes):
             mutator.change()
         check(sandbox, live, snapshot(sandbox, live), folder / "out")
-    # Without the cache the same is found.
+    # Without the cache the same is found, each directory's small files in one stream.
     last = snapshot(sandbox, live)
     for path in caches(sandbox):
         path.unlink()
-    assert snapshot(sandbox, live).parts[0].root == last.parts[0].root
+    taken = snapshot(sandbox, live)
+    assert (taken.parts[0].size, taken.parts[0].files) == (last.parts[0].size, last.parts[0].files)
+    check(sandbox, live, taken, folder / "out")
+    assert {*streams_of(sandbox, taken).values()} <= {0, 1}
     shutil.rmtree(folder)
 
 
@@ -237,13 +247,86 @@ def test_an_unchanged_tree_is_not_read_and_its_root_is_the_same(sandbox, live, r
     check(sandbox, live, second, tmp_path / "out")
 
 
-def test_of_a_directory_that_changed_only_small_files_are_read(sandbox, live, reads, tmp_path):
+def streams_of(sandbox: Sandbox, taken: Generation) -> dict[bytes, int]:
+    """Return how many small-file streams each directory of a stored tree has."""
+    found = {}
+    with sandbox.open() as store, StreamReader(store) as reader:
+        top = open_top(reader, taken.parts[0].root.ref)
+        for path, child in [(b"", top), *walk_stored(reader, top, Allowance())]:
+            if child.entry.is_dir and child.ref is not None:
+                small = [one.ref for one in open_directory(reader, child.ref) if one.entry.content == SMALL_FILES]
+                found[path] = len({*small})
+    return found
+
+
+def test_of_a_directory_that_changed_only_changed_files_are_read(sandbox, live, reads, tmp_path):
     snapshot(sandbox, live)
     reads.clear()
-    (live / "2" / "1" / "small3").write_bytes(b"changed")
+    changed = live / "2" / "1" / "small3"
+    changed.write_bytes(b"changed")
     taken = snapshot(sandbox, live)
-    assert sorted(reads) == [str(live / "2" / "1" / f"small{number}") for number in range(5)]
+    assert reads == [str(changed)]
+    assert streams_of(sandbox, taken)[b"2/1"] == 2
     check(sandbox, live, taken, tmp_path / "out")
+    # The next one knows the places, too; a file that is removed leaves a gap.
+    (live / "2" / "1" / "small0").unlink()
+    (live / "2" / "1" / "added").write_bytes(b"")
+    (live / "2" / "1" / "also").write_bytes(b"added")
+    reads.clear()
+    taken = snapshot(sandbox, live)
+    assert sorted(reads) == [str(live / "2" / "1" / name) for name in ("added", "also")]
+    assert streams_of(sandbox, taken)[b"2/1"] == 3
+    check(sandbox, live, taken, tmp_path / "out")
+
+
+def test_files_of_all_kinds_keep_their_places(sandbox, live, reads, tmp_path):
+    folder = live / "0" / "1"
+    (folder / "empty").write_bytes(b"")
+    (folder / "empty with attributes").write_bytes(b"")
+    os.setxattr(folder / "empty with attributes", "user.x", b"1")
+    os.setxattr(folder / "small1", "user.x", b"2")
+    os.link(folder / "small2", folder / "other name")
+    os.chmod(folder / "small3", 0o751)
+    snapshot(sandbox, live)
+    for number in range(3):
+        reads.clear()
+        (folder / "small4").write_bytes(b"%d" % number)
+        taken = snapshot(sandbox, live)
+        assert {os.path.basename(path) for path in reads} == {"small4"}
+        check(sandbox, live, taken, tmp_path / "out")
+
+
+def test_a_file_that_may_have_changed_unnoticed_is_read_again_and_no_other(sandbox, live, reads, monkeypatch, tmp_path):
+    time.sleep(0.2)
+    (live / "0" / "1" / "small1").write_bytes(b"just now")
+    monkeypatch.setattr(cache, "_RACY_NS", 100_000_000)
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+    (live / "0" / "1" / "small2").write_bytes(b"later")
+    reads.clear()
+    taken = snapshot(sandbox, live)
+    assert {os.path.basename(path) for path in reads} <= {"small1", "small2"}
+    check(sandbox, live, taken, tmp_path / "out")
+
+
+def test_a_directory_whose_streams_are_many_or_little_used_is_repacked(sandbox, live, tmp_path):
+    seen = set()
+    for number in range(30):
+        (live / "1" / "1" / f"small{number % 5}").write_bytes(b"%d" % number * 200)
+        taken = snapshot(sandbox, live)
+        seen.add(streams_of(sandbox, taken)[b"1/1"])
+    assert 1 in seen
+    assert len(seen) > 1
+    check(sandbox, live, taken, tmp_path / "out")
+
+
+def test_a_difference_does_not_read_files_that_kept_their_places(sandbox, live):
+    snapshot(sandbox, live)
+    (live / "2" / "1" / "small3").write_bytes(b"changed")
+    snapshot(sandbox, live)
+    with sandbox.open() as store, StreamReader(store) as reader:
+        roots = [store.generations.get("s", number).parts[0].root.ref for number in (1, 2)]
+        found = [(one.change, one.path) for one in diff_trees(reader, *roots)]
+    assert found == [("content", b"2/1/small3")]
 
 
 def test_a_directory_that_was_moved_is_not_read(sandbox, live, reads, tmp_path):

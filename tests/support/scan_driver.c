@@ -143,6 +143,7 @@ times(void)
 	size_t i, j, len, at = 4 + 3 + 1 + 1 + 3 + 2; /* of the time in a frame with a name of one byte */
 	struct entry_place place;
 	uint8_t plain[100], long_time[100];
+	uint64_t ends[SMALL_MAX_STREAMS];
 
 	for (i = 0; i < sizeof(all) / sizeof(*all); i++) {
 		len = frame(plain, "n", 3);
@@ -152,21 +153,38 @@ times(void)
 			long_time[at + 1 + j] = (uint8_t)((uint64_t)all[i] >> (56 - 8 * j));
 		memcpy(long_time + at + 9, plain + at + 1, len - at - 1);
 		long_time[0] = (uint8_t)(plain[0] + 8);
-		need(entries_split(long_time, len + 8, 0, &place, 1) == 1 && place.mtime_ns < 1000000000);
+		need(entries_split(long_time, len + 8, 0, NULL, 0, &place, 1, ends) == 1 && place.mtime_ns < 1000000000);
 		need((uint64_t)place.mtime * 1000000000 + place.mtime_ns == (uint64_t)all[i]);
 	}
 }
 
+/* Runs of small files: valid ones of two streams, or others. */
+static size_t
+some_runs(uint64_t *runs, size_t room)
+{
+	size_t i, len = draw() % 2 ? 6 : draw() % (room + 1);
+
+	for (i = 0; i < len; i++)
+		runs[i] = draw() % 8 ? draw() % 20 : (uint64_t)draw() << (draw() % 64);
+	if (len == 6 && draw() % 2) {
+		runs[0] = draw() % 18 + 1; /* of the 19 files that have content, in files() */
+		runs[3] = 19 - runs[0];
+		runs[1] = draw() % 2;
+		runs[4] = 1 - runs[1];
+	}
+	return (len);
+}
+
 static void
-chosen(const uint8_t *data, size_t len, struct entry_place *places, size_t count)
+chosen(const uint8_t *data, size_t len, const uint64_t *runs, size_t runs_len, struct entry_place *places, size_t count)
 {
 	size_t pieces_len = draw() % 6, kept, i;
 	uint8_t *pieces = exactly(pieces_len);
-	uint64_t bundled;
+	uint64_t ends[SMALL_MAX_STREAMS];
 
 	for (i = 0; i < pieces_len; i++)
 		pieces[i] = (uint8_t)"n0123\0"[draw() % 6];
-	kept = entries_select(data, len, 0, pieces, pieces_len, places, count, &bundled);
+	kept = entries_select(data, len, 0, runs, runs_len, pieces, pieces_len, places, count, ends);
 	need(kept == SIZE_MAX || kept <= count);
 	for (i = 0; kept != SIZE_MAX && i < kept; i++)
 		need(places[i].at + places[i].len <= len && places[i].name + places[i].name_len <= len);
@@ -180,8 +198,9 @@ damaged(int dir, const uint8_t *data, size_t len)
 	int i, j;
 
 	for (i = 0; i < 3000; i++) {
-		size_t cut = draw() % 4 ? len : draw() % (len + 1), count, given = draw() % 5000;
+		size_t cut = draw() % 4 ? len : draw() % (len + 1), count, given = draw() % 5000, runs_len;
 		uint8_t *some = exactly(cut), *small_files = exactly(given);
+		uint64_t ends[SMALL_MAX_STREAMS], drawn[12], *runs;
 		struct entry_place *places;
 
 		memset(small_files, 1, given);
@@ -192,9 +211,13 @@ damaged(int dir, const uint8_t *data, size_t len)
 		if (count == SIZE_MAX)
 			count = draw() % 30;
 		places = exactly(count * sizeof(*places));
-		if (entries_split(some, cut, 0, places, count) == count)
-			need(entries_write(dir, some, places, 0, count, &owners, small_files, given, draw() % 100) <= count);
-		chosen(some, cut, places, count);
+		runs_len = draw() % 2 ? 0 : some_runs(drawn, 12);
+		runs = exactly(runs_len * sizeof(*runs));
+		memcpy(runs, drawn, runs_len * sizeof(*runs));
+		if (entries_split(some, cut, 0, runs, runs_len, places, count, ends) == count)
+			need(entries_write(dir, some, places, 0, count, &owners, draw() % 3, small_files, given, draw() % 100) <= count);
+		chosen(some, cut, runs, runs_len, places, count);
+		free(runs);
 		free(places);
 		free(small_files);
 		free(some);
@@ -224,6 +247,76 @@ join(const uint8_t *listing, const uint64_t *places, size_t count, size_t room)
 	free(ids);
 }
 
+/* Call small_keep for a listing of 20 files, of which the first is empty, with memory of exactly the necessary size. */
+static size_t
+kept(const struct small_before *before, const uint8_t *listing, const uint64_t *places, const uint8_t *kinds, uint64_t *sum)
+{
+	uint8_t *seen = exactly(20), *take = exactly(20), *marks = exactly(20), *streams = exactly(20), drop[SMALL_MAX_STREAMS] = {0};
+	uint64_t *offsets = exactly(160), *sizes = exactly(160), used[SMALL_MAX_STREAMS] = {0}, ends[SMALL_MAX_STREAMS], runs[60];
+	size_t count, i, len;
+
+	memcpy(seen, kinds, 20);
+	memset(take, 0, 20);
+	memset(marks, 0, 20);
+	memset(offsets, 0, 160);
+	drop[3] = 1;
+	count = small_keep(before, drop, listing, places, 20, seen, take, marks, streams, offsets, sizes, used, ends);
+	for (i = *sum = 0; count != SIZE_MAX && i < SMALL_MAX_STREAMS; i++) {
+		need(used[i] <= ends[i]);
+		*sum += used[i];
+	}
+	for (i = 0; count != SIZE_MAX && i < 20; i++)
+		need((seen[i] == SCAN_KEPT || seen[i] == SCAN_KEPT_OTHER) == (marks[i] != 0) && (seen[i] == SCAN_KEPT) == (take[i] != 0));
+	if (count != SIZE_MAX) {
+		len = small_encode(streams, offsets, sizes, 20, runs);
+		need(len == SIZE_MAX || (len <= 60 && len % 3 == 0));
+	}
+	free(seen);
+	free(take);
+	free(marks);
+	free(streams);
+	free(offsets);
+	free(sizes);
+	return (count);
+}
+
+static void
+keep(const uint8_t *listing, size_t len, const uint64_t *places, const uint8_t *kinds, uint64_t total)
+{
+	uint64_t runs[12] = {10, 1, 5, 9, 0, 0}, sum;
+	uint8_t marks[20];
+	struct small_before before = {listing, marks, runs, len, 20, 6, INT64_MAX, 0};
+	int i, j;
+
+	memset(marks, SCAN_BUNDLED, sizeof(marks));
+	marks[0] = SCAN_EMPTY;
+	need(kept(&before, listing, places, kinds, &sum) == 20 && sum == total);
+	before.since = 1;
+	need(kept(&before, listing, places, kinds, &sum) == 0 && sum == 0);
+	before.since = INT64_MAX;
+	marks[19] |= SCAN_DOUBTFUL;
+	marks[18] |= SCAN_WITH_XATTRS;
+	need(kept(&before, listing, places, kinds, &sum) == 19 && sum == total - 95);
+	runs[1] = 2;
+	need(kept(&before, listing, places, kinds, &sum) == SIZE_MAX);
+	for (i = 0; i < 3000; i++) {
+		size_t cut = draw() % 4 ? len : draw() % (len + 1);
+		uint8_t *some = exactly(cut);
+
+		memcpy(some, listing, cut);
+		for (j = (int)(draw() % 4); j > 0 && cut > 0; j--)
+			some[draw() % cut] = draw() % 2 ? (uint8_t)draw() : 0xff;
+		for (j = 0; j < 20; j++)
+			marks[j] = draw() % 8 ? (j ? SCAN_BUNDLED : SCAN_EMPTY) : (uint8_t)draw();
+		before.listing = some;
+		before.listing_len = cut;
+		before.runs_len = draw() % 3 ? 0 : some_runs(runs, 12);
+		before.since = draw() % 2 ? INT64_MAX : (int64_t)draw();
+		(void)kept(&before, listing, places, kinds, &sum);
+		free(some);
+	}
+}
+
 static void
 files(int top)
 {
@@ -231,7 +324,7 @@ files(int top)
 	struct entry_owners owners = {0, 07777, 0, 0, NULL, NULL};
 	uint8_t frames[2000], *data, *back, *listing, has[40], *kinds;
 	size_t total = 0, i, done, count, frames_len = 0;
-	uint64_t *offsets, read;
+	uint64_t *offsets, read, ends[SMALL_MAX_STREAMS], runs[] = {9, 1, 5, 10, 0, 0};
 	int64_t len, last[3];
 	int dir = -1, other = -1;
 
@@ -244,19 +337,26 @@ files(int top)
 		frames_len += frame(frames + frames_len, name, (uint8_t)(i * 5));
 		total += (i * 5) & 0x7f;
 	}
-	need(entries_count(frames, frames_len, 0) == 20 && entries_split(frames, frames_len, 0, places, 20) == 20);
-	need(entries_split(frames, frames_len, 0, places, 19) == SIZE_MAX);
-	need(entries_select(frames, frames_len, 0, (const uint8_t *)"n\0" "1\0", 4, places, 20, &read) == 11);
-	need(entries_select(frames, frames_len, 0, (const uint8_t *)"n07", 3, places, 1, &read) == 1 && read == total);
-	need(entries_select(frames, frames_len, 0, (const uint8_t *)"n", 1, places, 0, &read) == 0);
-	need(entries_select(frames, frames_len, 0, (const uint8_t *)"n\0", 2, places, 19, &read) == SIZE_MAX);
+	need(entries_count(frames, frames_len, 0) == 20 && entries_split(frames, frames_len, 0, NULL, 0, places, 20, ends) == 20);
+	need(entries_split(frames, frames_len, 0, NULL, 0, places, 19, ends) == SIZE_MAX);
+	need(entries_select(frames, frames_len, 0, NULL, 0, (const uint8_t *)"n\0" "1\0", 4, places, 20, ends) == 11);
+	need(entries_select(frames, frames_len, 0, NULL, 0, (const uint8_t *)"n07", 3, places, 1, ends) == 1 && ends[0] == total);
+	need(entries_select(frames, frames_len, 0, NULL, 0, (const uint8_t *)"n", 1, places, 0, ends) == 0);
+	need(entries_select(frames, frames_len, 0, NULL, 0, (const uint8_t *)"n\0", 2, places, 19, ends) == SIZE_MAX);
 	data = exactly(total);
 	for (i = 0; i < total; i++)
 		data[i] = (uint8_t)draw();
-	need(entries_split(frames, frames_len, 0, places, 20) == 20);
-	need(entries_write(dir, frames, places, 0, 20, &owners, data, total, 0) == 20);
-	need(entries_write(dir, frames, places, 0, 20, &owners, data, total, 0) == 0);
-	need(entries_write(other, frames, places, 0, 20, &owners, data, total - 1, 0) == 19);
+	need(entries_split(frames, frames_len, 0, NULL, 0, places, 20, ends) == 20);
+	need(entries_write(dir, frames, places, 0, 20, &owners, 0, data, total, 0) == 20);
+	need(entries_write(dir, frames, places, 0, 20, &owners, 0, data, total, 0) == 0);
+	need(entries_write(other, frames, places, 0, 20, &owners, 0, data, total - 1, 0) == 19);
+	need(entries_split(frames, frames_len, 0, runs, 6, places, 20, ends) == 20 && places[1].stream == 1 && places[1].offset == 5);
+	need(places[10].stream == 0 && places[10].offset == 0 && ends[1] == 5 + 225 && ends[0] + 225 == total);
+	need(entries_select(frames, frames_len, 0, runs, 6, (const uint8_t *)"n07", 3, places, 1, ends) == 1 && places[0].offset == 110);
+	need(entries_split(frames, frames_len, 0, runs, 5, places, 20, ends) == SIZE_MAX);
+	runs[0] = 10;
+	need(entries_split(frames, frames_len, 0, runs, 6, places, 20, ends) == SIZE_MAX);
+	need(entries_split(frames, frames_len, 0, NULL, 0, places, 20, ends) == 20);
 	damaged(other, frames, frames_len);
 	len = scan_list(dir, NULL, 0);
 	listing = exactly((size_t)len);
@@ -273,6 +373,7 @@ files(int top)
 		    entry.mtime_ns == places[i].mtime_ns && (entry.mode & 07777) == 0640);
 	}
 	join(listing, offsets, count, 20 * 100 + 400);
+	keep(listing, (size_t)len, offsets, kinds, total);
 	back = exactly(total);
 	need(scan_read(dir, listing, offsets, 20, back, total, has, &read) == 20 && read == total);
 	need(memcmp(back, data, total) == 0);

@@ -132,9 +132,11 @@ class FileWriter:
         try:
             check_content(child)
             if entry.content is Content.SMALL_FILES:
-                if current.small_files is None:
-                    current.small_files = RangeReader(self._reader.store, child.ref, current.chunks)
-                self._write(fd, current.small_files.read(child.offset, entry.size))
+                small_files = current.small_files.get(child.ref)
+                if small_files is None:
+                    small_files = RangeReader(self._reader.store, child.ref, current.chunks)
+                    current.small_files[child.ref] = small_files
+                self._write(fd, small_files.read(child.offset, entry.size))
             else:
                 known = current.chunks.get(child.ref.id) if child.ref is not None else None
                 old = current.old

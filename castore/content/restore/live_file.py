@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from castore.content.restore.metadata import is_privileged
 from castore.content.restore.undo_journal import Path  # noqa: TC001 - NamedTuple needs it
 from castore.content.scan.cache import is_racily_clean, summary_of
-from castore.content.scan.marks import DOUBTFUL
 from castore.content.stored_dirs import open_directory
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
-from castore.kernel.dir_listing import entry_at, places_of
+from castore.kernel.dir_listing import DOUBTFUL, entry_at, places_of
 from castore.model.refs import Ref  # noqa: TC001 - NamedTuple needs it
 from castore.model.tree import Content
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from castore.content.restore.live_file import LiveFile
     from castore.content.stored_dirs import Child
     from castore.content.streams import RangeReader
-    from castore.model.refs import RecordId
+    from castore.model.refs import RecordId, Ref
 
 
 @dataclass
@@ -34,7 +34,8 @@ class OpenDirectory:
     files: int = 0
     size: int = 0
     """Number and bytes of the plain files."""
-    small_files: RangeReader | None = None
+    small_files: dict[Ref | None, RangeReader] = field(default_factory=dict)
+    """Readers of its small-file streams."""
     old: LiveFile | None = None
     """A file that may have some of the content to write."""
     private: bool = True

@@ -165,7 +165,7 @@ class TreeWriter:
             os.close(fd)
             raise
         current.children.reverse()
-        current.chunks, current.small_files = {}, None
+        current.chunks, current.small_files = {}, {}
         if taken is not None:
             work.ahead.done_with(taken, current.plain)
         return current
@@ -177,17 +177,18 @@ class TreeWriter:
             return []
         failed: list[Child] = []
         owners = new_owners(opened.owners, self._ownership)
-        small_files: RangeReader | None = None
-        for first, end, start, size in plain.runs(ROOM):
+        readers: dict[int, RangeReader] = {}
+        for run in plain.runs(ROOM):
             try:
-                if small_files is None and size:
-                    small_files = RangeReader(self._reader.store, opened.small_files, opened.chunks)
-                data = small_files.read(start, size) if small_files is not None else b""
+                if run.length and run.stream not in readers:
+                    content = opened.small_files[run.stream]
+                    readers[run.stream] = RangeReader(self._reader.store, content, opened.chunks)
+                data = readers[run.stream].read(run.start, run.length) if run.length else b""
             except DamageError:
-                failed += opened.plain_children(first, end)
+                failed += opened.plain_children(run.first, run.end, run.stream)
                 continue
-            at = first
-            while (at := plain.write(fd, at, end, owners, data, start)) < end:
+            at = run.first
+            while (at := plain.write(fd, run, at, owners, data)) < run.end:
                 failed += opened.plain_children(at, at + 1)
                 at += 1
         return failed

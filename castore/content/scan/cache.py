@@ -22,7 +22,7 @@ LINKED: Final = 2
 """Flag of a record: it, or one below it, has a file with several names."""
 
 MAGIC: Final = b"castoren"
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER: Final = struct.Struct("<8sQ32s16s32sQ")
 """Magic, version, digest of the scan's rules, the index's epoch, id and size of the root."""
 SUMMARY: Final = struct.Struct("<QQQQ32sQQQ8x")
@@ -59,6 +59,11 @@ def summary_of(record: Record) -> DirectorySummary:
     return DirectorySummary(time, files, size, chunks, Ref(RefKind.LIST, RecordId(ref), ref_size), (dev, ino))
 
 
+def racy_since(time: int) -> int:
+    """Return the first ctime (ns) of files that may have changed, unnoticed, after they were listed."""
+    return time - _RACY_NS
+
+
 def is_racily_clean(ctime: int, time: int) -> bool:
     """Whether a file with this ctime may have changed, unnoticed, after it was listed at `time` (ns)."""
-    return ctime >= time - _RACY_NS
+    return ctime >= racy_since(time)

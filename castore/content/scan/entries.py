@@ -7,11 +7,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from castore.content.scan.marks import WITH_XATTRS
 from castore.content.scan.scanned import joined
 from castore.fs.beneath import UnexpectedFileError, open_entry, open_regular, path_of
 from castore.fs.metadata import extra_of, read_xattrs
-from castore.kernel.dir_listing import REPEATED
+from castore.kernel.dir_listing import REPEATED, WITH_XATTRS
 from castore.model.tree import Content, Entry, clamped_time
 
 if TYPE_CHECKING:

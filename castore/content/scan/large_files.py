@@ -13,12 +13,20 @@ from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_chunks, iter_runs_of_chunks
 from castore.content.scan.cache import is_racily_clean, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
-from castore.content.scan.marks import DOUBTFUL, OWN_STREAM, SPARSE, WITH_XATTRS
 from castore.content.scan.previous_files import PreviousFiles, own_streams
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
 from castore.fs.metadata import data_extents, extra_of
-from castore.kernel.dir_listing import entry_at, entry_bytes, listing_entry, name_at
+from castore.kernel.dir_listing import (
+    DOUBTFUL,
+    OWN_STREAM,
+    SPARSE,
+    WITH_XATTRS,
+    entry_at,
+    entry_bytes,
+    listing_entry,
+    name_at,
+)
 from castore.model.tree import Content
 
 if TYPE_CHECKING:

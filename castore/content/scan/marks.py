@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from castore.kernel.dir_listing import DISTRUST, ENTERED, entry_bytes, name_at, places_of
+from castore.kernel.dir_listing import (
+    BUNDLED,
+    DISTRUST,
+    DOUBTFUL,
+    ENTERED,
+    OWN_STREAM,
+    WITH_XATTRS,
+    entry_bytes,
+    name_at,
+    places_of,
+)
 
 if TYPE_CHECKING:
     from castore.kernel.dir_listing import Record
-
-# Marks of entries in a scan cache, in addition to ENTERED.
-OWN_STREAM: Final = 2
-"""A file with a stream of its own."""
-WITH_XATTRS: Final = 4
-SPARSE: Final = 8
-BUNDLED: Final = 16
-DOUBTFUL: Final = 32
-"""A file that was read in another state than it was listed."""
-
 
 def without_xattrs(record: Record, listing: bytes) -> set[bytes]:
     """Return the names in a listing that a record has unchanged, and without attributes."""

@@ -12,9 +12,9 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_runs_of_chunks
-from castore.content.scan.marks import BUNDLED, OWN_STREAM
+from castore.content.scan.kept_streams import decode_places
 from castore.errors import CastoreError
-from castore.kernel.dir_listing import entry_at, places_of
+from castore.kernel.dir_listing import OWN_STREAM, entry_at, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,8 @@ _CANDIDATES: Final = 8
 _SIZES: Final = 4
 """A candidate is at most this many times longer or shorter."""
 _DIGITS: Final = re.compile(rb"\d+")
+_OWN_STREAM: Final = bytes(mark & OWN_STREAM for mark in range(256))
+"""Translates marks: all others are dropped."""
 
 
 class _LargeFile(NamedTuple):
@@ -48,10 +50,10 @@ def own_streams(old: ScanCacheReader, record: Record) -> Iterator[tuple[int, int
 
     Raises DamageError, MissingError.
     """
-    if not any(mark & OWN_STREAM for mark in record.marks):
+    if not record.marks.translate(_OWN_STREAM).strip(b"\0"):
         return
     refs = old.references(record)
-    first = 1 + any(mark & BUNDLED for mark in record.marks)
+    first = 1 + len(decode_places(record).refs)
     marked = zip(places_of(record.listing), record.marks, strict=True)
     large = [(place, mark) for place, mark in marked if mark & OWN_STREAM]
     for (place, mark), ref in zip(large, refs[first:], strict=False):

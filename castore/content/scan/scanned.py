@@ -34,11 +34,20 @@ class Scanned:
     """How each name of the listing is stored."""
     subdirectories: list[int] = field(default_factory=list)
     """Positions of the subdirectories still to be entered, in reverse order."""
-    small_files: Ref | None = None
+    small_files: list[Ref] = field(default_factory=list)
+    """Its small-file streams that are stored already."""
+    streams: int = 0
+    """Number of its small-file streams."""
+    runs: tuple[int, ...] = ()
+    """The places of its small files in them."""
+    sized: bool = True
+    """Whether all small files are stored with the sizes that the listing has."""
     files: list[Ref] = field(default_factory=list)
     directories: list[Ref] = field(default_factory=list)
     kept: list[Ref] | None = None
     """All references but those of directories, if the directory's own listing is unchanged."""
+    places_kept: bytes = b""
+    """The places of its small files in the old scan cache, if its own listing is unchanged."""
     ids: tuple[int, int] = (0, 0)
     time: int = 0
     """When it was listed, in ns since 1970."""
@@ -57,7 +66,7 @@ class Scanned:
     """Whether its old record is of another place in the tree."""
     below: dict[bytes, int] = field(default_factory=dict)
     """Positions of its subdirectories' records in the old scan cache."""
-    kinds: bytes = b""
+    kinds: bytearray = field(default_factory=bytearray)
     """The kinds of the names in the listing."""
     count: int = 0
     """Number of entries, in it and below."""
@@ -84,7 +93,7 @@ class Scanned:
         self.entries.clear()
         users = {uid: name for uid in sorted(uids) if (name := user_name(uid))}
         groups = {gid: name for gid in sorted(gids) if (name := group_name(gid))}
-        return encode_owners(Owners(users=users, groups=groups)) + entries
+        return encode_owners(Owners(users=users, groups=groups, runs=self.runs)) + entries
 
 
 def joined(path: bytes, name: bytes) -> bytes:

@@ -1,23 +1,48 @@
-"""The small files of a directory that is scanned: many are read at once, into its small-file stream."""
+"""The small files of a directory that is scanned: many are read at once, into a small-file stream.
+
+Files that are unchanged since the last scan keep their places in earlier streams and are not read.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
+from array import array
 from typing import TYPE_CHECKING, Final
 
+from castore.content.ref_tree import iter_chunks
+from castore.content.scan.cache import racy_since, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
-from castore.content.scan.marks import BUNDLED
+from castore.content.scan.kept_streams import decode_places, streams_to_drop
+from castore.errors import CastoreError, DamageError
 from castore.fs.metadata import extra_of
 from castore.kernel.dir_entries import AS_LISTED
-from castore.kernel.dir_listing import HAS_CONTENT, HAS_XATTRS, PLAIN_FILE, listing_entry, read_files
+from castore.kernel.dir_listing import (
+    BUNDLED,
+    DOUBTFUL,
+    EMPTY,
+    HAS_CONTENT,
+    HAS_XATTRS,
+    KEPT_OTHER,
+    PLAIN_FILE,
+    WITH_XATTRS,
+    listing_entry,
+    read_files,
+    size_at,
+)
+from castore.kernel.small_streams import keep_files
 from castore.model.tree import Content
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from castore.content.pipeline import Pipeline
+    from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.scan.entries import EntryRecorder
     from castore.content.scan.scanned import Scanned
-    from castore.kernel.dir_listing import Listed
+    from castore.kernel.dir_listing import Listed, Record
+    from castore.kernel.small_streams import KeptFiles
+    from castore.model.refs import Ref
 
 _CONTENT: Final = (Content.NONE, Content.SMALL_FILES)
 SMALL: Final = 1 << 16
@@ -27,16 +52,90 @@ _FILES_AT_ONCE: Final = 1024
 class SmallFileReader:
     """Reads the small files of directories that are scanned."""
 
-    def __init__(self, pipeline: Pipeline, entries: EntryRecorder) -> None:
+    def __init__(self, pipeline: Pipeline, entries: EntryRecorder, old: ScanCacheReader | None) -> None:
         self._pipeline = pipeline
         self._entries = entries
+        self._old = old
 
-    def read(self, directory: Scanned, small: list[int], large: list[int]) -> int:
-        """Read small files into the stream; return the number of bytes. Grown files move to `large`.
+    def keep(self, directory: Scanned, record: Record) -> KeptFiles | None:
+        """Keep the places of small files that are as the last scan stored them; None if none is kept.
 
-        small, large: positions. No entry is added here for a plain file that is unchanged since the listing.
+        Entries of kind 0 are left out. Sets kinds, marks and entries of the files that are kept.
         """
-        small_size = 0
+        old = self._old
+        if old is None or not record.places:
+            return None
+        try:
+            streams = decode_places(record)
+        except DamageError:
+            return None
+        if not streams.usable:
+            return None
+        since = racy_since(summary_of(record).time)
+        runs = array("Q", streams.runs)
+        arguments = record, runs, since, directory.listing, directory.places, directory.kinds
+        kept = keep_files(*arguments)
+        if kept is None:
+            return None
+        sizes = [ref.size for ref in streams.refs]
+        drop = streams_to_drop(sizes, kept.used)
+        if drop:
+            kept = keep_files(*arguments, drop)
+        if kept is None or not self._use(directory, streams.refs, kept):
+            return None
+        directory.kinds, directory.take, directory.marks = kept.kinds, kept.take, kept.marks
+        for position in [at for at, kind in enumerate(kept.kinds) if kind == KEPT_OTHER]:
+            self._as_listed(directory, position, attributed=bool(kept.marks[position] & WITH_XATTRS))
+        return kept
+
+    def _use(self, directory: Scanned, refs: Sequence[Ref], kept: KeptFiles) -> bool:
+        """Reference the streams of which files are kept; return whether the store has them."""
+        old, pipeline = self._old, self._pipeline
+        used = [number for number, size in enumerate(kept.used) if size]
+        streams = [refs[number] for number in used]
+        try:
+            chunks = [ref for stream in streams for _, ref in iter_chunks(old.store, stream)] if old else []
+        except CastoreError:
+            return False
+        if old is None or not old.has(chunks):
+            return False
+        kept.renumber(used)
+        directory.streams = len(streams)
+        directory.small_files += streams
+        size = sum(kept.used)
+        directory.size += size
+        pipeline.progress.read += size
+
+        def count() -> None:
+            pipeline.progress.chunks += len(chunks)
+
+        pipeline.call_when_stored(count)
+        return True
+
+    def read(
+        self, directory: Scanned, small: list[int], large: list[int], kept: KeptFiles | None
+    ) -> None:
+        """Read small files into a new stream. Files that have grown move to `large`.
+
+        small, large: positions. kept: the small files that are not read. No entry is added here for a plain
+        file that is unchanged since the listing.
+        """
+        size = 0
+        for position, count in self._read(directory, small, large):
+            if kept is not None and count:
+                kept.place(position, directory.streams, size, count)
+            size += count
+        directory.size += size
+        if size:
+            directory.streams += 1
+            self._pipeline.end_stream(lambda ref: directory.small_files.extend([ref] if ref else []))
+        if kept is not None:
+            directory.runs = kept.runs()
+
+    def _read(
+        self, directory: Scanned, small: list[int], large: list[int]
+    ) -> Iterator[tuple[int, int]]:
+        """Read small files into the stream; yield the position and stored size of each."""
         pipeline = self._pipeline
         places = directory.places
         while small:
@@ -44,15 +143,14 @@ class SmallFileReader:
             some = small[:_FILES_AT_ONCE]
             offsets = [places[position] for position in some]
             done, has, size = read_files(directory.fd, directory.listing, offsets, room)
+            pipeline.commit(size)
             for position, what in zip(some[:done], has, strict=True):
                 if what & HAS_XATTRS or directory.kinds[position] != PLAIN_FILE:
                     self._as_listed(directory, position, attributed=bool(what & HAS_XATTRS))
                 else:
                     directory.take[position] = AS_LISTED
-                    if what & HAS_CONTENT:
-                        directory.marks[position] |= BUNDLED
-            pipeline.commit(size)
-            small_size += size
+                    directory.marks[position] |= BUNDLED if what & HAS_CONTENT else EMPTY
+                yield position, size_at(directory.listing, places[position])
             small = small[done:]
             if small and done < len(some):
                 entry = directory.listed(small[0])
@@ -64,9 +162,8 @@ class SmallFileReader:
                 if count is None:
                     large.append(position)
                 else:
-                    small_size += count
-        directory.size += small_size
-        return small_size
+                    directory.sized &= count == entry.size
+                    yield position, count
 
     def _as_listed(self, directory: Scanned, position: int, *, attributed: bool) -> None:
         """Add the entry of an unchanged small file that is not plain, or may not be plain."""
@@ -85,6 +182,8 @@ class SmallFileReader:
         extra = extra_of(entry, self._entries.device, xattrs)
         self._entries.add(directory, position, entry, _CONTENT[size > 0], size=size, extra=extra)
         directory.marks[position] |= BUNDLED if size else 0
+        if size == 0 == entry.size:
+            directory.marks[position] |= EMPTY
 
     def _small_file(self, directory: Scanned, position: int, name: bytes) -> int | None:
         """Read one file into the stream; return the number of bytes, or None if it is no longer small."""
@@ -116,6 +215,7 @@ class SmallFileReader:
         # A file system that gives no size, such as proc, reports 0.
         if (after.st_size and count != after.st_size) or stamp_of(info) != stamp_of(after):
             self._entries.doubt(directory, CHANGED, name)
+            directory.marks[position] |= DOUBTFUL
         self._bundle(directory, position, listing_entry(name, after), count, xattrs)
         return count
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from castore.content.scan.cache import LINKED, DirectorySummary, is_racily_clean, summary_of
 from castore.content.scan.entries import EntryRecorder
+from castore.content.scan.kept_streams import SmallStreams, encode_places, places_length
 from castore.content.scan.large_files import LargeFileReader
 from castore.content.scan.scanned import Scanned, joined
 from castore.content.scan.selection import Selection
@@ -34,6 +35,7 @@ from castore.kernel.dir_listing import (
     LARGE_FILE,
     PLAIN_FILE,
     SMALL_FILE,
+    SPECIAL,
     entry_bytes,
     list_directory,
     listing_entry,
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from castore.content.pipeline import Pipeline
     from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.scan.cache_writer import ScanCacheWriter
-    from castore.content.scan.large_files import LastRead
     from castore.content.scan.rules import ScanRules
     from castore.kernel.dir_listing import Listed, Record
     from castore.model.refs import Ref
@@ -96,7 +97,7 @@ class _Scanner:
         self._rules = rules
         self._entries = EntryRecorder(pipeline.progress, device)
         self._selection = Selection(pipeline.progress, rules, self._entries)
-        self._small = SmallFileReader(pipeline, self._entries)
+        self._small = SmallFileReader(pipeline, self._entries, old)
         self._large = LargeFileReader(pipeline, self._entries, old)
         self._new = new
         self._old = old
@@ -161,11 +162,12 @@ class _Scanner:
         found = survey(directory.listing, SMALL)
         directory.places, directory.kinds = found.places, found.kinds
         directory.marks, directory.take = bytearray(len(found.kinds)), bytearray(len(found.kinds))
-        directory.at = self._new.begin(directory.listing, len(found.kinds))
         directory.distrust |= is_racily_clean(found.last_ctime, directory.time)
         directory.linked = found.linked
         self._count_chunks(directory, 0)
-        self._read(directory, self._large.last_read(record))
+        self._read(directory, record)
+        places = places_length(directory.streams, directory.runs)
+        directory.at = self._new.begin(directory.listing, len(found.kinds), places)
         return directory
 
     def _list(self, directory: Scanned, old_at: int | None) -> None:
@@ -207,7 +209,8 @@ class _Scanner:
         directory.marks = bytearray(record.marks)
         directory.linked = bool(record.flags & LINKED)
         directory.time = summary.time
-        directory.at = self._new.begin(directory.listing, len(record.marks))
+        directory.places_kept = record.places
+        directory.at = self._new.begin(directory.listing, len(record.marks), len(record.places))
         if below:
             directory.places = places_of(directory.listing)
             marked = range(len(record.marks) - 1, -1, -1)
@@ -228,22 +231,27 @@ class _Scanner:
 
         self._pipeline.call_when_stored(count)
 
-    def _read(self, directory: Scanned, last_read: dict[bytes, LastRead]) -> None:
+    def _read(self, directory: Scanned, record: Record | None) -> None:
+        last_read = self._large.last_read(record)
+        chosen = self._selection.chosen(directory)
+        if len(chosen) < len(directory.kinds):
+            kinds = bytearray(len(directory.kinds))
+            for position in chosen:
+                kinds[position] = directory.kinds[position]
+            directory.kinds = kinds
+        kept = self._small.keep(directory, record) if record is not None else None
         small: list[int] = []
         large: list[int] = []
-        for position in self._selection.chosen(directory):
-            kind = directory.kinds[position]
+        for position, kind in enumerate(directory.kinds):
             if kind in {PLAIN_FILE, SMALL_FILE}:
                 small.append(position)
             elif kind == DIRECTORY:
                 directory.subdirectories.append(position)
             elif kind == LARGE_FILE:
                 large.append(position)
-            else:
+            elif kind == SPECIAL:
                 self._entries.special(directory, position)
-        small_size = self._small.read(directory, small, large)
-        if small_size:
-            self._pipeline.end_stream(lambda ref: setattr(directory, "small_files", ref))
+        self._small.read(directory, small, large, kept)
         for position in sorted(large):
             raw = entry_bytes(directory.listing, directory.places[position])
             name = name_at(directory.listing, directory.places[position])
@@ -348,7 +356,10 @@ class _Scanner:
                 summary = DirectorySummary(
                     directory.time, directory.count, directory.size, chunks, ref, directory.ids
                 )
-                new.set_summary(directory.at, length, summary, directory.marks, flags, len(directory.listing))
+                found = SmallStreams(directory.small_files, directory.runs, directory.sized)
+                places = directory.places_kept if directory.kept is not None else encode_places(found)
+                listed = len(directory.listing)
+                new.set_summary(directory.at, length, summary, directory.marks, places, flags, listed)
             directory.close(ref)
 
         if directory.kept is not None:
@@ -365,8 +376,8 @@ class _Scanner:
             pipeline.write(entries)
 
             def end(entries: Ref | None) -> None:
-                streams = [ref for ref in (entries, directory.small_files) if ref is not None]
-                close([*streams, *directory.files, *directory.directories])
+                first = [entries] if entries is not None else []
+                close([*first, *directory.small_files, *directory.files, *directory.directories])
 
             pipeline.end_stream(end)
         if directory.fd >= 0:
