@@ -41,9 +41,9 @@ class PathSwap(EngineState, kw_only=True):
     existed: bool
     """Whether `live` existed before the rollback."""
     new: str
-    """Where the state to return to is staged."""
+    """The path of the staged state."""
     old: str
-    """Where the replaced state is moved."""
+    """The path that the replaced state is moved to."""
 
     @property
     def live_paths(self) -> list[str]:

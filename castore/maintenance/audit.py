@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Added(msgspec.Struct):
-    """What one key added."""
+    """The objects that one key signed, counted."""
 
     key: str
     """Its public half, in hexadecimal."""

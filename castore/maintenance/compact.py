@@ -48,7 +48,7 @@ _SESSION_SECONDS: Final = 7 * 86400
 
 
 class Compacted(msgspec.Struct):
-    """What a compaction did. Lengths are in bytes."""
+    """The changes that a compaction made. Lengths are in bytes."""
 
     plan: Plan
     removed: int = 0

@@ -31,7 +31,7 @@ class Rewrite(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct):
-    """What a compaction would do. Lengths are in bytes."""
+    """The changes that a compaction would make. Lengths are in bytes."""
 
     generations: int = 0
     """Number of generations that were examined."""

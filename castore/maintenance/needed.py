@@ -1,4 +1,4 @@
-"""What generations need of packs: it decides which packs may be deleted, and which records must be moved."""
+"""Decide which packs may be deleted, and which records must be moved, because generations need them."""
 
 from __future__ import annotations
 

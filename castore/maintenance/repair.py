@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class RepairPlan(msgspec.Struct):
-    """What a repair will do."""
+    """The changes that a repair would make."""
 
     found: Verification
     """The verification that found the damage."""
@@ -60,7 +60,7 @@ class RepairPlan(msgspec.Struct):
 
 
 class RepairResult(msgspec.Struct):
-    """What a repair did."""
+    """The changes that a repair made."""
 
     after: Verification
     """The verification of the repaired store."""

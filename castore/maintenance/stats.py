@@ -55,7 +55,7 @@ class Records(msgspec.Struct):
 
     chunks: int = 0
     deltas: int = 0
-    """Those of the chunks that are stored as deltas."""
+    """Number of chunks that are stored as deltas."""
     chunk_bytes: int = 0
     """Bytes of all chunks, sealed."""
     delta_bytes: int = 0

@@ -34,7 +34,7 @@ _RECORDED_SECONDS: Final = 5
 
 
 class _Findings(NamedTuple):
-    """What is wrong with a pack."""
+    """The damage of a pack."""
 
     damage: list[str]
     lost: dict[bytes, str]

@@ -50,7 +50,7 @@ class Command:
     grace: float | None = GRACE_SECONDS
     """Seconds that it gets to end after SIGTERM; None: no limit."""
     interactive: bool = False
-    """It has castore's standard input and standard error, and can ask the user."""
+    """Whether it has castore's standard input and standard error, and can ask the user."""
     captured: bool = True
     """Messages have the last lines of its standard error, and no process that it starts outlives it."""
     only: Filter | None = None

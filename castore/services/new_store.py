@@ -1,4 +1,4 @@
-"""What must hold of a directory before a store is created in it."""
+"""Checks of a directory before a store is created in it."""
 
 from __future__ import annotations
 

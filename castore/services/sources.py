@@ -47,7 +47,7 @@ class Absent:
     kinds: dict[str, Literal["tree", "dump"]] = field(default_factory=dict)
     """Kind of each absent part, by name."""
     origins: dict[str, Origin] = field(default_factory=dict)
-    """Where each absent part would be, by name."""
+    """The path that each absent part would have, by name."""
 
 
 NONE_ABSENT: Final = Absent()

@@ -1,4 +1,4 @@
-"""Where this machine keeps its own files of a store, of each store and of all."""
+"""The paths of the files that this machine keeps of a store, of each store and of all."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class GenerationLog:
         self.older = ""
         """What is wrong with a store that is older than seen before, if that is only reported; else empty."""
         self.sync_count = 0
-        """How often the generations were synchronised."""
+        """Number of times that the generations were synchronised."""
         self._storage: Storage = keys.storage
         self._index = index
         self._keys = keys

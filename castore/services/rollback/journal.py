@@ -29,7 +29,7 @@ class TreeMove(msgspec.Struct):
     """A tree that is removed: it is moved to a name next to it."""
 
     old: str
-    """Where the tree is moved."""
+    """The path that the tree is moved to."""
     inode: tuple[int, int] | None = None
     """Device and inode number of the directory; None: it could not be examined."""
     boot: str = ""

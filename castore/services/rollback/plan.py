@@ -48,7 +48,7 @@ class DumpPlan:
 
     @property
     def into(self) -> str:
-        """Where the dump is restored to, for people."""
+        """The target of the restore, for people: a path, a program or a database."""
         settings = origin(self.source)
         if settings.restore:
             return " ".join(settings.restore)
@@ -63,9 +63,9 @@ class AddedPart:
 
     name: str
     path: str
-    """Where the part is, or was."""
+    """The path of the part, which may no longer exist."""
     source: EngineSource | None
-    """None: it is a tree."""
+    """The engine of a dump; None for a tree."""
 
     @property
     def exists(self) -> bool:
@@ -75,7 +75,7 @@ class AddedPart:
 
 @dataclass(frozen=True)
 class RollbackPlan:
-    """What a rollback would do."""
+    """The changes that a rollback would make."""
 
     target: Generation
     trees: dict[str, TreePlan] = field(default_factory=dict)

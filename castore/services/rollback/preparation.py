@@ -51,7 +51,7 @@ class Preparation:
         self._live: dict[str, list[str]] = {}
         """Paths of the parts, by name."""
         self._apart: dict[str, list[str]] = {}
-        """Those paths, and the files next to them that belong to the parts, by name."""
+        """The same paths with the files next to them that belong to the parts, by part."""
 
     def prepare(self, plan: RollbackPlan) -> None:
         """Add a step for each part. Raises ConfigError, CastoreError."""

@@ -59,7 +59,7 @@ def short_name(folder: str, name: str) -> str:
 
 
 class Numbered(NamedTuple):
-    """What the name of a `config/N` or `rotations/N`, or of a copy of one, says."""
+    """The parts of the name of a `config/N` or `rotations/N`, or of a copy of one."""
 
     number: int
     digest: str

@@ -1,4 +1,4 @@
-"""What generations need of packs, and which packs new snapshots do not reference: for maintenance."""
+"""The records of packs that generations need, and the packs that new snapshots do not reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PackLiveness(NamedTuple):
-    """How much of a pack is marked, in bytes."""
+    """The marked bytes of a pack."""
 
     length: int
     records: int

@@ -23,7 +23,7 @@ INCOMPLETE: Final = -1
 
 
 class RecordLocation(NamedTuple):
-    """Where a record is stored, and what is needed to open it."""
+    """The location of a record, with the values that are needed to open it."""
 
     pack: PackId
     offset: int

@@ -1,4 +1,4 @@
-"""Where records are stored, what their bases are, and which chunks are similar."""
+"""The locations of records, the bases of chunks, and similar chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class FoundChunks(NamedTuple):
-    """Which of some chunks the store has."""
+    """The chunks, of those asked for, that the store has."""
 
     complete: list[bool]
     """For each chunk, whether the store has it, and all its bases, in packs that stay."""

@@ -42,7 +42,7 @@ class PackContent(NamedTuple):
 
 
 class PackOwner(NamedTuple):
-    """Who added a pack, and its records."""
+    """The signer of a pack, and the sessions of its records."""
 
     pack: PackId
     length: int

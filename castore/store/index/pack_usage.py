@@ -1,4 +1,4 @@
-"""Which packs the last generation of each service uses: these are kept in the base cache."""
+"""The packs that the last generation of each service uses: these are kept in the base cache."""
 
 from __future__ import annotations
 

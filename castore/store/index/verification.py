@@ -1,4 +1,4 @@
-"""Which packs were verified, and which were found damaged: the table `verified`."""
+"""The packs that were verified, and those that are damaged: the table `verified`."""
 
 from __future__ import annotations
 

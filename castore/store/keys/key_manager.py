@@ -60,7 +60,7 @@ class KeyManager:
         self.store_id = accepted.sealed.store_id
         self._opener = opener
         self.freshness = seen_at(opener.paths, self.store_id, opener.storage)
-        """What this machine has seen of the store."""
+        """The newest state of the store that this machine has seen."""
         self._record(accepted, accept_older=accept_older)
         self._current: _Current | None = self._keys_of(accepted)
         self._numbers = accepted.names

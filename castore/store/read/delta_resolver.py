@@ -31,7 +31,7 @@ class StoredForm(NamedTuple):
 
 
 class StoredChunk(Protocol):
-    """What a stored form is decoded by: a location in a pack, or in a pack that is being written."""
+    """The fields by which a stored form is decoded: of a location in a pack, finished or being written."""
 
     @property
     def plain_length(self) -> int:
@@ -39,7 +39,7 @@ class StoredChunk(Protocol):
 
     @property
     def codec(self) -> int:
-        """How its record is encoded."""
+        """The encoding of its record."""
 
     @property
     def bases(self) -> tuple[RecordId, ...]:

@@ -29,7 +29,7 @@ _KEPT_BYTES: Final = 32 << 20
 
 
 class PendingChunk(NamedTuple):
-    """Where the frame of a chunk is stored while its pack is being written."""
+    """The location of a chunk in a pack that is being written."""
 
     writer: BaseCacheWriter
     offset: int
