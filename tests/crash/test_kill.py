@@ -104,7 +104,7 @@ def _empty(castore: Callable, store: Path, home: Path) -> None:
     """Remove all but the configuration: each round begins with an empty store."""
     for folder in ("sessions", "packs", "generations", "tmp"):
         shutil.rmtree(store / folder, ignore_errors=True)
-    for seen in (home / ".local" / "state" / "castore").glob("*/places/*/seen"):
+    for seen in (home / ".local" / "state" / "castore").glob("*/locations/*/seen"):
         seen.unlink()
     castore("reindex")
 
