@@ -52,6 +52,14 @@ def test_a_frame_of_another_length_than_its_chunk_is_refused(codec):
         Codecs().body(codec, frame_of(5), 4, TEXT)
 
 
+@pytest.mark.parametrize("codec", [ZSTD, DELTA])
+def test_a_frame_that_does_not_claim_a_length_is_bounded_by_that_of_its_chunk(codec):
+    unsized = zstandard.ZstdCompressor(write_content_size=False)
+    assert Codecs().body(codec, unsized.compress(TEXT), len(TEXT)) == TEXT
+    with pytest.raises(DamageError, match="it does not decompress"):
+        Codecs().body(codec, unsized.compress(bytes(1 << 20)), 100)
+
+
 @pytest.mark.parametrize("codec", [DELTA, DELTA_PAIR])
 def test_a_delta_is_at_most_twice_as_long_as_its_chunk_and_64_bytes(codec):
     most = 2 * 100 + 64

@@ -113,6 +113,13 @@ def test_a_deletion_counts_only_if_its_signer_may_remove_packs(storage, writer, 
         open_deletion(written.name, storage.get(written.name), writer("h"))
 
 
+def test_deletions_that_do_not_count_hide_none_that_does(storage, writer):
+    written = [write_deletion(storage, writer(name), PACKS) for name in ("h", "other", "thief") * 3]
+    counting = sorted(one.name for one in written[::3])
+    found, damaged = pending_deletions(storage, writer("h"))
+    assert ([one.name for one in found], damaged) == (counting, {})
+
+
 def test_an_unreadable_deletion_is_reported_and_hides_no_other(storage, writer):
     written = write_deletion(storage, writer("h"), PACKS)
     storage.put(deletion_name(b"\0" * 16), b"no deletion")
