@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     Argv = tuple[str, ...]
 
-_AGAIN_SECONDS: Final = 0.5
-"""Pause between two tries of the health check."""
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+"""Pauses between two tries of the health check: each is twice as long as the previous one, up to this."""
 
 
 class Hooks:
@@ -87,12 +88,14 @@ def check_health(service: Service) -> None:
     if not service.health:
         return
     end = time.monotonic() + service.health_timeout
+    pause = _FIRST_PAUSE_SECONDS
     while True:
         try:
             run(service.health, timeout=service.timeout, account=account_of(service.run_as))
         except ProgramError as error:
             if time.monotonic() >= end:
                 raise ProgramError(f"the health check failed: {error}") from error
-            time.sleep(_AGAIN_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         else:
             return

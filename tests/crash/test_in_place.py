@@ -7,56 +7,51 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
+import traceback
 from pathlib import Path
 
 import pytest
 
 from castore.content.restore import recover as recovering
+from castore.content.restore import undo_area
 from castore.errors import UsageError
 from castore.services.sources import Tree
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
-SCRIPT = """
-import os, signal, sys
-from castore.content.restore import undo_area
-from castore.content.restore.metadata import Ownership
-from castore.services.selectors import select
-from castore.store import open_store
-from castore.crypto import Identity
-from castore.progress import Progress
-from castore.services.restore_in_place import plan_in_place, restore_in_place
-from castore.store import MachinePaths
 
-store, state, cache, identity, live, point = sys.argv[1:]
-left = [int(point)]
+def restore_until(sandbox: Sandbox, live: Path, point: int) -> int:
+    """Restore in a process that is killed at the `point`th step; return its exit code, negative for a signal."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = point
 
-def here():
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left[0] -= 1
+    def here() -> None:
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
 
-def watched(function):
-    def wrapped(*arguments, **options):
-        here()
-        found = function(*arguments, **options)
-        here()
-        return found
-    return wrapped
+    def watched(function):
+        def wrapped(*arguments, **options):
+            here()
+            found = function(*arguments, **options)
+            here()
+            return found
 
-for name in ("begin", "save", "_clear", "discard"):
-    setattr(undo_area.UndoArea, name, watched(getattr(undo_area.UndoArea, name)))
-for name in ("mkdir", "fsync", "unlink", "rmdir"):
-    setattr(os, name, watched(getattr(os, name)))
-found = Identity.parse(identity, lambda: "")
-ownership = Ownership(change=os.geteuid() == 0, numeric=True)
-with open_store(store, MachinePaths(state, cache), lambda: found) as opened:
-    opened.sync()
-    plan = plan_in_place(opened, select(opened, "s@1:t"), live, ownership)
-    restore_in_place(opened, plan, ownership, Progress())
-print("done")
-"""
+        return wrapped
+
+    try:
+        for name in ("begin", "save", "_clear", "discard"):
+            setattr(undo_area.UndoArea, name, watched(getattr(undo_area.UndoArea, name)))
+        for name in ("mkdir", "fsync", "unlink", "rmdir"):
+            setattr(os, name, watched(getattr(os, name)))
+        sandbox.in_place("s@1:t", live)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def recover(top: str) -> list[str]:
@@ -102,18 +97,15 @@ def test_a_restore_killed_at_any_moment_is_reverted_or_completed(sandbox: Sandbo
     stored = walk(live)
     change(live)
     changed = walk(live)
-    arguments = [str(sandbox.store), sandbox.places.state, sandbox.places.cache, sandbox.identity.text()]
     undone = finished = 0
     for point in range(200):
         work = tmp_path / f"work-{point}"
         subprocess.run(["cp", "-a", str(live), str(work)], check=True)
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *arguments, str(work), str(point)], capture_output=True, text=True, check=False
-        )
-        if done.returncode == 0:
+        code = restore_until(sandbox, work, point)
+        if code == 0:
             assert compare(stored, walk(work)) == []
             break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert code == -signal.SIGKILL
         shown = "".join(recover(str(work)))
         found = walk(work)
         # Where the directory of what was moved aside was just made, or is just gone, no journal says

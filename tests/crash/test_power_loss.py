@@ -343,9 +343,9 @@ def test_a_store_that_reports_what_is_not_durable_is_detected_at_once(
 @pytest.mark.parametrize("name", ["init", "snapshot", "add_recipient"])
 def test_a_store_that_depends_on_what_a_killed_process_left_unsynced_is_detected(folder: Path, name: str) -> None:
     with pytest.raises(FOUND_OUT):
-        killed_everywhere(folder, name, storage=Unsettled)
+        killed_everywhere(folder, name, 2, storage=Unsettled)
 
 
 def test_a_store_that_takes_a_folder_that_is_there_for_durable_is_found_out(folder: Path) -> None:
     with pytest.raises(FOUND_OUT):
-        killed_everywhere(folder, "first_snapshot", storage=FoldersTrusted)
+        killed_everywhere(folder, "first_snapshot", 2, storage=FoldersTrusted)
