@@ -310,7 +310,7 @@ def test_a_file_that_has_no_room_is_removed_again(tmp_path):
     fd = os.open(tmp_path, os.O_RDONLY)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2, before[1]))
     try:
-        assert split.write(fd, 0, 2, NewOwners(change=False, mode=0o777), b"abcdef", 0) == 0
+        assert split.write(fd, Run(0, 0, 2, 0, 6), 0, NewOwners(change=False, mode=0o777), b"abcdef") == 0
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         os.close(fd)

@@ -123,7 +123,7 @@ def test_deletions_that_do_not_count_hide_none_that_does(storage, writer):
 def test_an_unreadable_deletion_is_reported_and_hides_no_other(storage, writer):
     written = write_deletion(storage, writer("h"), PACKS)
     storage.put(deletion_name(b"\0" * 16), b"no deletion")
-    storage.put("deletions/notes", b"of somebody")
+    storage.put("deletions/0", b"of somebody")
     found, damaged = pending_deletions(storage, writer("h"))
     assert found == [written]
     assert list(damaged) == [deletion_name(b"\0" * 16)]
@@ -191,7 +191,7 @@ def test_the_outermost_numbers_of_generations_can_be_removed(writer, span):
 
 def test_damaged_records_of_all_services_are_reported_and_others_are_not(storage, writer):
     record_removal(storage, writer("h"), "web", [1])
-    storage.put("removals/notes", b"of somebody")
+    storage.put("removals/0", b"of somebody")
     name = removal_name(writer("h").tag("mail"), b"\0" * 16)
     storage.put(name, b"no record")
     assert list(damaged_removals(storage, writer("h"))) == [name]
