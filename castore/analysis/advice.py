@@ -27,6 +27,9 @@ def recommend(rows: Sequence[Row], price: float | None = None) -> Advice:
     year, the default is preferred, then larger chunks: they give a smaller index and fewer reads.
     """
     own = [row for row in rows if not row.simulates]
+    if len(own[0].nights) == 1:
+        # One night does not show what deltas save: most of them are of chunks of earlier nights.
+        own = [row for row in own if row.deltas] or own
     least = min(map(_year, own))
     near = [row for row in own if _year(row) <= _NEAR * least]
     best = max(near, key=lambda row: (row.average == DEFAULT_AVERAGE, row.average, row.deltas))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.engines.file import File
+from castore.services.last_scan import last_scan
 from castore.services.snapshot import SnapshotRequest, snapshot
-from castore.services.sources import EngineSource, program_source
+from castore.services.sources import EngineSource, Tree, left_out, program_source, rules_of
 from castore.store.reachability import roots_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from castore.analysis.room import RoomCounter
     from castore.analysis.trial import TrialStore
+    from castore.model.generation import Generation
     from castore.model.refs import Ref
     from castore.progress import Progress, Watch
     from castore.services.sources import Source
@@ -46,6 +50,9 @@ class Night(ABC):
         """The file whose content it is; None if it is anything else."""
         return None
 
+    def count_room(self, trial: TrialStore, counter: RoomCounter) -> None:  # noqa: B027 - optional
+        """Count what its directories, files and tables take in the trial store where it was just stored."""
+
     @abstractmethod
     def store(self, trial: TrialStore, watch: Watch) -> Stored:
         """Store this night in a trial store, after the nights before it. Raises CastoreError."""
@@ -59,14 +66,14 @@ class LiveNight(Night):
         super().__init__(name)
         self._sources = sources
         self._leave_out = leave_out
+        self._taken: Generation | None = None
+        """The generation in the trial store of the present setting."""
 
     @property
     def file(self) -> str | None:
         """The file whose content it is; None if it is anything else."""
-        (source, *more) = self._sources.values()
-        if more or not isinstance(source, EngineSource) or not isinstance(source.engine, File):
-            return None
-        return source.engine.path
+        source, *more = self._sources.values()
+        return None if more else _file_of(source)
 
     def store(self, trial: TrialStore, watch: Watch) -> Stored:
         """Take a snapshot of the sources."""
@@ -76,10 +83,11 @@ class LiveNight(Night):
             tallies[part] = progress
             watch(part, progress)
 
+        self._taken = None
         request = SnapshotRequest(
             service=_SERVICE, sources=self._sources, leave_out=self._leave_out, watch=noted
         )
-        taken = snapshot(trial, request)
+        taken = self._taken = snapshot(trial, request)
         warnings = [
             (part, path, reason) for part, tally in tallies.items() for path, reason in tally.warnings
         ]
@@ -90,6 +98,28 @@ class LiveNight(Night):
             roots=roots_of(taken),
             warnings=warnings,
         )
+
+    def count_room(self, trial: TrialStore, counter: RoomCounter) -> None:
+        """Count what its directories, files and tables take."""
+        if self._taken is None:
+            return
+        skip = left_out(trial, self._leave_out)
+        for part in self._taken.parts:
+            source = self._sources[part.name]
+            if isinstance(source, Tree):
+                with last_scan(trial, _SERVICE, part.name, source.path, rules_of(source, skip)) as scan:
+                    if scan is not None:
+                        counter.add_tree(source.path, scan)
+            elif part.content is not None:
+                path = _file_of(source)
+                counter.add_dump(os.path.basename(path or part.name), path, part.content)
+
+
+def _file_of(source: Source) -> str | None:
+    """Return the file that a part is; None if it is anything else."""
+    if isinstance(source, EngineSource) and isinstance(source.engine, File):
+        return source.engine.path
+    return None
 
 
 def spool_program(argv: Sequence[str], path: str, progress: Progress) -> None:

@@ -79,10 +79,13 @@ class Row(msgspec.Struct):
     """Duration of the run."""
     mb_per_s: float
     """Megabytes of the first night per second, without writing to a store's disk."""
-    scatter: Scatter
+    scatter: Scatter | None
+    """None if the data was sampled."""
     nights: list[NightFigures]
     simulates: str = ""
     """The program whose published chunking parameters these are; cut by castore's cutter."""
+    error: int = 0
+    """If the data was sampled: `stored` is correct within this number of bytes, with 95 %."""
     sizes: list[ChunkClass] = []
     """The unique chunks by length."""
     levels: list[LevelFigures] = []
@@ -120,6 +123,36 @@ class Advice(msgspec.Struct):
     """None if there was one night only."""
 
 
+class RoomItem(msgspec.Struct):
+    """What something takes of a store."""
+
+    name: str
+    plain: int
+    """Bytes of its content."""
+    stored: int
+    """Bytes of the records of chunks that no content before it has."""
+
+
+class Room(msgspec.Struct):
+    """What takes the room in the store, the largest first."""
+
+    directories: list[RoomItem] = []
+    """Directories up to some levels below the top, each without the directories below it that are listed."""
+    types: list[RoomItem] = []
+    """Files by suffix."""
+    tables: list[RoomItem] = []
+    """Tables of dumps in SQL, and other dumps."""
+
+
+class Sample(msgspec.Struct):
+    """What was read of the data."""
+
+    read: int
+    """Bytes in the sample."""
+    copied: int
+    """Bytes of files of 1 MiB or more that are copies of others, in all data."""
+
+
 class Analysis(msgspec.Struct):
     """The results of `castore analyze`."""
 
@@ -133,5 +166,9 @@ class Analysis(msgspec.Struct):
     advice: Advice
     whole_files: list[WholeFile] = []
     """For each night, if each is one file and zstd is installed."""
+    sample: Sample | None = None
+    """None if all data was read."""
+    room: Room = msgspec.field(default_factory=Room)
+    """By the setting that is the default, else the first one."""
     warnings: list[tuple[str, bytes, str]] = []
     """(part, path, reason) of files that could not be read."""

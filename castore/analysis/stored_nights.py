@@ -7,7 +7,7 @@ The same streams in the same order are what a scan of the tree would pass to the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from castore.analysis.nights import Night, Stored
 from castore.content.pipeline import Pipeline
@@ -15,6 +15,7 @@ from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.stored_dirs import open_directory, references
 from castore.content.streams import StreamReader
+from castore.model.tree import Content
 from castore.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,8 +27,18 @@ if TYPE_CHECKING:
     from castore.progress import Watch
     from castore.store import Store
 
-Known = dict["RecordId", "Ref"]
-"""The directories of a generation: their lists in the trial store, by their ids in the source."""
+_LARGE: Final = 1 << 20
+"""Bytes: files of this length are compared with their previous versions, as in a snapshot."""
+
+
+@dataclass
+class _Known:
+    """What a trial store has of the trees of a generation."""
+
+    directories: dict[RecordId, Ref] = field(default_factory=dict)
+    """The lists of directories, by their ids in the source."""
+    files: dict[bytes, Ref] = field(default_factory=dict)
+    """The streams of large files, by part and path."""
 
 
 class StoredNight(Night):
@@ -39,13 +50,13 @@ class StoredNight(Night):
         self._source = source
         self._generation = generation
         self._before = before
-        self._known: Known = {}
+        self._known = _Known()
         self._roots: dict[str, Ref | None] = {}
         """The parts in the trial store of the present setting."""
 
     def store(self, trial: TrialStore, watch: Watch) -> Stored:
         """Store each part. Raises IdentityError, DamageError, StorageError."""
-        self._known, self._roots = {}, {}
+        self._known, self._roots = _Known(), {}
         before = self._before
         unique = 0
         with trial.session() as session, StreamReader(self._source) as reader:
@@ -54,13 +65,13 @@ class StoredNight(Night):
                 watch(part.name, progress)
                 with Pipeline(session, trial.keys.cutter, progress) as pipeline:
                     if part.kind == "tree":
-                        known = before._known if before is not None else {}  # noqa: SLF001 - of its own kind
-                        self._store_tree(_Refeed(pipeline, reader, known, self._known), part)
+                        known = before._known if before is not None else _Known()  # noqa: SLF001
+                        self._store_tree(_Refeed(trial, pipeline, reader, known, self._known), part)
                     else:
                         self._store_dump(trial, pipeline, reader, part)
                 unique += progress.new_bytes
         if before is not None:
-            before._known = {}  # noqa: SLF001 - of its own kind
+            before._known = _Known()  # noqa: SLF001 - of its own kind
         return Stored(
             plain=self._generation.size,
             unique=unique,
@@ -73,7 +84,7 @@ class StoredNight(Night):
             self._roots[part.name] = root
 
         if part.content is not None:
-            refeed.tree(part.content, done)
+            refeed.tree(part.name, part.content, done)
 
     def _store_dump(self, trial: TrialStore, pipeline: Pipeline, reader: StreamReader, part: Part) -> None:
         previous = self._before._roots.get(part.name) if self._before is not None else None  # noqa: SLF001
@@ -94,9 +105,10 @@ class _Directory:
     """A directory whose subdirectories are being stored."""
 
     id: RecordId
+    path: bytes
     entries: Ref
-    left: list[Ref]
-    """Subdirectories that are not stored yet, the last one first."""
+    left: list[tuple[Ref, bytes]]
+    """Subdirectories that are not stored yet, with their paths, the last one first."""
     close: Callable[[Ref], None]
     """Called with its list in the trial store."""
     streams: list[Ref] = field(default_factory=list)
@@ -106,43 +118,74 @@ class _Directory:
 class _Refeed:
     """Feeds the streams of a stored tree to a pipeline, without those of unchanged directories."""
 
-    def __init__(self, pipeline: Pipeline, reader: StreamReader, before: Known, known: Known) -> None:
+    def __init__(
+        self,
+        trial: TrialStore,
+        pipeline: Pipeline,
+        reader: StreamReader,
+        before: _Known,
+        known: _Known,
+    ) -> None:
+        self._trial = trial
         self._pipeline = pipeline
         self._reader = reader
         self._before = before
         self._known = known
 
-    def tree(self, root: Ref, done: Callable[[Ref], None]) -> None:
+    def tree(self, part: str, root: Ref, done: Callable[[Ref], None]) -> None:
         """Store a tree without recursion, because trees may be deep."""
-        stack = [self._begin(root, done, root=True)]
+        stack = [self._begin(root, part.encode(), done, root=True)]
         while stack:
             directory = stack[-1]
             if not directory.left:
                 self._finish(stack.pop())
                 continue
-            child = directory.left.pop()
-            same = self._before.get(child.id) or self._known.get(child.id)
+            child, path = directory.left.pop()
+            same = self._before.directories.get(child.id)
             if same is None:
-                stack.append(self._begin(child, directory.directories.append))
+                stack.append(self._begin(child, path, directory.directories.append))
                 continue
-            self._known[child.id] = same
+            self._known.directories[child.id] = same
             self._pipeline.progress.read += child.size
             self._join(directory, same)
 
     def _join(self, directory: _Directory, same: Ref) -> None:
         self._pipeline.call_when_stored(lambda: directory.directories.append(same))
 
-    def _begin(self, ref: Ref, close: Callable[[Ref], None], *, root: bool = False) -> _Directory:
+    def _begin(
+        self, ref: Ref, path: bytes, close: Callable[[Ref], None], *, root: bool = False
+    ) -> _Directory:
         """Feed the streams of a directory's files."""
         children = open_directory(self._reader, ref, root=root)
         entries, *content = references(self._reader, ref)
-        below = sum(1 for child in children if child.entry.is_dir and child.ref is not None)
-        first = len(content) - below
-        directory = _Directory(ref.id, entries, content[first:][::-1], close)
+        paths = [path + b"/" + child.entry.name for child in children]
+        below = [at for at, child in enumerate(children) if child.entry.is_dir and child.ref is not None]
+        own = {
+            child.ref.id: paths[at]
+            for at, child in enumerate(children)
+            if child.ref is not None and child.entry.is_file and child.entry.content is Content.OWN
+        }
+        first = len(content) - len(below)
+        left = [(one, paths[at]) for one, at in zip(content[first:], below, strict=True)]
+        directory = _Directory(ref.id, path, entries, left[::-1], close)
         for stream in content[:first]:
-            self._feed(stream)
-            self._pipeline.end_stream(lambda found: directory.streams.extend([found] if found else []))
+            self._feed_file(directory, stream, own.get(stream.id) if stream.size >= _LARGE else None)
         return directory
+
+    def _feed_file(self, directory: _Directory, stream: Ref, path: bytes | None) -> None:
+        """Feed a stream of a directory; path: that of a large file, whose stream it is."""
+        previous = self._before.files.get(path) if path is not None else None
+        if previous is not None:
+            self._pipeline.compare_with(PreviousStream(iter_runs_of_chunks(self._trial, previous)))
+        self._feed(stream)
+
+        def end(found: Ref | None) -> None:
+            if found is not None:
+                directory.streams.append(found)
+                if path is not None:
+                    self._known.files[path] = found
+
+        self._pipeline.end_stream(end)
 
     def _feed(self, stream: Ref) -> None:
         for data in self._reader.read(stream):
@@ -154,7 +197,7 @@ class _Refeed:
 
         def end(entries: Ref | None) -> None:
             refs = [*([entries] if entries else []), *directory.streams, *directory.directories]
-            stored = self._known[directory.id] = self._pipeline.put_list(refs)
+            stored = self._known.directories[directory.id] = self._pipeline.put_list(refs)
             directory.close(stored)
 
         self._pipeline.end_stream(end)

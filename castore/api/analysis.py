@@ -28,6 +28,7 @@ def analyze(
     *data: str | os.PathLike[str] | Generation,
     program: Sequence[str] = (),
     nights: bool = False,
+    sample: int = 0,
     average_chunk_sizes: Sequence[int] = AVERAGES,
     levels: bool = True,
     peers: bool = True,
@@ -41,6 +42,8 @@ def analyze(
         identity. Each generation is one night.
     program: a program whose output is analyzed instead, as a list of arguments. It runs once.
     nights: the paths are the states of one part in successive nights, the oldest first.
+    sample: read about this number of bytes, and estimate the figures of all data with an error bound; 0: read
+        everything.
     average_chunk_sizes: mean lengths of chunks to try, in bytes.
     peers: simulate the chunking parameters of borg, restic, casync and bupstash, with castore's cutter.
     levels: estimate what other levels of zstd would give.
@@ -52,12 +55,16 @@ def analyze(
     """
     from castore.analysis.run import AnalysisRequest, run_analysis
 
+    if sample and (nights or program):
+        raise UsageError("a sample is of files and directories: leave out nights, and the program")
     _check(average_chunk_sizes)
     watch = progress or unwatched
     with scratch_folder(_SCRATCH) as folder:
         excluded = [*leave_out, folder]
         request = AnalysisRequest(
-            nights=_nights(data, program, folder, excluded, watch, apart=nights),
+            nights=_sampled(data, excluded, sample, watch)
+            if sample
+            else _nights(data, program, folder, excluded, watch, apart=nights),
             settings=settings_of(tuple(dict.fromkeys(average_chunk_sizes)), peers=peers),
             folder=folder,
             levels=levels,
@@ -105,6 +112,27 @@ def _nights(
         ]
     parts = {f"part-{number}": source for number, (_, source) in enumerate(sources, 1)}
     return [LiveNight("now", parts, leave_out)]
+
+
+def _sampled(
+    data: Sequence[str | os.PathLike[str] | Generation],
+    leave_out: Sequence[str],
+    sample: int,
+    watch: Watch,
+) -> list[Night]:
+    """Return a sample of files and directories as one night. Raises UsageError."""
+    from castore.analysis.sampling import SampledNight, survey
+    from castore.services.sources import directory_ids
+
+    paths = [absolute(os.fspath(path)) for path in data if not isinstance(path, Generation)]
+    if len(paths) < len(data):
+        raise UsageError("a sample is of files and directories, not of generations")
+    for path in paths:
+        _source(path)
+    skipped = frozenset(directory_ids(leave_out))
+    tally = Progress()
+    watch("listing", tally)
+    return [SampledNight(paths, skipped, survey(paths, skipped, tally), sample)]
 
 
 def _stored(generations: Sequence[Generation], given: int) -> list[Night]:

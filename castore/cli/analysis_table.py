@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -9,10 +10,12 @@ from castore.analysis.settings import size_label
 from castore.cli import formatting
 
 if TYPE_CHECKING:
-    from castore.analysis.results import Advice, Analysis, Row, WholeFile
+    from castore.analysis.results import Advice, Analysis, Room, RoomItem, Row, WholeFile
 
 _BAR: Final = 24
 """Columns of the longest bar."""
+_SHOWN: Final = 6
+"""Directories, types and tables that are listed."""
 _BLOCKS: Final = " ▏▎▍▌▋▊▉█"
 
 
@@ -23,6 +26,9 @@ def show_analysis(found: Analysis) -> None:
     plain = formatting.size(found.plain)
     files = f" in {formatting.count(found.files, 'file')}" if found.files else ""
     print(f"{plain}{files}; every row is a run of the real pipeline that stored nothing")
+    if found.sample is not None:
+        read, copied = formatting.size(found.sample.read), formatting.size(found.sample.copied)
+        print(f"estimated from a sample of {read} (95 %); copies of large files: {copied}")
     print()
     print(_settings_table(found.rows))
     best = _recommended(found)
@@ -32,6 +38,9 @@ def show_analysis(found: Analysis) -> None:
     if best.levels:
         print(f"\nother levels of zstd, with chunks of {_label(best)}, estimated from a sample (95 %):\n")
         print(_levels_table(best))
+    if largest := _largest(found.room):
+        print("\nwhat takes the room:\n")
+        print(_room_table(largest))
     print()
     _print_advice(found.advice, best)
 
@@ -61,12 +70,13 @@ def _settings_table(rows: list[Row]) -> str:
             f"{row.ratio:.2f}x",
             formatting.size(row.index),
             f"{row.mb_per_s:.0f}",
-            f"{row.scatter.reads:.0f}",
+            f"+- {100 * row.error / row.stored:.1f} %" if row.scatter is None else f"{row.scatter.reads:.0f}",
             _bar(row.stored / most),
         ]
         for row in rows
     ]
-    header = ["chunks", "deltas", "plain", "unique", "stored", "ratio", "index", "MB/s", "reads", "stored"]
+    last = "error" if rows[0].scatter is None else "reads"
+    header = ["chunks", "deltas", "plain", "unique", "stored", "ratio", "index", "MB/s", last, "stored"]
     return formatting.table(lines, header=header, right={0, 2, 3, 4, 5, 6, 7, 8})
 
 
@@ -90,6 +100,26 @@ def _nights_table(row: Row, floors: list[WholeFile]) -> str:
 
 def _patch(floor: WholeFile) -> str:
     return "" if floor.patch is None else formatting.size(floor.patch)
+
+
+def _largest(room: Room) -> list[RoomItem]:
+    """Return the largest directories, types of files and tables."""
+    return [item for items in (room.directories, room.types, room.tables) for item in items[:_SHOWN]]
+
+
+def _room_table(items: list[RoomItem]) -> str:
+    most = max(item.stored for item in items) or 1
+    lines = [
+        [
+            formatting.printable(os.fsencode(item.name)),
+            formatting.size(item.plain),
+            formatting.size(item.stored),
+            _bar(item.stored / most),
+        ]
+        for item in items
+    ]
+    header = ["directory, type or table", "plain", "stored", "stored"]
+    return formatting.table(lines, header=header, right={1, 2})
 
 
 def _levels_table(row: Row) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from castore.errors import DamageError
+from castore.maintenance.weights import RecordWeights
 from castore.model.refs import RefKind
 from castore.store.format.pack import CHUNK, NODE
 from castore.store.reachability import roots_of
@@ -23,38 +23,29 @@ _SEVERAL: Final = -2
 
 
 class _Owners:
-    """Which generation needs each record of one kind: none, one, or several.
-
-    It takes 20 bytes per record. Records are found by the first 8 bytes of their ids, which are keyed hashes:
-    two ids that share them are counted as one, once in many billions.
-    """
+    """Which generation needs each record of one kind: none, one, or several. It takes 20 bytes per record."""
 
     def __init__(self, store: Store, kind: int) -> None:
-        self._ids = array("Q")
-        self._weights = array("d")
-        for record_id, weight in store.index.liveness.weights(kind):
-            self._ids.append(int.from_bytes(record_id[:8], "big"))
-            self._weights.append(weight)
-        self._owners = array("i", [_NOBODY]) * len(self._ids)
+        self._weights = RecordWeights(store, kind)
+        self._owners = array("i", [_NOBODY]) * len(self._weights)
 
     def need(self, record_id: bytes, owner: int, unique: list[float]) -> bool:
         """Record that a generation needs a record, and count it; return whether this changed anything.
 
         unique: the bytes that only each generation needs.
         """
-        prefix = int.from_bytes(record_id[:8], "big")
-        at = bisect_left(self._ids, prefix)
-        if at == len(self._ids) or self._ids[at] != prefix:
+        place = self._weights.place(record_id)
+        if place < 0:
             return False
-        present = self._owners[at]
+        present = self._owners[place]
         if present in {owner, _SEVERAL}:
             return False
         if present == _NOBODY:
-            self._owners[at] = owner
-            unique[owner] += self._weights[at]
+            self._owners[place] = owner
+            unique[owner] += self._weights.at(place)
         else:
-            self._owners[at] = _SEVERAL
-            unique[present] -= self._weights[at]
+            self._owners[place] = _SEVERAL
+            unique[present] -= self._weights.at(place)
         return True
 
 

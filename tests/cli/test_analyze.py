@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -187,3 +188,36 @@ def test_nights_are_compared_with_whole_files(castore: Run, tmp_path: Path) -> N
     table = castore(*command).stdout
     assert "--patch-from" in table
     assert "in a year" in table
+
+
+def test_the_page_needs_nothing_from_a_network(castore: Run, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    data = tmp_path / "</script><b>data"
+    data.mkdir(parents=True)
+    write_table(data / "table.sql", 5_000)
+    castore("analyze", data, "--average", "16K,64K", "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 3
+    assert json.loads(scripts[0])["title"] == str(data)
+    assert len(json.loads(scripts[0])["rows"]) == 8
+    own = page.replace(scripts[1], "")
+    assert not re.search(r"""(?:src|href)=|@import|url\(|https?:""", own)
+    assert "default-src 'none'" in own
+
+
+def test_a_page_needs_the_charting_library(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "plotly").mkdir()
+    (tmp_path / "plotly" / "__init__.py").write_text("raise ImportError")
+    command = [sys.executable, "-m", "castore", "analyze", "/etc/hostname", "--html", str(tmp_path / "page.html")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'castore[plots]'" in done.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused_at_once(castore: Run, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    done = castore("analyze", tmp_path, "--html", tmp_path / "missing" / "page.html", expect=2)
+    assert "name a file in an existing directory" in done.stderr

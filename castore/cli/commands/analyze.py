@@ -31,6 +31,16 @@ def parse_size(text: str) -> int | None:
     return None if found is None else int(found[1]) * _UNITS[found[2].upper()]
 
 
+def _sample_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+    """Return the bytes of --sample; 0 without it."""
+    if value is None:
+        return 0
+    size = parse_size(value)
+    if not size:
+        raise click.BadParameter(f"{value!r}: a size like 1G was expected", ctx, param)
+    return size
+
+
 class SizeList(_Sizes):
     """Sizes, separated by commas: `64K,256K`."""
 
@@ -79,6 +89,14 @@ class Price(_Price):
     help="Each PATH is the state of the same data in one night, the oldest first: show the growth.",
 )
 @click.option(
+    "--sample",
+    metavar="[SIZE]",
+    is_flag=False,
+    flag_value="1G",
+    callback=_sample_size,
+    help="Read about SIZE (1G) of the data, at random, and estimate with an error bound. As --sample=SIZE.",
+)
+@click.option(
     "--average",
     "averages",
     metavar="SIZES",
@@ -88,6 +106,9 @@ class Price(_Price):
 @click.option("--no-peers", is_flag=True, help="Do not simulate the chunking of other programs.")
 @click.option("--no-levels", is_flag=True, help="Do not estimate other levels of zstd.")
 @click.option("--price", metavar="PRICE", type=Price(), help="The price of space, such as 0.006/GB-month.")
+@click.option(
+    "--html", metavar="FILE", type=LocalPath(), help="Also write a page with interactive plots to FILE."
+)
 @json_option
 @common
 def analyze(
@@ -95,10 +116,12 @@ def analyze(
     paths: tuple[str, ...],
     program: str | None,
     nights: bool,
+    sample: int,
     averages: tuple[int, ...] | None,
     no_peers: bool,
     no_levels: bool,
     price: float | None,
+    html: str | None,
     as_json: bool,
 ) -> None:
     """Show what data would take in a store with different settings. Nothing is stored.
@@ -109,6 +132,7 @@ def analyze(
 
     SERVICE@A..B are the generations of a service from A to B, each as one night. This needs the identity.
     """
+    from castore.analysis.page import check_library, page_of
     from castore.analysis.settings import AVERAGES
     from castore.api.analysis import analyze as run
     from castore.cli.analysis_table import show_analysis
@@ -116,6 +140,9 @@ def analyze(
 
     if not paths and not program:
         raise click.UsageError("name a PATH, or a program with --exec", click.get_current_context())
+    if html is not None:
+        check_library()
+        _check_folder(html)
     with contextlib.ExitStack() as stack:
         data = _generations(context, stack, paths[0]) if _is_range(paths) else paths
         progress = stack.enter_context(show_progress())
@@ -123,6 +150,7 @@ def analyze(
             *data,
             program=split_program("--exec", program) if program else (),
             nights=nights,
+            sample=sample,
             average_chunk_sizes=averages or AVERAGES,
             levels=not no_levels,
             peers=not no_peers,
@@ -134,6 +162,8 @@ def analyze(
         print_json(_plain(found))
     else:
         show_analysis(found)
+    if html is not None:
+        _write_page(html, page_of(found, program or " ".join(paths)))
     _report_unread(found)
 
 
@@ -161,6 +191,26 @@ def _generations(context: CliContext, stack: contextlib.ExitStack, what: str) ->
         generation for generation in service.generations() if low.number <= generation.number <= high.number
     ]
     return sorted(within, key=lambda generation: generation.number)
+
+
+def _check_folder(path: str) -> None:
+    """Raise UsageError before the analysis if its page could not be written."""
+    from castore.errors import UsageError
+
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        raise UsageError(f"--html: cannot write {path}: name a file in an existing directory")
+
+
+def _write_page(path: str, page: str) -> None:
+    """Write the page, or replace the file. Raises UsageError."""
+    from castore.errors import UsageError
+
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise UsageError(f"--html: cannot write {path}: {error.strerror}") from None
 
 
 def _plain(found: Analysis) -> dict[str, Any]:
