@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Final
 from castore.analysis.first_seen import FirstSeen
 from castore.analysis.results import Room, RoomItem
 from castore.content.ref_tree import iter_chunks
-from castore.content.scan.marks import BUNDLED
 from castore.content.scan.previous_files import own_streams
-from castore.kernel.dir_listing import entry_at, places_of
+from castore.kernel.dir_listing import BUNDLED, entry_at, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,9 +114,11 @@ class RoomCounter:
         size = sum(ref.size for ref in small)
         taken = sum(self._seen.weigh(ref) for ref in small)
         marked = zip(places_of(record.listing), record.marks, strict=True)
-        for place in [place for place, mark in marked if mark & BUNDLED]:
-            entry = entry_at(record.listing, place)
-            self._types.add(_type_of(entry.name), entry.size, taken * entry.size / max(size, 1))
+        files = [entry_at(record.listing, place) for place, mark in marked if mark & BUNDLED]
+        # A stream may also have bytes of files that have changed since.
+        total = max(sum(file.size for file in files), 1)
+        for file in files:
+            self._types.add(_type_of(file.name), file.size, taken * file.size / total)
         self._directories.add(_level(path, self._depth), plain + size, stored + taken)
         if len(self._directories) > _MOST_COUNTED and self._depth > 1:
             self._depth -= 1

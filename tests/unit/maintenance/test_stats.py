@@ -114,7 +114,7 @@ def test_unique_bytes_are_those_that_no_other_generation_needs(tmp_path) -> None
 
 
 def test_forgetting_a_generation_frees_about_its_unique_bytes(tmp_path) -> None:
-    from castore.services.prune import compact_and_record
+    from castore.maintenance.compact import compact
     from castore.services.sources import file_source
 
     sandbox = Sandbox(tmp_path / "sandbox", average=4096)
@@ -125,6 +125,6 @@ def test_forgetting_a_generation_frees_about_its_unique_bytes(tmp_path) -> None:
         before = stats(store)
         unique = before.generations[1].unique
         store.generations.forget("s", [2])
-        compact_and_record(store, castore.Progress(), grace_seconds=0, max_unused=0, unfinished_seconds=0)
+        compact(store, castore.Progress(), grace_seconds=0, max_unused=0, unfinished_seconds=0)
         freed = before.pack_bytes - stats(store).pack_bytes
     assert abs(freed - unique) < unique // 20
