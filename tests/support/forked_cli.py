@@ -45,7 +45,7 @@ class ForkServer:
         """at_start: the variables of its environment that matter when a program starts."""
         self._socket: socket.socket | None = None
         self._pid = 0
-        others = {name: value for name, value in os.environ.items() if not name.startswith(_AT_START)}
+        others = {name: os.environ[name] for name in os.environ if not name.startswith(_AT_START) or name in _NO_MATTER}
         self._env = {**others, **at_start}
 
     def _start(self) -> socket.socket:
