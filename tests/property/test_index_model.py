@@ -33,19 +33,18 @@ class Model:
         """Return a pack whose deltas have bases of lower numbers, so that none is its own base."""
         draw, entries, offset = self.random, [], 32
         for counter in range(draw.randrange(1, 6)):
-            session = draw.choice(SESSIONS)
-            size = draw.randrange(1, 1000)
-            members = draw.choice((1, 1, 2, 3))
-            if draw.random() < 0.2:
+            session, size, share = draw.choice(SESSIONS), draw.randrange(1, 1000), draw.random()
+            if share < 0.2:
                 entries.append(PackEntry(draw.choice(NODES), NODE, 1, 9, size, counter, session, offset))
-            for group_index in range(members):
-                number = draw.randrange(len(CHUNKS))
-                codec = draw.randrange(GROUPED, len(BASES)) if members > 1 and number else draw.randrange(2)
-                bases = tuple(draw.choice(CHUNKS[:number]) for _ in range(BASES[codec]))
-                length = draw.randrange(100)
-                offset += size * (not bases)
-                place = (size, counter, session, offset, bases, group_index if bases else 0)
-                entries.append(PackEntry(CHUNKS[number], CHUNK, codec, length, *place))
+            elif share < 0.6:
+                chunk, codec, length = draw.choice(CHUNKS), draw.randrange(2), draw.randrange(100)
+                entries.append(PackEntry(chunk, CHUNK, codec, length, size, counter, session, offset))
+            else:
+                for group_index in range(draw.choice((1, 2, 3))):
+                    number, codec = draw.randrange(1, len(CHUNKS)), draw.randrange(GROUPED, len(BASES))
+                    bases = tuple(draw.choice(CHUNKS[:number]) for _ in range(BASES[codec]))
+                    place = (size, counter, session, offset, bases, group_index)
+                    entries.append(PackEntry(CHUNKS[number], CHUNK, codec, draw.randrange(100), *place))
             offset += size
         return PackContent(PackId(draw.randbytes(32)), offset + 50, entries, draw.randbytes(32))
 
@@ -57,6 +56,14 @@ class Model:
             if own:
                 found.append((pack.id, min(own, key=lambda one: (one.offset, one.group_index))))
         return found
+
+    def entries(self, pack: PackContent) -> list[PackEntry]:
+        """Return the entries of the records of a pack of which each member is the first with its id."""
+        firsts: dict[RecordId, PackEntry] = {}
+        for entry in pack.entries:
+            firsts.setdefault(entry.id, entry)
+        groups = [list(group) for _, group in itertools.groupby(pack.entries, lambda entry: entry.offset)]
+        return [entry for group in groups if all(firsts[one.id] == one for one in group) for entry in group]
 
     def chosen(self, absent: set[PackId]) -> dict[tuple[int, RecordId], tuple[PackId, PackEntry]]:
         """Return from which place each record is read: the first from which it can be reconstructed.
@@ -100,6 +107,8 @@ def compare(model: Model, index: Index) -> None:
     assert {one.pack: (one.length, one.signer, set(one.sessions)) for one in index.packs.owners()} == {
         one.id: (one.length, one.signer, {entry.session for entry in one.entries}) for one in packs.values()
     }
+    for pack in packs.values():
+        assert index.packs.entries(pack.id) == model.entries(pack)
     indexed = {(one.kind, one.id): (one.sealed_length, one.bases) for one in index.locations.records()}
     assert indexed.keys() == {(entry.kind, entry.id) for entry in entries}
     for kind, record in itertools.chain(((CHUNK, one) for one in CHUNKS), ((NODE, one) for one in NODES)):
