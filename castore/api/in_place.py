@@ -69,7 +69,7 @@ def make_plan(
         ownership,
         checksum=options.get("checksum", False),
         trust_times=options.get("trust_times", False),
-        leave_out=store.leave_out,
+        leave_out=store.excluded_paths,
         configured=configured,
     )
     origin = origin_of(internal, selection, configured, consent=options.get("trust_recorded", False))

@@ -36,7 +36,7 @@ class OpenRequest:
     settings: Settings | None = None
     """castore.toml."""
     paths: MachinePaths
-    leave_out: Callable[[], Sequence[str]] = tuple
+    excluded_paths: Callable[[], Sequence[str]] = tuple
     """Returns paths that trees store empty, and that a restore never removes."""
     host: str | None = None
     trust_admins: Collection[str] = ()
@@ -92,7 +92,7 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
         identity=provider_of(identity, passphrase),
         settings=settings,
         paths=paths or machine_paths(),
-        leave_out=lambda: files,
+        excluded_paths=lambda: files,
         host=host,
         trust_admins=trust_admins,
         accept_older=accept_older,
@@ -112,7 +112,7 @@ def open_store(request: OpenRequest) -> Store:
             f"{name} is not accepted, and nothing depends on it: {reason} ('castore repair' with the "
             "identity of an admin deletes it)"
         )
-    return Store(opened, messages, request.settings, request.leave_out, request.report)
+    return Store(opened, messages, request.settings, request.excluded_paths, request.report)
 
 
 def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
@@ -193,10 +193,10 @@ def create(
         host=host,
     )
     files = files_of(identity)
-    return create_store(request, leave_out=lambda: files)
+    return create_store(request, excluded_paths=lambda: files)
 
 
-def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str]] = tuple) -> Store:
+def create_store(request: CreateRequest, *, excluded_paths: Callable[[], Sequence[str]] = tuple) -> Store:
     """Create a store as the request says, and open it. Raises as `create` does."""
     from castore.services.new_store import refuse_others
 
@@ -220,4 +220,4 @@ def create_store(request: CreateRequest, *, leave_out: Callable[[], Sequence[str
             None if owner is None else lambda: owner,
             new,
         )
-    return Store(opened, messages, None, leave_out, None)
+    return Store(opened, messages, None, excluded_paths, None)

@@ -238,8 +238,8 @@ class Service:
 
         store = self._owner.internal
         sources = sources_of(self.configured_parts() if parts is None else parts)
-        leave_out = [store.location, *self._owner.leave_out]
-        return list(preview(sources, leave_out, store.paths.journals))
+        excluded_paths = [store.location, *self._owner.excluded_paths]
+        return list(preview(sources, excluded_paths, store.paths.journals))
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Delete generations permanently; `Store.compact` reclaims the space that only they referenced.

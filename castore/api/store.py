@@ -92,7 +92,7 @@ class Store:
         opened: OpenStore,
         messages: Messages,
         settings: Settings | None,
-        leave_out: Callable[[], Sequence[str]],
+        excluded_paths: Callable[[], Sequence[str]],
         report: Callable[[str], None] | None,
     ) -> None:
         self._opened: OpenStore | None = opened
@@ -101,7 +101,7 @@ class Store:
         self._location = opened.location
         self.settings = settings
         """The settings of castore.toml, or None."""
-        self._leave_out = leave_out
+        self._excluded_paths = excluded_paths
 
     def __repr__(self) -> str:
         return f"<castore.Store {self._location}>"
@@ -144,10 +144,10 @@ class Store:
         return self._location
 
     @cached_property
-    def leave_out(self) -> tuple[str, ...]:
+    def excluded_paths(self) -> tuple[str, ...]:
         """Paths that trees store empty, and that a restore never removes: castore's own, and identities."""
         store = self.internal
-        found = [store.paths.state, store.paths.cache, *self._leave_out()]
+        found = [store.paths.state, store.paths.cache, *self._excluded_paths()]
         with contextlib.suppress(NoHomeError):
             found.append(identity_path(store.store_id))
         return tuple(dict.fromkeys(found))
@@ -473,7 +473,7 @@ class Store:
         """
         from castore.services.operations import ServiceOperations
 
-        made = ServiceOperations(self.internal, self.settings, leave_out=self.leave_out)
+        made = ServiceOperations(self.internal, self.settings, leave_out=self.excluded_paths)
         made.say = say if say is not None else self.say
         if progress is not None:
             made.progress = progress

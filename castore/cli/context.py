@@ -82,7 +82,7 @@ class CliContext:
             identity=self.identity(),
             settings=self.settings,
             paths=directories.machine_paths(),
-            leave_out=self.excluded_paths,
+            excluded_paths=self.excluded_paths,
             host=self.host,
             trust_admins=self.trusted,
             accept_older=self.accept_older,

@@ -31,7 +31,7 @@ class ServiceResults:
 
     @contextlib.contextmanager
     def service(self, name: str) -> Iterator[None]:
-        """Run the block for one service; note its error, and report it."""
+        """Run the block for one service; collect and report its error."""
         try:
             yield
         except RevertInterruptedError:

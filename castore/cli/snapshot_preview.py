@@ -1,4 +1,4 @@
-"""castore snapshot --dry-run."""
+"""The option `snapshot --dry-run`: print what a snapshot would take."""
 
 from __future__ import annotations
 

@@ -610,7 +610,7 @@ def test_paths_mean_what_they_meant_when_they_were_given(tmp_path: Path, wiki: P
     with castore.open("store", identity="key", paths=paths) as store:
         monkeypatch.chdir("/")
         assert store.service("wiki").generation("latest").part("pages").open("settings.conf").read() == b"mode = 1\n"
-        assert str(tmp_path / "key") in store.leave_out
+        assert str(tmp_path / "key") in store.excluded_paths
 
 
 def test_a_callback_that_fails_does_not_stop_a_rollback(tmp_path: Path, wiki: Path, caplog: pytest.LogCaptureFixture):
