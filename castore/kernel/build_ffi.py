@@ -13,7 +13,8 @@ from typing import Final
 import cffi
 
 NAMES: Final = (
-    *("chunker", "delta", "small_streams", "dir_entries", "dir_listing", "id_set", "index_rows", "sketch"),
+    *("chunker", "delta", "small_streams", "dir_entries", "dir_listing", "dir_compare"),
+    *("id_set", "index_rows", "sketch"),
 )
 _FOLDER: Final = Path(__file__).parent
 _CONSTANT: Final = re.compile(r"#define \w+ (?:0x)?[0-9]+u?$")

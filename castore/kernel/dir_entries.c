@@ -388,8 +388,8 @@ entries_select(const uint8_t *data, size_t len, size_t at, const uint64_t *runs,
 	return (small_is_complete(&cursor) ? kept : SIZE_MAX);
 }
 
-static uint32_t
-wanted(const struct entry_owner *owners, uint64_t count, uint32_t stored)
+uint32_t
+entry_wanted(const struct entry_owner *owners, uint64_t count, uint32_t stored)
 {
 	uint64_t low = 0, high = count;
 
@@ -418,8 +418,8 @@ fill(int file, const struct entry_place *place, const struct entry_owners *owner
 		done += (size_t)got;
 	}
 	/* chown clears set-id bits, so it comes before chmod.  futimens comes last: all other calls change times. */
-	if (owners->change && fchown(file, wanted(owners->users, owners->user_count, place->uid),
-	    wanted(owners->groups, owners->group_count, place->gid)) != 0)
+	if (owners->change && fchown(file, entry_wanted(owners->users, owners->user_count, place->uid),
+	    entry_wanted(owners->groups, owners->group_count, place->gid)) != 0)
 		return (-1);
 	if (fchmod(file, (mode_t)(place->mode & owners->mode)) != 0)
 		return (-1);

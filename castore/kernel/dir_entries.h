@@ -75,6 +75,9 @@ struct entry_owners {
 	const struct entry_owner *users, *groups; /* numbers that differ from the stored ones, sorted by `stored` */
 };
 
+/* Return the number that a restored file gets instead of `stored`; owners[0 .. count) are sorted by `stored`. */
+uint32_t entry_wanted(const struct entry_owner *owners, uint64_t count, uint32_t stored);
+
 /*
  * Create the plain files of places[from .. to) whose content is in `stream`, in the directory open as fd; empty files
  * are in stream 0.  content[0 .. len) is the part of the stream that begins at `start`.  Symbolic links are not

@@ -114,20 +114,23 @@ class Split:
     def __init__(self, data: bytes, array: Any, count: int, ends: list[int]) -> None:
         self.ends = ends
         """Where the last file of each small-file stream ends."""
-        self._data = data
-        self._array = array
+        self.data = data
+        self.array = array
+        """struct entry_place of each entry."""
         self._places = memoryview(ffi.buffer(array))
-        self._count = count
+        self.count = count
         self.others: list[Placed] = []
         """Entries that are not plain files, in order."""
         self.plain_size = 0
         """Bytes of all plain files."""
+        self.plain_flags: list[int] = []
+        """For each entry 1 if it is a plain file, else 0."""
         if not count:
             return
         # A loop over all entries in Python would take longer than everything else here.
         raw = self._places
         words, longs = raw.cast("I"), raw.cast("Q")
-        plain = words[_PLAIN :: _PLACE.size // 4].tolist()
+        plain = self.plain_flags = words[_PLAIN :: _PLACE.size // 4].tolist()
         sizes = longs[_LENGTH :: _PLACE.size // 8].tolist()
         self.plain_size = sum(sizes) if all(plain) else sum(compress(sizes, plain))
         for number in [] if all(plain) else [number for number, one in enumerate(plain) if not one]:
@@ -137,7 +140,7 @@ class Split:
     @property
     def plain(self) -> int:
         """Number of plain files."""
-        return self._count - len(self.others)
+        return self.count - len(self.others)
 
     def runs(self, room: int) -> Iterator[Run]:
         """Yield the plain files in runs, stream by stream; each byte of a stream is in one run at most.
@@ -146,7 +149,7 @@ class Split:
         """
         for stream, size in enumerate(self.ends or [0]):
             if size <= room:
-                yield Run(stream, 0, self._count, 0, size)
+                yield Run(stream, 0, self.count, 0, size)
             else:
                 yield from self._runs_of(stream, room)
 
@@ -162,13 +165,13 @@ class Split:
             elif end == start:
                 start = offset
             end = offset + size
-        yield Run(stream, first, self._count, start, end - start)
+        yield Run(stream, first, self.count, start, end - start)
 
     def encoded(self, first: int, end: int | None, stream: int | None = None) -> list[Placed]:
         """Return the plain files among entries [first, end); stream: only those of that stream."""
         places = self._places[first * _PLACE.size : end and end * _PLACE.size]
         return [
-            Placed(self._data[at : at + length], found, offset)
+            Placed(self.data[at : at + length], found, offset)
             for at, _, _, offset, *_, length, _, plain, _, found, _ in _PLACE.iter_unpack(places)
             if plain and stream in {None, found}
         ]
@@ -181,7 +184,7 @@ class Split:
         """
         owners, stream = new.in_kernel, run.stream
         done: int = lib.entries_write(
-            *(fd, self._data, self._array, at, run.end, owners, stream),
+            *(fd, self.data, self.array, at, run.end, owners, stream),
             *(view_of(content), len(content), run.start),
         )
         return done

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "dir_listing.h"
+#include "listed_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -253,22 +254,20 @@ note(struct walk *walk, uint64_t at, uint64_t end, const uint8_t *listing, uint6
 	}
 }
 
-/* Copy the name of an entry of a listing, which may be damaged.  Return the length of the entry, or 0 if it is not valid. */
-static uint64_t
-name_of(const uint8_t *listing, uint64_t left, char *name)
+size_t
+listed_entry(const uint8_t *listing, size_t len, size_t at, struct scan_entry *entry, char *name)
 {
-	struct scan_entry entry;
-
-	if (left < sizeof(entry))
+	if (at > len || len - at < sizeof(*entry))
 		return (0);
-	memcpy(&entry, listing, sizeof(entry));
-	if (entry.name_len == 0 || entry.name_len > NAME_MAX || padded(entry.name_len) > left - sizeof(entry))
+	memcpy(entry, listing + at, sizeof(*entry));
+	at += sizeof(*entry);
+	if (entry->name_len == 0 || entry->name_len > NAME_MAX || padded(entry->name_len) > len - at)
 		return (0);
-	memcpy(name, listing + sizeof(entry), entry.name_len);
-	name[entry.name_len] = '\0';
-	if (strlen(name) != entry.name_len || strchr(name, '/') != NULL)
+	memcpy(name, listing + at, entry->name_len);
+	name[entry->name_len] = '\0';
+	if (strlen(name) != entry->name_len || strchr(name, '/') != NULL)
 		return (0);
-	return (sizeof(entry) + padded(entry.name_len));
+	return (sizeof(*entry) + padded(entry->name_len));
 }
 
 static void
@@ -298,9 +297,10 @@ differ(struct walk *walk, int fd, const char *name, uint64_t at, int depth)
 	if (!same)
 		note(walk, at, next, len < 0 ? NULL : walk->pile.listing, (uint64_t)len);
 	for (i = 0; i < record.entries; i++, place += entry) {
+		struct scan_entry found;
 		char child[NAME_MAX + 1];
 
-		if ((entry = name_of(listing + place, record.listing_len - place, child)) == 0)
+		if ((entry = listed_entry(listing, record.listing_len, place, &found, child)) == 0)
 			break;
 		if ((marks[i] & SCAN_ENTERED) == 0)
 			continue;
@@ -339,9 +339,8 @@ scan_forget(struct scan_changes *changes)
 	memset(changes, 0, sizeof(*changes));
 }
 
-/* Whether the metadata of an open file equals its entry. */
-static int
-as_listed(const struct scan_entry *entry, const struct stat *info)
+int
+listed_is_same(const struct scan_entry *entry, const struct stat *info)
 {
 	struct scan_entry now;
 
@@ -351,12 +350,9 @@ as_listed(const struct scan_entry *entry, const struct stat *info)
 	return (memcmp(&now, entry, sizeof(now)) == 0);
 }
 
-/* Whether an open file has extended attributes, or may have some that cannot be listed. */
-static int
-has_xattrs(int file)
+int
+listed_has_xattrs(long len)
 {
-	ssize_t len = flistxattr(file, NULL, 0);
-
 	return (len > 0 || (len < 0 && errno != ENOTSUP && errno != ENOSYS));
 }
 
@@ -374,9 +370,14 @@ may_have_devices(int fd)
 	return (fstatfs(fd, &system) != 0 || (system.f_flags & ST_NODEV) == 0);
 }
 
-/* Open a regular file for reading.  descriptors: /proc/self/fd, to check the file type before opening, or -1. */
-static int
-open_regular(int fd, const char *name, int descriptors)
+int
+listed_descriptors(int fd)
+{
+	return (may_have_devices(fd) ? open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1);
+}
+
+int
+listed_open(int fd, const char *name, int descriptors)
 {
 	struct stat info;
 	char number[16];
@@ -399,7 +400,7 @@ size_t
 scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count, uint8_t *out, size_t room, uint8_t *has,
     uint64_t *total)
 {
-	int descriptors = may_have_devices(fd) ? open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+	int descriptors = listed_descriptors(fd);
 	size_t i;
 
 	*total = 0;
@@ -416,9 +417,9 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 			break;
 		memcpy(name, listing + entries[i] + sizeof(entry), entry.name_len);
 		name[entry.name_len] = '\0';
-		if ((file = open_regular(fd, name, descriptors)) < 0)
+		if ((file = listed_open(fd, name, descriptors)) < 0)
 			break;
-		same = fstat(file, &info) == 0 && S_ISREG(info.st_mode) && as_listed(&entry, &info);
+		same = fstat(file, &info) == 0 && S_ISREG(info.st_mode) && listed_is_same(&entry, &info);
 		while (same && done < entry.size && (got = read(file, out + done, entry.size - done)) > 0)
 			done += (size_t)got;
 		/* File systems without sizes, such as proc, report 0 for files that have content. */
@@ -427,8 +428,8 @@ scan_read(int fd, const uint8_t *listing, const uint64_t *entries, size_t count,
 
 			same = read(file, &byte, 1) == 0;
 		}
-		same = same && done == entry.size && fstat(file, &info) == 0 && as_listed(&entry, &info);
-		has[i] = (has_xattrs(file) ? SCAN_HAS_XATTRS : 0) | (done > 0 ? SCAN_HAS_CONTENT : 0);
+		same = same && done == entry.size && fstat(file, &info) == 0 && listed_is_same(&entry, &info);
+		has[i] = (listed_has_xattrs(flistxattr(file, NULL, 0)) ? SCAN_HAS_XATTRS : 0) | (done > 0 ? SCAN_HAS_CONTENT : 0);
 		close(file);
 		if (!same)
 			break;

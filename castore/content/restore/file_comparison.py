@@ -29,25 +29,27 @@ class FileComparison:
 
     def __init__(self, reader: StreamReader, ownership: Ownership, comparison: Comparison) -> None:
         self._reader = reader
-        self._ownership = ownership
+        self.ownership = ownership
         self._comparison = comparison
         self._bundle: tuple[Ref | None, RangeReader] = (None, RangeReader(reader.store, None))
         self._live_links: dict[tuple[int, int], tuple[int, int] | Path] = {}
         self._stored_links: dict[tuple[int, int], tuple[int, int]] = {}
 
     def same(
-        self, fd: int, path: Path, found: Child, info: Listed, *, is_read: bool = False
+        self, fd: int, path: Path, found: Child, info: Listed, *, holds: bool | None = None
     ) -> bool:
         """Whether a live file has the stored content, and the same other names.
 
-        is_read: whether a snapshot has read the stored content from it.
+        holds: whether it has the stored content; None: compare it, if content is to be compared.
         """
         entry = found.entry
         if b"/".join(path) in self._comparison.changed:
             return False
         if entry.is_file and (info.size, clamped_time(info.mtime_ns)) != (entry.size, entry.mtime):
             return False
-        if entry.is_file and self._comparison.checksum and not is_read and not self._holds(fd, found):
+        if holds is None:
+            holds = not (entry.is_file and self._comparison.checksum) or self._holds(fd, found)
+        if not holds:
             return False
         if stat.S_ISLNK(entry.st_mode) and os.readlink(entry.name, dir_fd=fd) != entry.extra.target:
             return False
@@ -84,10 +86,10 @@ class FileComparison:
         theirs, or that runs with the rights of its owner.
         """
         entry = child.entry
-        if not self._ownership.change or not stat.S_ISREG(info.mode):
+        if not self.ownership.change or not stat.S_ISREG(info.mode):
             return False
         own = info.uid == os.geteuid() and info.nlink == 1
-        if info.uid != self._ownership.of(entry, child.owners)[0] and not own:
+        if info.uid != self.ownership.of(entry, child.owners)[0] and not own:
             return True
         if is_privileged(entry.st_mode, entry.extra.xattrs):
             return True
@@ -101,19 +103,19 @@ class FileComparison:
         bare: whether it is known to have no attributes.
         """
         entry = child.entry
-        if self._ownership.change and (
-            (info.uid, info.gid) != self._ownership.of(entry, child.owners)
+        if self.ownership.change and (
+            (info.uid, info.gid) != self.ownership.of(entry, child.owners)
         ):
             return True
         is_link = stat.S_ISLNK(info.mode)
-        kept = ~0 if self._ownership.change else ~(stat.S_ISUID | stat.S_ISGID)
+        kept = ~0 if self.ownership.change else ~(stat.S_ISUID | stat.S_ISGID)
         if clamped_time(info.mtime_ns) != entry.mtime or (
             not is_link and (stat.S_IMODE(info.mode) ^ entry.mode) & kept
         ):
             return True
         failed: list[str] = []
         live = () if bare else read_xattrs_at(fd, info.name, failed.append)
-        wanted = self._ownership.xattrs_of(entry, child.owners)
+        wanted = self.ownership.xattrs_of(entry, child.owners)
         if b"/".join(path) in self._comparison.unread_attributes:
             return not set(wanted) <= set(live)
         return bool(failed) or live != wanted

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from castore.content.restore.compare_ahead import CompareAhead, Wanted
 from castore.content.restore.file_comparison import FileComparison
 from castore.content.restore.live_file import with_proofs
 from castore.content.restore.metadata import Ownership
 from castore.content.restore.plan import Comparison, Step, TreePlan, ids_of
 from castore.content.restore.removal import RemovalPlanner
 from castore.content.scan.cache import LINKED, summary_of
-from castore.content.scan.marks import unchanged, without_xattrs
-from castore.content.stored_dirs import Child, open_directory
 from castore.errors import CastoreError, UsageError
-from castore.fs.beneath import OPEN_DIRECTORY, open_top
+from castore.fs.beneath import open_top
 from castore.fs.metadata import is_cache, mounts_below
+from castore.kernel.dir_compare import CONTENT, METADATA, XATTRS
 from castore.kernel.dir_listing import entries_of, list_directory, listing_entry
 from castore.model.trampoline import run
 from castore.model.tree import Content
@@ -28,8 +28,11 @@ from castore.process.own_process import raise_file_limit
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from castore.content.restore.compare_ahead import Level
+    from castore.content.restore.dir_comparison import Difference, LiveDirectory
     from castore.content.restore.hard_links import Link
     from castore.content.restore.undo_journal import Ids, Path
+    from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
     from castore.kernel.dir_listing import Listed
 
@@ -51,7 +54,7 @@ def plan_tree(
         ids = ids_of(os.fstat(fd))
         if b"" in comparison.unread:
             return planner.nothing(top)
-        run(planner.directory(fd, (), child, planner.top_record(fd)))
+        planner.tree(fd, child)
         steps = planner.steps = with_proofs(reader, comparison.scan, ids, planner.steps)
         if steps or planner.files.metadata_differs(fd, (), child, listing_entry(b".", os.fstat(fd))):
             steps.append(planner.metadata((), child, ids))
@@ -114,17 +117,6 @@ def _is_read_only(fd: int, name: bytes) -> bool:
         return bool(os.fstatvfs(file).f_flag & os.ST_RDONLY)
     finally:
         os.close(file)
-
-
-class _Known(NamedTuple):
-    """What is known of a live file from the last snapshot."""
-
-    bare: bool
-    """Whether it has no attributes."""
-    is_read: bool
-    """Whether it is unchanged, and the snapshot read the stored content from it."""
-    at: int | None
-    """The position of its record, if it is a directory."""
 
 
 class _Planner:
@@ -199,45 +191,57 @@ class _Planner:
             complete = complete and removal.complete
         return complete
 
-    def directory(
-        self, fd: int, path: Path, child: Child, at: int | None
-    ) -> Generator[Any, Any, None]:
-        """Add the steps for the content of a directory, deepest first. A generator for `run`.
+    def tree(self, fd: int, child: Child) -> None:
+        """Add the steps for the content of the open top directory. Raises OSError, DamageError."""
+        with CompareAhead(self._reader, self.files.ownership, self._comparison) as self._ahead:
+            live = self._ahead.compare_open(os.dup(fd), Wanted(child, (), self.top_record(fd)))
+            self.empties = live.is_stored_empty
+            try:
+                run(self._directory(live, ()))
+            finally:
+                live.close()
 
-        at: the position of the last snapshot's record of it.
-        """
-        apart = self._comparison.apart
-        stored = open_directory(self._reader, child.ref)
-        self.empties |= not path and not stored
-        if apart:
-            stored = [one for one in stored if b"/".join((*path, one.entry.name)) not in apart]
-        seen = self._scan.listing_of(at) if self._scan is not None and at is not None else None
-        listing = seen[0] if seen is not None else list_directory(fd)
-        live = {entry.name: entry for entry in entries_of(listing)}
-        names = {found.entry.name for found in stored}
-        records: dict[bytes, int] = {}
-        bare: frozenset[bytes] | set[bytes] = frozenset()
-        read: frozenset[bytes] | set[bytes] = frozenset()
-        if self._scan is not None and at is not None:
-            record = self._scan.record(at)
-            records = self._scan.below(record)
-            bare = without_xattrs(record, listing)
-            if self._comparison.checksum and summary_of(record).ref == child.ref:
-                read = unchanged(record, listing)
-        if not (self._comparison.rules.exclude_caches and is_cache(fd)):
-            for name in sorted(live.keys() - names):
-                removal = yield self._removals.plan(fd, (*path, name), live[name])
-                self.steps += removal.steps
-        for found in stored:
-            name = found.entry.name
-            below = (*path, name)
-            if name not in live:
-                self.steps.append(Step("create", below, found))
-            elif self._removals.is_unread(below):
-                self._removals.skip(below)
-            else:
-                known = _Known(name in bare, name in read, records.get(name))
-                yield self._entry(fd, below, found, live[name], known)
+    def _directory(self, live: LiveDirectory, path: Path) -> Generator[Any, Any, None]:
+        """Add the steps for the content of a directory, deepest first. A generator for `run`."""
+        fd = live.fd
+        level = self._ahead.enter(fd, self._to_compare(live, path))
+        try:
+            if live.extra and not (self._comparison.rules.exclude_caches and is_cache(fd)):
+                for entry in live.extra:
+                    removal = yield self._removals.plan(fd, (*path, entry.name), entry)
+                    self.steps += removal.steps
+            for found in live.differences:
+                below = (*path, found.child.entry.name)
+                if self._comparison.apart and b"/".join(below) in self._comparison.apart:
+                    continue
+                if found.live is None:
+                    self.steps.append(Step("create", below, found.child))
+                elif self._removals.is_unread(below):
+                    self._removals.skip(below)
+                else:
+                    yield self._entry(fd, below, found, found.live, level)
+        finally:
+            self._ahead.leave(level)
+
+    def _to_compare(self, live: LiveDirectory, path: Path) -> list[Wanted]:
+        """Return the subdirectories whose content has to be compared."""
+        wanted = []
+        for found in live.differences:
+            entry = found.child.entry
+            if not entry.is_dir or found.live is None or found.live.error:
+                continue
+            if not stat.S_ISDIR(found.live.mode):
+                continue
+            below = (*path, entry.name)
+            joined = b"/".join(below)
+            if joined in self._comparison.apart or joined in self._comparison.unread:
+                continue
+            if entry.content is Content.NONE:
+                continue  # snapshots do not enter it: another file system, or castore's own
+            at = live.records.get(entry.name)
+            if not self._is_as_scanned(live.fd, found.child, at):
+                wanted.append(Wanted(found.child, below, at))
+        return wanted
 
     def _is_as_scanned(self, fd: int, found: Child, at: int | None) -> bool:
         """Whether a live directory is unchanged since the last snapshot, and that one stored the same."""
@@ -251,9 +255,10 @@ class _Planner:
         )
 
     def _entry(
-        self, fd: int, path: Path, found: Child, info: Listed, known: _Known
+        self, fd: int, path: Path, difference: Difference, info: Listed, level: Level
     ) -> Generator[Any, Any, None]:
         """Add the steps for an entry that is both stored and live. A generator for `run`."""
+        found, _, state, holds = difference
         entry = found.entry
         if info.error:
             crosses = self._comparison.rules.one_file_system and path in self._mounts
@@ -266,17 +271,17 @@ class _Planner:
                 return
             before = len(self.steps)
             if entry.is_dir:
-                if not (yield self._inside(fd, path, found, known.at)):
+                if level.has(entry.name) and not (yield self._inside(fd, path, found, level)):
                     return
-            elif not self.files.same(fd, path, found, info, is_read=known.is_read):
+            elif state & CONTENT or not self.files.same(fd, path, found, info, holds=holds):
                 if path in self._mounts and _is_read_only(fd, entry.name):
                     self._removals.skip(path, _READ_ONLY)
                 else:
                     self.steps.append(Step("replace", path, found, removed=1, ids=ids_of(info)))
                 return
             # Steps in a directory change its time.
-            changed = len(self.steps) > before
-            if changed or self.files.metadata_differs(fd, path, found, info, bare=known.bare):
+            changed = state & METADATA or len(self.steps) > before
+            if changed or self.files.metadata_differs(fd, path, found, info, bare=not state & XATTRS):
                 self._change_metadata(fd, path, found, info)
             elif entry.extra.link is not None:
                 self._kept_links.setdefault(entry.extra.link, (path, ids_of(info)))
@@ -306,23 +311,21 @@ class _Planner:
         self.steps.append(Step("replace", path, found, removed=count, ids=ids_of(info)))
 
     def _inside(
-        self, fd: int, path: Path, found: Child, at: int | None
+        self, fd: int, path: Path, found: Child, level: Level
     ) -> Generator[Any, Any, bool]:
         """Add the steps for the content of a directory; return whether it could be compared."""
-        if found.entry.content is Content.NONE:
-            return True  # snapshots do not enter it: another file system, or castore's own
-        if self._is_as_scanned(fd, found, at):
-            return True
         before = len(self.steps)
-        below = os.open(found.entry.name, OPEN_DIRECTORY, dir_fd=fd)
+        live = None
         try:
-            yield self.directory(below, path, found, at)
+            live = level.take(found.entry.name)
+            yield self._directory(live, path)
         except OSError as error:
             del self.steps[before:]
             self._removals.skip(path, f"cannot be read: {error.strerror}")
             return False
         finally:
-            os.close(below)
+            if live is not None:
+                live.close()
         if len(self.steps) > before and path in self._mounts:
             if _is_read_only(fd, found.entry.name):
                 del self.steps[before:]

@@ -147,6 +147,8 @@ class ScanCacheReader:
             return found
         found = {}
         at = record.below
+        if at == record.end:
+            return found
         for place, mark in zip(places_of(record.listing), record.marks, strict=True):
             if mark & ENTERED and at < record.end:
                 found[name_at(record.listing, place)] = at

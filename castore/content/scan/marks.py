@@ -4,39 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from castore.kernel.dir_listing import (
-    BUNDLED,
-    DISTRUST,
-    DOUBTFUL,
-    ENTERED,
-    OWN_STREAM,
-    WITH_XATTRS,
-    entry_bytes,
-    name_at,
-    places_of,
-)
+from castore.kernel.dir_compare import MarksRule
+from castore.kernel.dir_listing import BUNDLED, DISTRUST, DOUBTFUL, EMPTY, ENTERED, OWN_STREAM, WITH_XATTRS
 
 if TYPE_CHECKING:
     from castore.kernel.dir_listing import Record
 
-def without_xattrs(record: Record, listing: bytes) -> set[bytes]:
-    """Return the names in a listing that a record has unchanged, and without attributes."""
-    return _as_before(record, listing, but=WITH_XATTRS | ENTERED)
 
+def known_marks(record: Record, *, content: bool) -> MarksRule | None:
+    """Return which files a record knows, if they are unchanged; None: it is not to be trusted.
 
-def unchanged(record: Record, listing: bytes) -> set[bytes]:
-    """Return the names in a listing of files that a record has unchanged, with their content."""
-    return _as_before(record, listing, but=DOUBTFUL | ENTERED)
-
-
-def _as_before(record: Record, listing: bytes, *, but: int) -> set[bytes]:
-    """Return the names in a listing of files that a record has unchanged and without one of these marks."""
+    content: whether the content that the scan stored is of interest.
+    """
     if record.flags & DISTRUST:
-        return set()
-    before = {
-        entry_bytes(record.listing, place)
-        for place, mark in zip(places_of(record.listing), record.marks, strict=True)
-        if mark & (BUNDLED | OWN_STREAM) and not mark & but
-    }
-    places = places_of(listing)
-    return {name_at(listing, at) for at in places if entry_bytes(listing, at) in before}
+        return None
+    but = DOUBTFUL | ENTERED
+    return MarksRule(BUNDLED | OWN_STREAM | EMPTY, but if content else None, WITH_XATTRS | ENTERED)

@@ -1,0 +1,229 @@
+"""Compare one live directory with the stored one; Python sees only what differs.
+
+The kernel compares all plain files with a few calls. Live content is compared with the ids of the stored
+chunks, which prove it. A chunk is read from the store only if the live files do not cover it, or differ from
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from array import array
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from castore.content.ref_tree import iter_chunks
+from castore.content.restore.large_files import holds_content
+from castore.content.restore.metadata import new_owners
+from castore.content.scan.cache import summary_of
+from castore.content.scan.marks import known_marks
+from castore.content.streams import check_length
+from castore.errors import CastoreError
+from castore.fs.beneath import open_regular
+from castore.kernel.dir_compare import LOOK, MISSING, UNREAD, XATTRS, Matched, Window, known_files
+from castore.kernel.dir_listing import entries_of, entry_at, list_directory, places_of
+from castore.model.tree import Content, clamped_time
+from castore.store.format.pack import MAX_PLAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import Comparison
+    from castore.content.restore.undo_journal import Path
+    from castore.content.stored_dirs import Child, Opened
+    from castore.content.streams import StreamReader
+    from castore.kernel.dir_listing import Listed
+    from castore.model.refs import Ref
+
+_WINDOW: Final = 1 << 22
+"""Bytes of small files that are read at once; a longer chunk has a window of its own."""
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
+
+
+class Difference(NamedTuple):
+    """A stored entry that is not known to be equal to the live file of the same name."""
+
+    child: Child
+    live: Listed | None
+    """None: no live file has the name."""
+    state: int
+    """Bits of castore.kernel.dir_compare."""
+    holds: bool | None = None
+    """Whether the live file has the stored content; None: the caller has to compare it."""
+
+
+class LiveDirectory:
+    """What differs between a live directory and the stored one; `fd` is open until `close`."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.differences: list[Difference] = []
+        """In the order of names."""
+        self.extra: list[Listed] = []
+        """Live files that the stored directory does not have."""
+        self.is_stored_empty = False
+        self.records: dict[bytes, int] = {}
+        """The positions of the last snapshot's records of its subdirectories."""
+
+    def close(self) -> None:
+        """Close the directory."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class DirectoryComparison:
+    """Compares directories of one tree; safe to share between threads."""
+
+    def __init__(self, reader: StreamReader, ownership: Ownership, choices: Comparison) -> None:
+        self._reader = reader
+        self._ownership = ownership
+        self._choices = choices
+        self._mode = 0o7777 if ownership.change else 0o7777 & ~_SET_ID
+        self._looked: dict[bytes, set[bytes]] = {}
+        for path in choices.changed | choices.unread | choices.unread_attributes:
+            folder, _, name = path.rpartition(b"/")
+            self._looked.setdefault(folder, set()).add(name)
+        self._local = threading.local()
+
+    def compare(self, live: LiveDirectory, child: Child, opened: Opened, path: Path, at: int | None) -> None:
+        """Compare an open live directory, at `path`, with the stored one.
+
+        at: the position of the last snapshot's record of it. Raises OSError, DamageError.
+        """
+        scan = self._choices.scan
+        seen = scan.listing_of(at) if scan is not None and at is not None else None
+        listing = seen[0] if seen is not None else list_directory(live.fd)
+        known = None
+        if scan is not None and at is not None:
+            record = scan.record(at)
+            live.records = scan.below(record)
+            rule = known_marks(record, content=summary_of(record).ref == child.ref)
+            known = known_files(record, listing, rule) if rule is not None else None
+        live.is_stored_empty = not opened.others and (opened.plain is None or not opened.plain.plain)
+        if opened.plain is None:
+            self._compare_all(live, opened.others, listing)
+            return
+        matched = Matched(
+            opened.plain,
+            listing,
+            new_owners(opened.owners, self._ownership),
+            mode=self._mode,
+            content=self._choices.checksum,
+            known=known,
+            looked=self._looked.get(b"/".join(path), ()) if self._looked else (),
+        )
+        live.extra = [entry_at(listing, position) for position in matched.extra]
+        if matched.has_any(UNREAD | XATTRS):
+            self._read(live.fd, opened, matched)
+        self._collect(live, opened, matched, listing, known)
+
+    def _compare_all(self, live: LiveDirectory, stored: list[Child], listing: bytes) -> None:
+        """Report all entries of a directory that the kernel cannot decode."""
+        found = {entry.name: entry for entry in entries_of(listing)}
+        for child in stored:
+            entry = found.pop(child.entry.name, None)
+            state = MISSING if entry is None else LOOK | UNREAD | XATTRS
+            live.differences.append(Difference(child, entry, state))
+        live.extra = list(found.values())
+
+    def _collect(
+        self, live: LiveDirectory, opened: Opened, matched: Matched, listing: bytes, known: bytes | None
+    ) -> None:
+        """Add the differences of a directory whose plain files were compared."""
+        others = iter(opened.others)
+        places = places_of(listing) if known is not None else array("Q")
+        is_plain = opened.plain.plain_flags if opened.plain is not None else b""
+        for number, compared in matched.differing():
+            state = compared
+            child = opened.plain_children(number, number + 1)[0] if is_plain[number] else next(others)
+            position = matched.live_at(number)
+            if position is None:
+                live.differences.append(Difference(child, None, MISSING))
+                continue
+            entry = entry_at(listing, position)
+            if state & LOOK:
+                hints = known[bisect_left(places, position)] if known is not None else 0
+                state |= (UNREAD | XATTRS) & ~hints
+            holds = None if state & UNREAD else True
+            if state & UNREAD and not is_plain[number]:
+                holds = self._holds(live.fd, child, entry)
+            live.differences.append(Difference(child, entry, state, holds))
+
+    def _holds(self, fd: int, child: Child, live: Listed) -> bool | None:
+        """Whether a live file has the content of a file with a stream of its own; None: not compared."""
+        entry = child.entry
+        if not (self._choices.checksum and entry.content is Content.OWN and entry.is_file):
+            return None
+        if live.error or not stat.S_ISREG(live.mode):
+            return None
+        if (live.size, clamped_time(live.mtime_ns)) != (entry.size, entry.mtime):
+            return None
+        with contextlib.suppress(OSError, CastoreError):  # the caller reports it
+            file = open_regular(fd, entry.name)
+            try:
+                return holds_content(self._reader.store, file, child)
+            finally:
+                os.close(file)
+        return None
+
+    def _read(self, fd: int, opened: Opened, matched: Matched) -> None:
+        """Compare the content of plain files that lstat describes as equal, and list their attributes."""
+        if not matched.has_any(UNREAD):
+            matched.read(fd, 0, Window(0, 0, [], memoryview(b"")))
+            return
+        for number, stream in enumerate(opened.small_files):
+            if stream is None or not self._read_stream(fd, opened, matched, number, stream):
+                return  # the caller reports the damage
+        matched.all_read()
+
+    def _read_stream(self, fd: int, opened: Opened, matched: Matched, number: int, stream: Ref) -> bool:
+        """Compare the content of files in one small-file stream; return False if it cannot be read."""
+        first = start = 0
+        for run in _windows(chunk for _, chunk in iter_chunks(self._reader.store, stream)):
+            sizes = [chunk.size for chunk in run]
+            if max(sizes) > MAX_PLAIN:
+                return False
+            window = Window(number, start, sizes, self._room(sum(sizes)))
+            end = matched.read(fd, first, window)
+            self._check(opened, matched, run, window, first, end + 1)
+            first, start = end, start + sum(sizes)
+        return True
+
+    def _check(
+        self, opened: Opened, matched: Matched, run: list[Ref], window: Window, first: int, end: int
+    ) -> None:
+        """Compare what was read of entries [first, end) into a window with the chunks of the stream."""
+        store = self._reader.store
+        at = 0
+        for chunk, got in zip(run, window.got, strict=True):
+            data = window.room[at : at + chunk.size]
+            if got and (got != chunk.size or not store.reader.is_chunk(chunk.id, data)):
+                stored = opened.chunks.get(chunk.id) or store.read_chunk(chunk.id)
+                matched.compare_stored(first, end, window, window.start + at, check_length(chunk, stored))
+            at += chunk.size
+
+    def _room(self, size: int) -> memoryview:
+        """Return memory that this thread reuses: fresh memory is slow."""
+        room: bytearray | None = getattr(self._local, "room", None)
+        if room is None or len(room) < size:
+            room = self._local.room = bytearray(max(size, _WINDOW))
+        return memoryview(room)
+
+
+def _windows(chunks: Iterator[Ref]) -> Iterator[list[Ref]]:
+    """Divide the chunks of a stream into runs of up to _WINDOW bytes, or one chunk."""
+    run: list[Ref] = []
+    size = 0
+    for chunk in chunks:
+        if run and size + chunk.size > _WINDOW:
+            yield run
+            run, size = [], 0
+        run.append(chunk)
+        size += chunk.size
+    if run:
+        yield run
