@@ -146,7 +146,7 @@ def test_an_impossible_rule_is_refused(gear, average):
 
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("optimise", ["-O1", "-O3"])
-@pytest.mark.parametrize("name", ["cut_driver", "kernel_driver", "rows_driver", "scan_driver"])
+@pytest.mark.parametrize("name", ["compare_driver", "cut_driver", "kernel_driver", "rows_driver", "scan_driver"])
 def test_the_kernel_does_nothing_undefined(tmp_path, name, optimise):
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
