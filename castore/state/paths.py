@@ -61,6 +61,10 @@ class MachinePaths:
         """Return the path of the record of how long objects have been seen in a store at a location."""
         return os.path.join(self._state_at(store_id, location), "ages")
 
+    def restores_of(self, store_id: bytes, location: str) -> str:
+        """Return the path of the record of restores in place from a store at a location."""
+        return os.path.join(self._state_at(store_id, location), "restores")
+
     def verified_of(self, store_id: bytes, location: str) -> str:
         """Return the path of the record of verified packs of a store at a location."""
         return os.path.join(self._state_at(store_id, location), "verified")

@@ -29,6 +29,7 @@ from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tre
 if TYPE_CHECKING:
     from castore.api.generation import Generation
     from castore.api.rollback import RollbackPlan, RollbackResult
+    from castore.api.store import Store
     from castore.cli.context import CliContext
 
 
@@ -98,7 +99,7 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
         for line in plan.doubts:
             report(line)
         if chosen.dry_run:
-            _print_plan(plan, as_json=chosen.as_json)
+            _print_plan(store, plan, as_json=chosen.as_json)
             return
         if plan.doubts and not (chosen.yes or confirm(f"Restore {service}@{plan.target.number} anyway?")):
             summarize("nothing was changed")
@@ -148,14 +149,14 @@ def _of(generation: Generation) -> str:
     return f" of revision {short_revision(generation.revision)}" if generation.revision else ""
 
 
-def _print_plan(plan: RollbackPlan, *, as_json: bool) -> None:
+def _print_plan(store: Store, plan: RollbackPlan, *, as_json: bool) -> None:
     """Print what a rollback would do."""
     for folder in plan.new_directories:
         shown = formatting.printable(os.fsencode(folder))
         report(f"would create the directory {shown}")
     for line in plan.creations:
         report(f"would create {line}")
-    trees = {name: tree_steps(tree) for name, tree in plan.trees.items()}
+    trees = {name: tree_steps(store.internal, tree) for name, tree in plan.trees.items()}
     dumps: list[dict[str, Any]] = [
         {"part": dump.part.name, "size": dump.part.size, "into": dump.into, "warning": dump.warning}
         for dump in plan.dumps

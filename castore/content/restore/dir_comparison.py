@@ -68,6 +68,10 @@ class LiveDirectory:
         self.is_stored_empty = False
         self.records: dict[bytes, int] = {}
         """The positions of the last snapshot's records of its subdirectories."""
+        self.compared = 0
+        """How many stored entries were compared."""
+        self.read = 0
+        """Bytes of live files that were read."""
 
     def close(self) -> None:
         """Close the directory."""
@@ -104,6 +108,7 @@ class DirectoryComparison:
             live.records = scan.below(record)
             rule = known_marks(record, content=summary_of(record).ref == child.ref)
             known = known_files(record, listing, rule) if rule is not None else None
+        live.compared = len(opened.others) + (opened.plain.plain if opened.plain is not None else 0)
         live.is_stored_empty = not opened.others and (opened.plain is None or not opened.plain.plain)
         if opened.plain is None:
             self._compare_all(live, opened.others, listing)
@@ -119,7 +124,7 @@ class DirectoryComparison:
         )
         live.extra = [entry_at(listing, position) for position in matched.extra]
         if matched.has_any(UNREAD | XATTRS):
-            self._read(live.fd, opened, matched)
+            live.read += self._read(live.fd, opened, matched)
         self._collect(live, opened, matched, listing, known)
 
     def _compare_all(self, live: LiveDirectory, stored: list[Child], listing: bytes) -> None:
@@ -152,6 +157,7 @@ class DirectoryComparison:
             holds = None if state & UNREAD else True
             if state & UNREAD and not is_plain[number]:
                 holds = self._holds(live.fd, child, entry)
+                live.read += entry.size if holds is not None else 0
             live.differences.append(Difference(child, entry, state, holds))
 
     def _holds(self, fd: int, child: Child, live: Listed) -> bool | None:
@@ -171,28 +177,41 @@ class DirectoryComparison:
                 os.close(file)
         return None
 
-    def _read(self, fd: int, opened: Opened, matched: Matched) -> None:
-        """Compare the content of plain files that lstat describes as equal, and list their attributes."""
+    def _read(self, fd: int, opened: Opened, matched: Matched) -> int:
+        """Compare the content of plain files that lstat describes as equal, and list their attributes.
+
+        Return the number of bytes that were read.
+        """
         if not matched.has_any(UNREAD):
             matched.read(fd, 0, Window(0, 0, [], memoryview(b"")))
-            return
+            return 0
+        count = 0
         for number, stream in enumerate(opened.small_files):
-            if stream is None or not self._read_stream(fd, opened, matched, number, stream):
-                return  # the caller reports the damage
+            got = None if stream is None else self._read_stream(fd, opened, matched, number, stream)
+            if got is None:
+                return count  # the caller reports the damage
+            count += got
         matched.all_read()
+        return count
 
-    def _read_stream(self, fd: int, opened: Opened, matched: Matched, number: int, stream: Ref) -> bool:
-        """Compare the content of files in one small-file stream; return False if it cannot be read."""
-        first = start = 0
+    def _read_stream(
+        self, fd: int, opened: Opened, matched: Matched, number: int, stream: Ref
+    ) -> int | None:
+        """Compare the content of files in one small-file stream; return the number of bytes that were read.
+
+        Return None if a chunk of the stream is too long to be read.
+        """
+        first = start = count = 0
         for run in _windows(chunk for _, chunk in iter_chunks(self._reader.store, stream)):
             sizes = [chunk.size for chunk in run]
             if max(sizes) > MAX_PLAIN:
-                return False
+                return None
             window = Window(number, start, sizes, self._room(sum(sizes)))
             end = matched.read(fd, first, window)
             self._check(opened, matched, run, window, first, end + 1)
+            count += sum(window.got)
             first, start = end, start + sum(sizes)
-        return True
+        return count
 
     def _check(
         self, opened: Opened, matched: Matched, run: list[Ref], window: Window, first: int, end: int

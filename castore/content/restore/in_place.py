@@ -12,6 +12,7 @@ import errno
 import os
 import shlex
 import stat
+import time
 from typing import TYPE_CHECKING
 
 from castore.content.restore.copying import live_entry
@@ -24,6 +25,7 @@ from castore.content.restore.undo_journal import Journal
 from castore.errors import CastoreError, DamageError
 from castore.fs.beneath import locate, make_directory, open_below, open_content, open_entry, path_of
 from castore.fs.metadata import is_protected
+from castore.state.restore_runs import record_run
 
 if TYPE_CHECKING:
     from castore.content.restore.live_file import LiveFile
@@ -127,6 +129,9 @@ class InPlace(PlanWriter):
         self._owner = owner
         self._journals = reader.store.paths.journals
         self._undo: UndoArea | None = None
+        store = reader.store
+        self._record = store.paths.restores_of(store.store_id, store.storage.location)
+        self._seconds = plan.seconds
         self._ranges = RangeWriter(reader, ownership, self._count)
 
     def _count(self, count: int) -> None:
@@ -140,16 +145,20 @@ class InPlace(PlanWriter):
 
     def apply(self) -> None:
         """Carry out all steps. Raises CastoreError, DamageError; the caller then calls `revert`."""
-        if not self._plan.steps:
-            return
+        began = time.monotonic()
+        if self._plan.steps:
+            self._carry_out()
+        self._seconds += time.monotonic() - began
+
+    def _carry_out(self) -> None:
         # Before any change, since changes in a directory change its time.
         steps = tuple((step.action, step.path or (b".",)) for step in self._plan.steps)
         before = tuple((path, *self._entry_of(path)) for action, path in steps if action == "metadata")
         self._refuse_protected()
         last = self._plan.steps[-1]
-        time = last.child.entry.mtime if last.child is not None and not last.path else None
+        top_time = last.child.entry.mtime if last.child is not None and not last.path else None
         try:
-            journal = Journal(steps, before, time, self._owner, self.real_path)
+            journal = Journal(steps, before, top_time, self._owner, self.real_path)
             self._undo = UndoArea.create(self.top, journal, self._journals)
         except OSError as error:
             raise CastoreError(f"cannot begin in {self._plan.top}: {error.strerror}") from error
@@ -306,6 +315,7 @@ class InPlace(PlanWriter):
 
     def commit(self) -> None:
         """Confirm the result: remove the undo directory."""
+        began = time.monotonic()
         try:
             if self._undo is not None:
                 self._undo.copied |= self._plan.crosses
@@ -315,6 +325,8 @@ class InPlace(PlanWriter):
             # All is restored. The next restore reports what remains, and `recover` tries to remove it again.
             where = os.path.basename(self._undo.path) if self._undo is not None else ""
             self.report.warnings.append((os.fsencode(where), f"cannot be removed: {error.strerror}"))
+        else:
+            record_run(self._record, self._plan.work, self._seconds + time.monotonic() - began)
         finally:
             self._close()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from castore.content.scan.rules import ScanRules
+from castore.state.restore_runs import Work
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -63,6 +64,17 @@ class TreePlan:
     """Whether the stored directory is empty."""
     ids: Ids | None = None
     """Device and inode of `top`."""
+    compared: int = 0
+    """Entries of stored directories that were compared with live ones."""
+    read: int = 0
+    """Bytes of live files that were read to compare them."""
+    seconds: float = 0.0
+    """How long the comparison took."""
+
+    @property
+    def work(self) -> Work:
+        """What a restore that makes this plan and carries it out has to do."""
+        return Work(self.compared, self.read, len(self.steps), sum(step.size for step in self.steps))
 
     @property
     def summary(self) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -136,6 +137,8 @@ class _Planner:
         self._kept_links: dict[tuple[int, int], Link] = {}
         self._crosses = False
         self.empties = False
+        self._compared = self._read = 0
+        self._began = time.monotonic()
         self.steps: list[Step] = []
 
     def top_record(self, fd: int) -> int | None:
@@ -152,7 +155,16 @@ class _Planner:
     def plan(self, top: str) -> TreePlan:
         """Return the plan with the steps so far."""
         links, skipped = self._kept_links, tuple(self._removals.skipped)
-        return TreePlan(top, tuple(self.steps), links, skipped, crosses=self._crosses)
+        return TreePlan(
+            top,
+            tuple(self.steps),
+            links,
+            skipped,
+            crosses=self._crosses,
+            compared=self._compared,
+            read=self._read,
+            seconds=time.monotonic() - self._began,
+        )
 
     def nothing(self, top: str) -> TreePlan:
         """Return a plan without steps, which reports that the directory `top` is left alone."""
@@ -204,6 +216,8 @@ class _Planner:
     def _directory(self, live: LiveDirectory, path: Path) -> Generator[Any, Any, None]:
         """Add the steps for the content of a directory, deepest first. A generator for `run`."""
         fd = live.fd
+        self._compared += live.compared
+        self._read += live.read
         level = self._ahead.enter(fd, self._to_compare(live, path))
         try:
             if live.extra and not (self._comparison.rules.exclude_caches and is_cache(fd)):
