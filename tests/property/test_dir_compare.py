@@ -139,7 +139,7 @@ def test_known_files_are_those_that_an_earlier_listing_has_unchanged(listing, be
     if data.draw(st.booleans()):
         before = listing
     marks = bytes(data.draw(st.integers(0, 7)) for _ in places_of(before))
-    record = Record(0, 0, 0, before, marks, 0, b"")
+    record = Record(0, 0, 0, before, marks, b"", 0, b"")
     rule = MarksRule(1, data.draw(st.sampled_from([None, 2])), 4)
     known = known_files(record, listing, rule)
     old = {entry_at(before, at)._replace(offset=0): mark for at, mark in zip(places_of(before), marks, strict=True)}
@@ -165,11 +165,30 @@ def test_damaged_listings_are_refused_or_compared(stored, listing, data):
     assert len(matched.extra) <= len(cut) // 80
 
 
+def read_stream(fd: int, matched: Matched, number: int, stream: bytes, data: st.DataObject) -> None:
+    """Compare the files of a stream that is cut into chunks anywhere, some chunks at a time."""
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(len(stream) - 1, 1)), max_size=5)) & set(range(len(stream))))
+    chunks = [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])] if stream else []
+    first = start = 0
+    while chunks:
+        together = [chunks.pop(0) for _ in range(min(len(chunks), data.draw(st.integers(1, 3))))]
+        room = memoryview(bytearray(sum(map(len, together))))
+        window = Window(number, start, [len(one) for one in together], room)
+        end = matched.read(fd, first, window)
+        for got, chunk in zip(window.got, together, strict=True):
+            assert got <= len(chunk)
+            if got != len(chunk) or bytes(room[start - window.start :][: len(chunk)]) != chunk:
+                matched.compare_stored(first, end + 1, window, start, chunk)
+            start += len(chunk)
+        first = end
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(st.data())
 def test_content_is_compared_in_windows_of_any_length(tmp_path_factory, data):
     folder: Path = tmp_path_factory.mktemp("live")
-    stored, stream, changed = [], b"", set()
+    # Two streams, each with gaps: bytes of files that the directory does not have any more.
+    stored, streams, runs, changed = [], [b"", b""], [], set()
     for number in range(data.draw(st.integers(0, 8))):
         content = data.draw(st.binary(max_size=20))
         name = b"%d" % number
@@ -182,28 +201,23 @@ def test_content_is_compared_in_windows_of_any_length(tmp_path_factory, data):
         os.utime(path, ns=(5, 5))
         entry = Entry(name, 8, 0o644, 0, 0, 5, len(content), Content.SMALL_FILES if content else Content.NONE)
         stored.append(entry)
-        stream += content
-    cuts = sorted(data.draw(st.sets(st.integers(1, max(len(stream) - 1, 1)), max_size=5)) & set(range(len(stream))))
-    chunks = [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])] if stream else []
+        if content:
+            number, gap = data.draw(st.integers(0, 1)), data.draw(st.sampled_from([0, 0, 3]))
+            number = number if streams[0] else 0
+            runs += [1, number, gap]
+            streams[number] += bytes(gap) + content
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         listing = list_directory(fd)
         vanished = data.draw(st.sampled_from([None, *(one.name for one in stored)]))
         if vanished is not None:
             (folder / vanished.decode()).unlink()
-        matched = Matched(split_of(stored), listing, NewOwners(change=False, mode=0o777), mode=0, content=True)
-        first = start = 0
-        while chunks:
-            together = [chunks.pop(0) for _ in range(min(len(chunks), data.draw(st.integers(1, 3))))]
-            room = memoryview(bytearray(sum(map(len, together))))
-            window = Window(start, [len(one) for one in together], room)
-            end = matched.read(fd, first, window)
-            for got, chunk in zip(window.got, together, strict=True):
-                if bytes(room[start - window.start :][: len(chunk)]) != chunk or got != len(chunk):
-                    matched.compare_stored(first, end + 1, window, start, chunk)
-                start += len(chunk)
-            first = end
-        matched.read(fd, first, Window(start, [], memoryview(b"")))
+        split = split_entries(encode_entries(stored), 0, tuple(runs))
+        assert split is not None
+        matched = Matched(split, listing, NewOwners(change=False, mode=0o777), mode=0, content=True)
+        for number, stream in enumerate(streams):
+            read_stream(fd, matched, number, stream, data)
+        matched.read(fd, 0, Window(0, 0, [], memoryview(b"")))
         matched.all_read()
     finally:
         os.close(fd)
@@ -216,4 +230,4 @@ def test_content_is_compared_in_windows_of_any_length(tmp_path_factory, data):
 
 def test_a_window_has_to_fit_its_room():
     with pytest.raises(ValueError, match="larger"):
-        Window(0, [2, 3], memoryview(bytearray(4)))
+        Window(0, 0, [2, 3], memoryview(bytearray(4)))

@@ -62,7 +62,7 @@ read_all(int dir, const struct entry_place *places, const uint8_t *listing, size
 	uint64_t start = 0, got[3], ends[3];
 
 	while (start < total) {
-		struct compare_window window = {start, 0, 1 + draw() % 3, ends, got, NULL};
+		struct compare_window window = {0, start, 0, 1 + draw() % 3, ends, got, NULL};
 
 		for (i = 0; i < window.chunks; i++) {
 			uint64_t most = total - start - window.len;
