@@ -202,10 +202,10 @@ def test_content_is_compared_in_windows_of_any_length(tmp_path_factory, data):
         entry = Entry(name, 8, 0o644, 0, 0, 5, len(content), Content.SMALL_FILES if content else Content.NONE)
         stored.append(entry)
         if content:
-            number, gap = data.draw(st.integers(0, 1)), data.draw(st.sampled_from([0, 0, 3]))
-            number = number if streams[0] else 0
-            runs += [1, number, gap]
-            streams[number] += bytes(gap) + content
+            stream, gap = data.draw(st.integers(0, 1)), data.draw(st.sampled_from([0, 0, 3]))
+            stream = stream if streams[0] else 0
+            runs += [1, stream, gap]
+            streams[stream] += bytes(gap) + content
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         listing = list_directory(fd)
