@@ -291,7 +291,7 @@ def change_bytes(found: Directory, writer: Writer, session, data) -> None:
 
 def change_head(found: Directory, writer: Writer, session, data) -> None:
     """Replace the owners."""
-    runs = st.lists(st.integers(0, 3) | st.integers(0, 1 << 64), max_size=9).map(lambda numbers: [1, {}, {}, numbers])
+    runs = st.lists(st.integers(0, 3) | st.integers(0, (1 << 64) - 1), max_size=9).map(lambda numbers: [1, {}, {}, numbers])
     found.head = data.draw(st.sampled_from([[1, {}, {}], [1, {"a": 1}, {}], [1], [1, {0: "a\0b"}, {}], [1, {-1: "x"}, {}], {}, None, [b"x", 8]]) | runs)
 
 
