@@ -33,7 +33,7 @@ class IdSet:
 
     def add(self, ids: bytes, stride: int = 32) -> bytes:
         """Mark ids, one every `stride` bytes; return a byte for each: 1 if it was new, else 0."""
-        count = len(ids) // stride
+        count = _count_ids(ids, stride)
         if self._count + count > self._slots - self._slots // 8:
             self._grow(self._count + count)
         flags: bytes = new_bytes(None, count)
@@ -42,7 +42,7 @@ class IdSet:
 
     def find(self, ids: bytes, stride: int = 32) -> bytes:
         """Look up ids, one every `stride` bytes; return a byte for each: 1 if it is marked, else 0."""
-        count = len(ids) // stride
+        count = _count_ids(ids, stride)
         flags: bytes = new_bytes(None, count)
         lib.marks_find(self._words(), self._slots, ID_SEED, ids, stride, count, flags)
         return flags
@@ -59,3 +59,10 @@ class IdSet:
         lib.marks_move(self._words(), self._slots, view_of(table, "uint64_t[]"), slots)
         self._table.close()
         self._table, self._slots = table, slots
+
+
+def _count_ids(ids: bytes, stride: int) -> int:
+    """Return the number of ids. Raises ValueError if the kernel would read beyond the last one."""
+    if stride < 32:
+        raise ValueError(f"an id has 32 bytes, and not {stride}")
+    return len(ids) // stride

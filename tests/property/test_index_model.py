@@ -145,6 +145,7 @@ def compare(model: Model, index: Index) -> None:
 
 def compare_features(model: Model, index: Index, features: dict[bytes, RecordId]) -> None:
     """Compare what is similar: a feature leads to the first chunk that begins as the one that has it."""
+    assert index.count("features") == len(features), "those of missing chunks are deleted"
     for feature, chunk in features.items():
         assert index.locations.similar([(feature,)]) == [model.beginning_as(chunk)[:1]]
 

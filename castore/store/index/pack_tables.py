@@ -6,7 +6,6 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from castore.kernel.id_set import IdSet
 from castore.kernel.index_rows import are_listed
 from castore.model.refs import PackId, RecordId, SessionId
 from castore.store.format.pack import CHUNK, NODE, PackEntry
@@ -281,15 +280,11 @@ class PackTable:
 
     def _delete_features(self, txn: Any, ids: list[bytes]) -> None:
         """Delete the features of chunks that are missing now."""
-        marks = IdSet(len(ids))
-        marks.add(b"".join(ids))
         database = self._db["features"]
+        starts = {one[:8] for one in ids}
         found: list[bytes] = []
         for batch in batches(iter(txn.cursor(database))) if ids else ():
-            marked = marks.find(b"".join([start for _, start in batch]), 8)
-            if any(marked):
-                candidates = itertools.compress(batch, marked)
-                found += [feature for feature, start in candidates if not self._has(txn, start)]
+            found += [feature for feature, start in batch if start in starts and not self._has(txn, start)]
         for feature in found:
             txn.delete(feature, db=database)
 

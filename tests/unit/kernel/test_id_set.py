@@ -38,6 +38,12 @@ def test_ids_are_found_one_every_stride_and_marked_once():
     assert marks.find(b"") == b""
 
 
+@pytest.mark.parametrize("method", ["add", "find"])
+def test_shorter_ids_are_refused(method):
+    with pytest.raises(ValueError, match="an id has 32 bytes, and not 8"):
+        getattr(IdSet(), method)(bytes(32), 8)
+
+
 def test_the_weight_of_marked_records_is_that_of_their_packs():
     locations = [(0, 100, 0), (1, 90, 3), (1, 90, 3), (0, 7, 1), (2, 1000, 1)]
     values = b"".join(LOCATION.pack(pack, 0, sealed, 0, 0, 0, 0, 0, members) for pack, sealed, members in locations)
