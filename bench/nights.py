@@ -23,7 +23,6 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,21 +32,15 @@ from bench.databases import hash_of, mariadb_nights, postgres_nights, sqlite_nig
 from bench.recording import Recording
 from bench.tools import Castore, Cost, Tool, installed, warm
 from bench.trees import RACY, overwrite
+from castore.analysis.whole_file import whole_files
 
 FLOOR = "zstd patch"
 IN_A_TREE = ("overwritten", "new name, old removed", "new name, old kept")
 
 
-def floor(paths: list[str], folder: str) -> list[int]:
+def floor(paths: list[str]) -> list[int]:
     """Return what zstd makes of the first night, and of each other as a patch of the one before."""
-    out = os.path.join(folder, "floor.zst")
-    sizes = []
-    for before, path in zip([None, *paths], paths, strict=False):
-        patch = ["--long=30", f"--patch-from={before}"] if before else []
-        subprocess.run(["zstd", "-q", "-3", "-f", *patch, path, "-o", out], check=True)
-        sizes.append(os.path.getsize(out))
-    os.unlink(out)
-    return sizes
+    return [file.compressed if file.patch is None else file.patch for file in whole_files(paths)]
 
 
 def run_nights(recording: Recording, tool: Tool, paths: list[str]) -> None:
@@ -178,7 +171,7 @@ def sixty(folder: str, rows: int, nights: int = 60) -> None:
         seconds = tool.run(tool.dump("-"), path).seconds
         added.append(tool.stored() - stored)
         if night:
-            patches.append(floor([before, path], folder)[1])
+            patches.append(floor([before, path])[1])
             printed = f"{added[-1] / 1e6:.2f} MB, patch {patches[-1] / 1e6:.2f} MB"
             print(f"night {night}: {printed}, {seconds:.2f} s", flush=True)
     out = []
@@ -222,7 +215,7 @@ def main() -> None:
                     run_in_a_tree(
                         recording, kind(os.path.join(work, f"{kind.name}-{number}-{position}")), paths, how
                     )
-        floors = floor(paths, work)
+        floors = floor(paths)
         for night, size in enumerate(floors):
             recording.of(f"night {night}", FLOOR).add(Cost(0, 0, 0), size)
         recording.print()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.engines.file import File
+from castore.errors import CastoreError
+from castore.fs.durable import write_all
 from castore.services.last_scan import last_scan
 from castore.services.snapshot import SnapshotRequest, snapshot
 from castore.services.sources import EngineSource, Tree, left_out, program_source, rules_of
@@ -125,13 +127,17 @@ def _file_of(source: Source) -> str | None:
 def spool_program(argv: Sequence[str], path: str, progress: Progress) -> None:
     """Run a program once, and write its output to the file `path`, for all settings to read.
 
-    Raises ProgramError, OSError.
+    Raises ProgramError, CastoreError if there is no room for it.
     """
     engine = program_source(tuple(argv)).engine
     buffer = memoryview(bytearray(_PIECE))
     with open(path, "xb", buffering=0) as file, engine.dump() as dump:
         while count := dump.readinto(buffer):
-            rest = buffer[:count]
-            while rest:
-                rest = rest[file.write(rest) :]
+            try:
+                write_all(file.fileno(), buffer[:count])
+            except OSError as error:
+                raise CastoreError(
+                    f"cannot keep the output of {argv[0]} in {os.path.dirname(path)}: {error.strerror}; set "
+                    "TMPDIR to a directory that has room for it"
+                ) from None
             progress.read += count

@@ -163,7 +163,8 @@ class _Run:
 
             def watch(_part: str, progress: Progress, expected: int = expected) -> None:
                 progress.total = progress.total or expected
-                self._request.watch(setting.label, progress)
+                number = f"{len(self._rows) + 1} of {len(self._request.settings)}"
+                self._request.watch(f"{number}: {setting.label}", progress)
 
             before, began = trial.storage.total, time.monotonic()
             stored = night.store(trial, watch)

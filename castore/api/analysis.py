@@ -104,7 +104,7 @@ def _nights(
     if generations:
         return _stored(generations, len(data))
     names = [os.fspath(path) for path in data if not isinstance(path, Generation)]
-    sources = [(name, _source(name)) for name in names]
+    sources = [(name, _source(name, any_top=apart)) for name in names]
     if apart:
         return [
             LiveNight(os.path.basename(path.rstrip("/")) or path, {"night": source}, leave_out)
@@ -149,10 +149,10 @@ def _stored(generations: Sequence[Generation], given: int) -> list[Night]:
     return [*found]
 
 
-def _source(path: str) -> Source:
+def _source(path: str, *, any_top: bool = False) -> Source:
     from castore.services.sources import Tree, file_source
 
     full = absolute(path)
     if not os.path.lexists(full):
         raise UsageError(f"cannot analyze {path}: no such file or directory")
-    return Tree(full) if os.path.isdir(full) else file_source(full)
+    return Tree(full, any_top=any_top) if os.path.isdir(full) else file_source(full)

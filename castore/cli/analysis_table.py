@@ -10,10 +10,13 @@ from castore.analysis.settings import size_label
 from castore.cli import formatting
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from castore.analysis.results import Advice, Analysis, Room, RoomItem, Row, WholeFile
 
 _BAR: Final = 24
 """Columns of the longest bar."""
+_LEAST_BAR: Final = 6
 _SHOWN: Final = 6
 """Directories, types and tables that are listed."""
 _BLOCKS: Final = " ▏▎▍▌▋▊▉█"
@@ -71,13 +74,13 @@ def _settings_table(rows: list[Row]) -> str:
             formatting.size(row.index),
             f"{row.mb_per_s:.0f}",
             f"+- {100 * row.error / row.stored:.1f} %" if row.scatter is None else f"{row.scatter.reads:.0f}",
-            _bar(row.stored / most),
         ]
         for row in rows
     ]
     last = "error" if rows[0].scatter is None else "reads"
-    header = ["chunks", "deltas", "plain", "unique", "stored", "ratio", "index", "MB/s", last, "stored"]
-    return formatting.table(lines, header=header, right={0, 2, 3, 4, 5, 6, 7, 8})
+    header = ["chunks", "deltas", "plain", "unique", "stored", "ratio", "index", "MB/s", last]
+    shares = [row.stored / most for row in rows]
+    return _with_bars(lines, shares, header=header, right={0, 2, 3, 4, 5, 6, 7, 8})
 
 
 def _nights_table(row: Row, floors: list[WholeFile]) -> str:
@@ -90,12 +93,12 @@ def _nights_table(row: Row, floors: list[WholeFile]) -> str:
             formatting.size(night.unique),
             formatting.size(night.stored),
             *([formatting.size(floor.compressed), _patch(floor)] if floor is not None else []),
-            _bar(night.stored / most),
         ]
         for night, floor in zip(row.nights, figures, strict=True)
     ]
-    header = ["night", "plain", "unique", "added", *(["zstd -3", "--patch-from"] if floors else []), "added"]
-    return formatting.table(lines, header=header, right=set(range(1, len(header) - 1)))
+    header = ["night", "plain", "unique", "added", *(["zstd -3", "--patch-from"] if floors else [])]
+    shares = [night.stored / most for night in row.nights]
+    return _with_bars(lines, shares, header=header, right=set(range(1, len(header))))
 
 
 def _patch(floor: WholeFile) -> str:
@@ -114,12 +117,11 @@ def _room_table(items: list[RoomItem]) -> str:
             formatting.printable(os.fsencode(item.name)),
             formatting.size(item.plain),
             formatting.size(item.stored),
-            _bar(item.stored / most),
         ]
         for item in items
     ]
-    header = ["directory, type or table", "plain", "stored", "stored"]
-    return formatting.table(lines, header=header, right={1, 2})
+    header = ["directory, type or table", "plain", "stored"]
+    return _with_bars(lines, [item.stored / most for item in items], header=header, right={1, 2})
 
 
 def _levels_table(row: Row) -> str:
@@ -131,17 +133,34 @@ def _levels_table(row: Row) -> str:
             f"{100 * (level.stored / row.stored - 1):+.1f} %",
             f"{100 * level.error / row.stored:.1f} %",
             f"{level.mb_per_s:.0f}",
-            _bar(level.stored / most),
         ]
         for level in row.levels
     ]
-    header = ["level", "stored", "change", "+-", "MB/s", "stored"]
-    return formatting.table(lines, header=header, right={0, 1, 2, 3, 4})
+    header = ["level", "stored", "change", "+-", "MB/s"]
+    shares = [level.stored / most for level in row.levels]
+    return _with_bars(lines, shares, header=header, right={0, 1, 2, 3, 4})
 
 
-def _bar(share: float) -> str:
-    """Return a bar for a share of the longest one."""
-    eighths = max(round(share * _BAR * 8), 1)
+def _with_bars(
+    rows: list[list[str]], shares: list[float], *, header: list[str], right: Collection[int]
+) -> str:
+    """Return a table with a bar for each row, as long as the terminal has columns for.
+
+    shares: of the longest bar.
+    """
+    lines = formatting.table(rows, header=header, right=right).split("\n")
+    width = max(map(len, lines)) + 2
+    room = (formatting.terminal_width() or 1000) - width
+    longest = min(_BAR, room)
+    if longest < _LEAST_BAR:
+        return "\n".join(lines)
+    bars = ["", *(_bar(share, longest) for share in shares)]
+    return "\n".join(f"{line.ljust(width)}{bar}".rstrip() for line, bar in zip(lines, bars, strict=True))
+
+
+def _bar(share: float, longest: int) -> str:
+    """Return a bar for a share of the longest one, which has that many columns."""
+    eighths = max(round(share * longest * 8), 1)
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
         return "#" * max(round(eighths / 8), 1)
     return _BLOCKS[8] * (eighths // 8) + _BLOCKS[eighths % 8].strip()

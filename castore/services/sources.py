@@ -38,6 +38,8 @@ class Tree:
     exclude_caches: bool = False
     own: frozenset[bytes] = frozenset()
     """Paths below it that castore created temporarily, and which are not taken."""
+    any_top: bool = False
+    """Whether the last scan that it is compared with may be of another directory."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ def rules_of(source: Tree | Origin, skip: frozenset[tuple[int, int]]) -> ScanRul
     """Return the rules that say what of a tree is taken. skip: as `left_out` returns it."""
     top = os.path.abspath(os.fsdecode(source.path))
     exclude = Exclude(source.exclude, top) if source.exclude else None
-    own = source.own if isinstance(source, Tree) else frozenset()
-    return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip, own)
+    own, any_top = (source.own, source.any_top) if isinstance(source, Tree) else (frozenset(), False)
+    return ScanRules(exclude, source.one_file_system, source.exclude_caches, skip, own, any_top)
 
 
 def described_sources(settings: Settings | None, service: str) -> dict[str, Source]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,24 @@ def test_a_page_that_cannot_be_written_is_refused_at_once(castore: Run, tmp_path
     pytest.importorskip("plotly")
     done = castore("analyze", tmp_path, "--html", tmp_path / "missing" / "page.html", expect=2)
     assert "name a file in an existing directory" in done.stderr
+
+
+def test_directories_of_successive_nights_are_compared_as_one(castore: Run, tmp_path: Path) -> None:
+    """A copy of a directory is in another place than the live one, whose large files are compared by name."""
+    for night in (1, 2):
+        (tmp_path / f"night-{night}" / "dumps").mkdir(parents=True)
+        write_table(tmp_path / f"night-{night}" / "dumps" / "table.sql", 130_000, changed=10 * night)
+    command = ("analyze", "--json", "--nights", "--no-levels", "--no-peers", "--average", "64K")
+    found = json.loads(castore(*command, tmp_path / "night-1", tmp_path / "night-2").stdout)
+    (tmp_path / "live" / "dumps").mkdir(parents=True)
+    castore("init", tmp_path / "store", "--average", "65536")
+    sizes = [0]
+    for night in (1, 2):
+        data = (tmp_path / f"night-{night}" / "dumps" / "table.sql").read_bytes()
+        (tmp_path / "live" / "dumps" / "table.sql").write_bytes(data)
+        castore("snapshot", "s", "--tree", f"t={tmp_path / 'live'}", "--store", tmp_path / "store")
+        sizes.append(on_disk(tmp_path / "store"))
+    stored = [after - before for before, after in pairwise(sizes)]
+    added = [night["stored"] for night in found["rows"][0]["nights"]]
+    assert stored[1] < stored[0] / 10
+    assert added[1] == pytest.approx(stored[1], rel=0.1)

@@ -28,6 +28,8 @@ class ScanRules:
     """(device, inode) of directories that are stored empty: those of the store itself."""
     own: frozenset[bytes] = frozenset()
     """Paths, relative to the top, of castore's temporary files there, which are not stored."""
+    any_top: bool = False
+    """Compare with the last scan although it was of another directory: a copy of an earlier state."""
 
     def digest(self, top: os.stat_result) -> bytes:
         """Return a digest that identifies these rules and the tree that they apply to.
@@ -38,5 +40,5 @@ class ScanRules:
         """
         patterns = self.exclude.patterns if self.exclude is not None else ()
         kinds = (self.one_file_system, self.exclude_caches, sorted(self.leave_out), SMALL)
-        rules = (patterns, *kinds, top.st_dev, top.st_ino)
+        rules = (patterns, *kinds, *(() if self.any_top else (top.st_dev, top.st_ino)))
         return blake3(repr(rules).encode("utf-8", "surrogateescape")).digest()
