@@ -291,7 +291,7 @@ class _Scanner:
             return None, False
         at = directory.below.get(entry.name)
         ids = (entry.dev, entry.ino)
-        if at is not None and summary_of(self._old.record(at)).ids == ids:
+        if at is not None and (self._rules.any_top or summary_of(self._old.record(at)).ids == ids):
             return at, directory.moved
         # In another place, other patterns may match its content.
         return (self._old.moved(ids) if self._rules.exclude is None else None), True
