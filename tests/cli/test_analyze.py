@@ -243,3 +243,38 @@ def test_directories_of_successive_nights_are_compared_as_one(castore: Run, tmp_
     added = [night["stored"] for night in found["rows"][0]["nights"]]
     assert stored[1] < stored[0] / 10
     assert added[1] == pytest.approx(stored[1], rel=0.1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes rights away from root")
+def test_files_that_cannot_be_read_are_named(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_table(tmp_path / "data" / "table.sql", 1_000)
+    for name in ("secret", "data/secret"):
+        (tmp_path / name).write_text("secret")
+        os.chown(tmp_path / name, 65534, -1)
+        (tmp_path / name).chmod(0o600)
+
+    def run(path: Path) -> subprocess.CompletedProcess:
+        limited = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", sys.executable, "-m", "castore"]
+        command = [*limited, "analyze", str(path), "--average", "16K", "--no-peers", "--no-levels"]
+        return subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+
+    done = run(tmp_path / "data")
+    assert done.returncode == 3
+    assert "castore: secret: cannot be read: Permission denied" in done.stderr
+    assert "1 file is missing in the figures" in done.stderr
+    assert "recommended" in done.stdout
+    done = run(tmp_path / "secret")
+    assert done.returncode == 2
+    assert "cannot read" in done.stderr
+
+
+def test_a_sample_is_marked_as_an_estimate(castore: Run, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_table(tmp_path / "data" / "table.sql", 1_000)
+    command = ("analyze", tmp_path / "data", "--average", "64K", "--no-peers", "--no-levels", "--sample")
+    assert "needs at least" in castore(*command, expect=2).stderr
+    os.truncate(tmp_path / "data" / "table.sql", 200 << 20)
+    done = castore(*command, "--sample-size", "64M")
+    assert "estimated from a sample of" in done.stdout
+    assert "error" in done.stdout

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from castore.cli.context import CliContext
 
     _Sizes = click.ParamType[tuple[int, ...]]
+    _Size = click.ParamType[int]
     _Price = click.ParamType[float]
 else:
-    _Sizes = _Price = click.ParamType
+    _Sizes = _Size = _Price = click.ParamType
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _GB = {"GB": 1.0, "TB": 1e-3, "GIB": 1e9 / (1 << 30), "TIB": 1e9 / (1 << 40)}
@@ -31,14 +32,19 @@ def parse_size(text: str) -> int | None:
     return None if found is None else int(found[1]) * _UNITS[found[2].upper()]
 
 
-def _sample_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
-    """Return the bytes of --sample; 0 without it."""
-    if value is None:
-        return 0
-    size = parse_size(value)
-    if not size:
-        raise click.BadParameter(f"{value!r}: a size like 1G was expected", ctx, param)
-    return size
+class Size(_Size):
+    """A size, such as 64K or 4G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the size in bytes."""
+        if isinstance(value, int):
+            return value
+        found = parse_size(value)
+        if not found:
+            self.fail(f"{value!r}: a size like 4G was expected", param, ctx)
+        return found
 
 
 class SizeList(_Sizes):
@@ -89,12 +95,10 @@ class Price(_Price):
     help="Each PATH is the state of the same data in one night, the oldest first: show the growth.",
 )
 @click.option(
-    "--sample",
-    metavar="[SIZE]",
-    is_flag=False,
-    flag_value="1G",
-    callback=_sample_size,
-    help="Read about SIZE (1G) of the data, at random, and estimate with an error bound. As --sample=SIZE.",
+    "--sample", is_flag=True, help="Read a random part of the data, and estimate with an error bound."
+)
+@click.option(
+    "--sample-size", metavar="SIZE", type=Size(), help="How much --sample reads, such as 4G. Default: 1G."
 )
 @click.option(
     "--average",
@@ -116,7 +120,8 @@ def analyze(
     paths: tuple[str, ...],
     program: str | None,
     nights: bool,
-    sample: int,
+    sample: bool,
+    sample_size: int | None,
     averages: tuple[int, ...] | None,
     no_peers: bool,
     no_levels: bool,
@@ -133,6 +138,7 @@ def analyze(
     SERVICE@A..B are the generations of a service from A to B, each as one night. This needs the identity.
     """
     from castore.analysis.page import check_library, page_of
+    from castore.analysis.sampling import DEFAULT_SAMPLE
     from castore.analysis.settings import AVERAGES
     from castore.api.analysis import analyze as run
     from castore.cli.analysis_table import show_analysis
@@ -150,7 +156,7 @@ def analyze(
             *data,
             program=split_program("--exec", program) if program else (),
             nights=nights,
-            sample=sample,
+            sample=(sample_size or DEFAULT_SAMPLE) if sample or sample_size else 0,
             average_chunk_sizes=averages or AVERAGES,
             levels=not no_levels,
             peers=not no_peers,
