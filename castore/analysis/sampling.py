@@ -140,36 +140,45 @@ def _items(
         todo = [path]
         while todo:
             folder = todo.pop()
-            small: list[_File] = []
-            large: list[_File] = []
-            below: list[str] = []
-            entries = bytearray()
             try:
                 with os.scandir(folder) as found:
                     listed = sorted(found, key=lambda entry: entry.name)
             except OSError as error:
                 warnings.append(("sample", os.fsencode(folder), str(error.strerror)))
                 continue
-            for entry in listed:
-                try:
-                    info = entry.stat(follow_symlinks=False)
-                except OSError:
-                    continue
-                ids = (info.st_dev, info.st_ino)
-                entries += os.fsencode(entry.name)
-                entries += _ENTRY.pack(info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, info.st_size)
-                if stat.S_ISDIR(info.st_mode):
-                    if ids not in leave_out:
-                        below.append(entry.path)
-                elif stat.S_ISREG(info.st_mode) and info.st_size:
-                    if info.st_nlink > 1 and ids in linked:
-                        continue
-                    if info.st_nlink > 1:
-                        linked.add(ids)
-                    (small if info.st_size <= SMALL else large).append(_File(entry.path, info.st_size, ids))
-            yield _Directory(small, bytes(entries))
+            directory, large, below = _sorted_out(listed, leave_out, linked)
+            yield directory
             yield from large
             todo += below[::-1]
+
+
+def _sorted_out(
+    listed: Sequence[os.DirEntry[str]], leave_out: Collection[Identity], linked: set[Identity]
+) -> tuple[_Directory, list[_File], list[str]]:
+    """Return the small files, the large files and the subdirectories of a directory.
+
+    linked: files with several names that were found before; each is returned once.
+    """
+    small: list[_File] = []
+    large: list[_File] = []
+    below: list[str] = []
+    entries = bytearray()
+    for entry in listed:
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        ids = (info.st_dev, info.st_ino)
+        entries += os.fsencode(entry.name)
+        entries += _ENTRY.pack(info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, info.st_size)
+        if stat.S_ISDIR(info.st_mode) and ids not in leave_out:
+            below.append(entry.path)
+        if not stat.S_ISREG(info.st_mode) or not info.st_size or ids in linked:
+            continue
+        if info.st_nlink > 1:
+            linked.add(ids)
+        (small if info.st_size <= SMALL else large).append(_File(entry.path, info.st_size, ids))
+    return _Directory(small, bytes(entries)), large, below
 
 
 @dataclass
