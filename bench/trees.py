@@ -8,8 +8,8 @@
 Kinds: source (a copy of --source DIR; else the kernel's source, out of the system's package linux-source);
 small (300,000 files of 0 to 4 KiB, 100 in a directory); media (3,000 files of 50 KiB to 3 MiB that do not
 compress); dump (one SQL dump of 670 MB, of which 1 % of the rows change); random (one file of 2 GiB, which
-gets 10 insertions and 100 blocks overwritten). --scale changes the sizes. In a tree, one in a hundred files
-changes.
+gets 10 insertions and 100 blocks overwritten); pages (the same without insertions, as in a database). --scale
+changes the sizes. In a tree, one in a hundred files changes.
 
 The tools take turns, the page cache is warm; figures are medians of the runs. "In place" makes a changed tree
 what the first generation was: of the live tree, which was snapshotted before and after the change, and of a
@@ -135,6 +135,16 @@ def random_file(path: str, size: int) -> None:
         file.writelines(rng.randbytes(1 << 20) for _ in range(size >> 20))
 
 
+def change_pages(path: str) -> None:
+    """Overwrite 100 blocks of 4 KiB, at random."""
+    rng = random.Random(6)
+    name = os.path.join(path, "random")
+    with open(name, "r+b") as file:
+        for _ in range(100):
+            file.seek(rng.randrange(os.path.getsize(name) >> 12) << 12)
+            file.write(rng.randbytes(4096))
+
+
 def change_random_file(path: str) -> None:
     """Overwrite 100 blocks of 4 KiB and insert 10 times 1,000 bytes, at random."""
     rng = random.Random(5)
@@ -170,6 +180,7 @@ def kinds(source_folder: str | None, scale: float) -> dict[str, Data]:
         "media": Data(lambda path: media(path, int(3000 * scale)), change_files),
         "dump": Data(dump.make, dump.change),
         "random": Data(lambda path: random_file(path, int((2 << 30) * scale)), change_random_file),
+        "pages": Data(lambda path: random_file(path, int((2 << 30) * scale)), change_pages),
     }
 
 

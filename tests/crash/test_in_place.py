@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from castore.content.restore import recover as recovering
 from castore.content.restore import undo_area
-from castore.errors import UsageError
+from castore.errors import CastoreError, UsageError
 from castore.services.sources import Tree
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
@@ -123,6 +124,48 @@ def test_a_restore_killed_at_any_moment_is_reverted_or_completed(sandbox: Sandbo
         shutil.rmtree(work)
     assert undone > 20
     assert finished > 20
+
+
+def test_what_was_moved_aside_is_restored_although_the_progress_was_lost(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    grow(live)
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+    for folder in ("a", "b", "gone"):
+        for number in range(3):
+            (live / folder / f"file{number}").unlink(missing_ok=True)
+            (live / folder / f"file{number}").write_text("changed")
+    changed = walk(live)
+    arguments = [str(sandbox.store), sandbox.places.state, sandbox.places.cache, sandbox.identity.text()]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments, str(live), "40"], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (aside,) = live.glob(".castore-aside-*")
+    assert {"0", "1"} <= set(os.listdir(aside))
+    # After a loss of power, the file may be as it was when it was last synced.
+    os.truncate(aside / "progress", undo_area.TOKEN)
+    recover(str(live))
+    assert compare(changed, walk(live)) == []
+
+
+def test_a_restore_that_cannot_be_made_durable_is_reverted(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    grow(live)
+    sandbox.snapshot("s", {"t": Tree(str(live))})
+    change(live)
+    changed = walk(live)
+
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(undo_area, "sync_file_system", fail)
+    with pytest.raises(CastoreError, match="could not be made durable: Input/output error"):
+        sandbox.in_place("s@1:t", live)
+    assert compare(changed, walk(live)) == []
 
 
 def test_what_no_journal_names_is_reported_and_left(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -18,13 +19,14 @@ import pytest
 from castore.content.restore import range_writes
 from castore.content.restore import recover as recovering
 from castore.content.scan import cache
-from castore.errors import CastoreError
+from castore.errors import CastoreError, NotFoundError
 from castore.services.sources import Tree
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 MIB = 1 << 20
 CALLS = ("write", "pwrite", "sendfile", "ftruncate", "fsync", "rename", "unlink", "mkdir", "rmdir", "chmod", "utime")
+ORIGINAL = random.Random(1).randbytes(MIB + 300_000)
 METADATA = ((b".", "mtime"), (b"large", "mode"))
 """What is only reported if it cannot be set."""
 FAILED = 9
@@ -83,7 +85,7 @@ class Machine:
 def machine(tmp_path: Path) -> Machine:
     live = tmp_path / "live"
     live.mkdir()
-    (live / "large").write_bytes(random.Random(1).randbytes(MIB + 300_000))
+    (live / "large").write_bytes(ORIGINAL)
     (live / "small").write_text("small")
     sandbox = Sandbox(tmp_path / "sandbox", average=16384)
     sandbox.snapshot("s", {"t": Tree(str(live))})
@@ -202,6 +204,29 @@ def points_of_one_change(machine: Machine) -> Iterator[tuple[int, dict[bytes, An
         yield point, before, machine.large != old and compare(machine.stored, walk(machine.live)) != []
         machine.recover()
         machine.restore()
+
+
+def test_a_rollback_killed_while_it_writes_ranges_is_reverted_or_completed(machine: Machine) -> None:
+    ends: Counter[str] = Counter()
+    for point in range(1, 400, 3):
+        before = machine.change(random.Random(point))
+        old = machine.large
+        time.sleep(0.02)
+        status = struck_at(lambda: machine.sandbox.rollback(1), point, kill)
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+        ends["mixed"] += machine.large not in {old, ORIGINAL}
+        with contextlib.suppress(NotFoundError):
+            machine.sandbox.recover()
+        machine.recover()
+        found = walk(machine.live)
+        is_new = compare(machine.stored, found) == []
+        found[b"."]["mtime"] = before[b"."]["mtime"]  # it changes if no journal was written yet
+        assert is_new or compare(before, found) == [], point
+        ends["new" if is_new else "old"] += 1
+        machine.restore()
+    assert ends["mixed"] >= 1, ends
+    assert ends["old"] > 10, ends
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

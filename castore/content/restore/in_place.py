@@ -178,6 +178,16 @@ class InPlace(PlanWriter):
             where, reason = lacking[0]
             shown = where.decode(errors="backslashreplace")
             raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
+        self._sync(self._undo)
+
+    def _sync(self, undo: UndoArea) -> None:
+        """Make the restored state durable: a rollback may record that it is done only after that."""
+        undo.copied |= self._plan.crosses
+        try:
+            undo.sync()
+        except OSError as error:
+            reason = f"what was restored could not be made durable: {error.strerror}"
+            raise CastoreError(f"cannot restore {self._plan.top}: {reason}") from error
 
     def _refuse_protected(self) -> None:
         """Raise CastoreError for a step that an immutable or append-only directory or file would prevent.
@@ -318,7 +328,6 @@ class InPlace(PlanWriter):
         began = time.monotonic()
         try:
             if self._undo is not None:
-                self._undo.copied |= self._plan.crosses
                 left = self._undo.discard()
                 self.report.warnings += [(b"/".join(path), reason) for path, reason in left]
         except OSError as error:

@@ -252,7 +252,7 @@ def _copy(old: int, fd: int, source: int, offset: int, length: int) -> int:
     middle = (length - done) // block * block
     with contextlib.suppress(_NotSharedError):
         while middle > 0:
-            count = _copy_range(old, fd, middle, source + done, offset + done)
+            count = _copy_range(old, fd, min(middle, _WINDOW), source + done, offset + done)
             done += count
             middle -= count
     done += _copy_plain(old, fd, source + done, offset + done, length - done)

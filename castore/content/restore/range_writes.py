@@ -38,7 +38,9 @@ _WRITABLE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.
 _NOT_WRITABLE: Final = {errno.EACCES, errno.EPERM, errno.ETXTBSY, errno.EROFS, errno.ELOOP, errno.ENOENT}
 
 # Seconds, measured on 2 cores of a Zen 5 server with ext4 on a virtual disk of 2 to 3 GB/s, 2026-11-29. On
-# slower disks they grow in about the same proportion.
+# slower disks they grow in about the same proportion: a range is written twice, a new file once. On a busy
+# machine, of 768 MiB that do not compress, ranges of 10, 30 and 50 % took 1.5, 1.5 and 2.5 s with the
+# comparison of the live file, and a new file 2.8 to 3.9 s.
 _NEW_FILE: Final = 1.1 / (1 << 30)
 """For each byte of a new file: read it from the store (0.5), write it to new pages (0.4), sync (0.4); partly
 at the same time."""

@@ -196,8 +196,15 @@ def _progress(fd: int) -> bytes:
 
 
 def _begun(fd: int, journal: Journal) -> int:
-    """Return how many steps were begun."""
-    return min(len(_progress(fd)) - TOKEN, len(journal.steps)) if fd >= 0 else 0
+    """Return how many steps were begun.
+
+    A loss of power may have taken the end of the progress file, but not what steps after it moved aside.
+    """
+    if fd < 0:
+        return 0
+    moved = (os.fsencode(name).partition(b".")[0] for name in os.listdir(fd))
+    last = max((int(number) for number in moved if number.isdigit()), default=-1)
+    return min(max(len(_progress(fd)) - TOKEN, last + 1), len(journal.steps))
 
 
 def _moved_away(found: Record, path: str) -> str:

@@ -68,6 +68,7 @@ class UndoArea:
         self._begun = begun
         self.copied = False
         """Whether anything had to be copied instead of renamed: several file systems may have changed."""
+        self._synced = False
         self._log = os.open(PROGRESS, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=fd) if fd >= 0 else -1
 
     @classmethod
@@ -236,13 +237,19 @@ class UndoArea:
                 self._set(path, entry, ids, warn)
         self._file.discard()
 
-    def discard(self) -> list[tuple[Path, str]]:
-        """Keep the restored state, and clean up; return (path, reason) of what could not be removed."""
-        # The replacements have to be durable before the replaced files are removed.
+    def sync(self) -> None:
+        """Make all that was changed durable, and the number of steps. Raises OSError."""
         if self.copied:
             os.sync()  # several file systems
         else:
             sync_file_system(self._top)
+        self._synced = True
+
+    def discard(self) -> list[tuple[Path, str]]:
+        """Keep the restored state, and clean up; return (path, reason) of what could not be removed."""
+        # The replacements have to be durable before the replaced files are removed.
+        if not self._synced:
+            self.sync()
         self._file.end(b"!")
         left = self._return_unremovable() if self._fd >= 0 else []
         self._clear()
