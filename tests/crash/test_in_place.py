@@ -138,9 +138,7 @@ def test_what_was_moved_aside_is_restored_although_the_progress_was_lost(
             (live / folder / f"file{number}").unlink(missing_ok=True)
             (live / folder / f"file{number}").write_text("changed")
     changed = walk(live)
-    arguments = [str(sandbox.store), sandbox.places.state, sandbox.places.cache, sandbox.identity.text()]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments, str(live), "40"], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert restore_until(sandbox, live, 40) == -signal.SIGKILL
     (aside,) = live.glob(".castore-aside-*")
     assert {"0", "1"} <= set(os.listdir(aside))
     # After a loss of power, the file may be as it was when it was last synced.

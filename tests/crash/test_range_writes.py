@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import signal
@@ -136,8 +137,8 @@ def kill() -> None:
 
 
 def points(machine: Machine, *, torn: bool = False) -> Iterator[tuple[int, dict[bytes, Any], bool]]:
-    """Kill a restore at each call; yield the call, the previous tree, and whether the file is a mixture."""
-    for point in range(1, 300):
+    """Kill a restore at every second call; yield the call, the previous tree, and whether the file is a mixture."""
+    for point in range(1 + torn, 300, 2):
         before = machine.change(random.Random(point))
         old = machine.large
         machine.prove()
@@ -170,30 +171,32 @@ def test_a_file_is_exactly_old_or_new_after_a_kill_at_any_call(machine: Machine,
         # The next one begins with the same file.
         machine.restore()
         assert compare(machine.stored, walk(machine.live)) == []
-    assert ends["mixed"] >= 4, ends
-    assert ends["new"] >= 2, ends
+    assert ends["mixed"] >= 3, ends
+    assert ends["new"] >= 1, ends
 
 
 def test_recovery_killed_at_any_call_is_repeated(machine: Machine) -> None:
-    mixtures = [point for point, _, mixed in points_of_one_change(machine) if mixed]
-    point = mixtures[len(mixtures) // 2]
+    mixtures = (point for point, _, mixed in points_of_one_change(machine) if mixed)
+    point = next(itertools.islice(mixtures, 2, None))
+    machine.recover()
+    machine.restore()
     killed = 0
-    for again in range(1, 100):
+    for again in range(1, 100, 2):
         before = machine.change(random.Random(0))
         machine.prove()
         assert struck_at(machine.restore, point, kill) == signal.SIGKILL
-        status = struck_at(machine.recover, again, kill, torn=bool(again % 2))
+        status = struck_at(machine.recover, again, kill, torn=bool(again % 4 == 1))
         if os.waitstatus_to_exitcode(status) == 0:
             break
         killed += 1
         machine.recover()
         assert compare(before, walk(machine.live)) == [], again
         machine.restore()
-    assert killed > 5
+    assert killed > 3
 
 
 def points_of_one_change(machine: Machine) -> Iterator[tuple[int, dict[bytes, Any], bool]]:
-    """Kill restores of the same change at each call; yield as `points` does, and recover."""
+    """Kill restores of one change at each call; yield as `points` does, and recover."""
     for point in range(1, 300):
         before = machine.change(random.Random(0))
         old = machine.large
@@ -235,9 +238,8 @@ def test_a_call_that_fails_reverts_the_file(machine: Machine, code: int) -> None
         raise OSError(code, os.strerror(code))
 
     failed = reverted = 0
-    for point in range(1, 300):
+    for point in range(1 + code % 2, 300, 3):
         before = machine.change(random.Random(point))
-        machine.prove()
         status = os.waitstatus_to_exitcode(struck_at(machine.restore, point, fail))
         assert status in {0, WARNED, FAILED}, (point, status)
         shown = machine.recover()
@@ -255,16 +257,16 @@ def test_a_call_that_fails_reverts_the_file(machine: Machine, code: int) -> None
                 found[b"."]["mtime"] = before[b"."]["mtime"]
             assert compare(before, found) == [], (point, shown)
             machine.restore()
-        if point > 60 and status == 0:
+        if point > 45 and status == 0:
             break
-    assert failed > 10
-    assert reverted > 5
+    assert failed > 5
+    assert reverted > 2
 
 
 def test_random_files_killed_at_random_calls_are_exactly_old_or_new(machine: Machine) -> None:
     rng = random.Random(5)
     ends: Counter[bool] = Counter()
-    for _ in range(30):
+    for _ in range(16):
         before = machine.change(rng)
         if rng.random() < 0.5:
             machine.prove()
