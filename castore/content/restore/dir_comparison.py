@@ -25,7 +25,7 @@ from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
 from castore.kernel.dir_compare import LOOK, MISSING, UNREAD, XATTRS, Matched, Window, known_files
 from castore.kernel.dir_listing import entries_of, entry_at, list_directory, places_of
-from castore.model.tree import Content, clamped_time
+from castore.model.tree import NOBODY, Content, clamped_time
 from castore.store.format.pack import MAX_PLAIN
 
 if TYPE_CHECKING:
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from castore.content.restore.undo_journal import Path
     from castore.content.stored_dirs import Child, Opened
     from castore.content.streams import StreamReader
+    from castore.kernel.dir_entries import NewOwners
     from castore.kernel.dir_listing import Listed
     from castore.model.refs import Ref
+    from castore.model.tree import Owners
 
 _WINDOW: Final = 1 << 22
 """Bytes of small files that are read at once; a longer chunk has a window of its own."""
@@ -92,6 +94,7 @@ class DirectoryComparison:
         for path in choices.changed | choices.unread | choices.unread_attributes:
             folder, _, name = path.rpartition(b"/")
             self._looked.setdefault(folder, set()).add(name)
+        self._owners = NOBODY, new_owners(NOBODY, ownership)
         self._local = threading.local()
 
     def compare(self, live: LiveDirectory, child: Child, opened: Opened, path: Path, at: int | None) -> None:
@@ -116,7 +119,7 @@ class DirectoryComparison:
         matched = Matched(
             opened.plain,
             listing,
-            new_owners(opened.owners, self._ownership),
+            self._new_owners(opened.owners),
             mode=self._mode,
             content=self._choices.checksum,
             known=known,
@@ -126,6 +129,14 @@ class DirectoryComparison:
         if matched.has_any(UNREAD | XATTRS):
             live.read += self._read(live.fd, opened, matched)
         self._collect(live, opened, matched, listing, known)
+
+    def _new_owners(self, owners: Owners) -> NewOwners:
+        """Return `new_owners`; most directories of a tree have the same ones."""
+        stored, new = self._owners
+        if (stored.users, stored.groups) != (owners.users, owners.groups):
+            new = new_owners(owners, self._ownership)
+            self._owners = owners, new  # one assignment: other threads read both
+        return new
 
     def _compare_all(self, live: LiveDirectory, stored: list[Child], listing: bytes) -> None:
         """Report all entries of a directory that the kernel cannot decode."""

@@ -45,6 +45,7 @@ from castore.process.own_process import raise_file_limit
 if TYPE_CHECKING:
     from castore.content.restore.hard_links import Link
     from castore.content.restore.live_file import LiveFile
+    from castore.model.refs import Ref
     from castore.progress import Progress
 _WORKERS: Final = 2
 _LEFT: Final = 32
@@ -75,6 +76,8 @@ class TreeWriter:
         self._progress = progress
         self._allowance = Allowance(progress.most_files)
         self._left: deque[OpenDirectory] = deque()
+        self._readers: dict[Ref | None, RangeReader] = {}
+        """Readers of the small-file streams of the directory in which `make` created a file last."""
 
     def know_links(self, links: dict[tuple[int, int], Link]) -> None:
         """Set one name of each file that has several names and exists already."""
@@ -124,7 +127,11 @@ class TreeWriter:
         """
         private = is_private(os.fstat(fd))
         parent = OpenDirectory(fd, path[:-1], [], inherited=inherits(fd), old=old, private=private)
+        if child.ref in self._readers:
+            # Another file of the same directory: their contents are probably in the same chunk.
+            parent.small_files = self._readers
         self._files.make(parent, child)
+        self._readers = parent.small_files
 
     def _enter(
         self, work: _Work, child: Child, path: tuple[bytes, ...], fd: int, own: Child | None
