@@ -8,6 +8,7 @@ from pathlib import Path
 
 import castore
 from castore.kernel.id_set import IdSet
+from castore.maintenance.limits import Limits
 from castore.services.prune import compact_and_record, forget
 from castore.services.sources import file_source
 from castore.store.format.pack import CHUNK
@@ -49,7 +50,7 @@ def test_forty_nights_with_forget_and_compact_leave_a_small_cache(tmp_path):
                 store.sync()
                 with store.state.lock("web"):
                     forget(store, "web", [one for one in store.generations.all("web") if one.number <= night - 3])
-                compact_and_record(store, castore.Progress(), grace_seconds=0, unfinished_seconds=0)
+                compact_and_record(store, castore.Progress(), Limits(grace_seconds=0, unfinished_seconds=0))
                 assert store.base_cache.size() <= 1.5 * needed(store, "web")
     assert max(stored[-8:]) < 500_000, "the bases of deltas stay"
 
