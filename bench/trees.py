@@ -92,10 +92,22 @@ def media(path: str, files: int) -> None:
 
 def change_files(path: str) -> None:
     """Write a line into one of 100 files, at random."""
-    rng = random.Random(3)
     paths = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    change_some(paths, random.Random(3))
+
+
+def change_every_directory(path: str) -> None:
+    """Write a line into one of 100 files of each directory, at random."""
+    rng = random.Random(3)
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        change_some([os.path.join(folder, name) for name in sorted(names)], rng)
+
+
+def change_some(paths: list[str], rng: random.Random) -> None:
+    """Write a line into one of 100 of the regular files among these."""
     regular = [file for file in paths if os.path.isfile(file) and not os.path.islink(file)]
-    for chosen in rng.sample(regular, max(1, len(regular) // 100)):
+    for chosen in rng.sample(regular, min(max(1, len(regular) // 100), len(regular))):
         with open(chosen, "r+b") as file:
             data = file.read()
             at = rng.randrange(len(data) + 1)
@@ -176,7 +188,7 @@ def kinds(source_folder: str | None, scale: float) -> dict[str, Data]:
     dump = Dump(int(670e6 * scale))
     return {
         "source": Data(lambda path: source(path, source_folder), change_files),
-        "small": Data(lambda path: small(path, int(300_000 * scale)), change_files),
+        "small": Data(lambda path: small(path, int(300_000 * scale)), change_every_directory),
         "media": Data(lambda path: media(path, int(3000 * scale)), change_files),
         "dump": Data(dump.make, dump.change),
         "random": Data(lambda path: random_file(path, int((2 << 30) * scale)), change_random_file),

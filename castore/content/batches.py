@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import mmap
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from castore.content.previous_stream import PreviousStream, Window
     from castore.model.refs import RecordId, Ref
     from castore.store import NewChunk, SealedRecord
+
+
+_MOST_BASES: Final = 2
+"""Each more would make a delta slower to open."""
 
 
 class Stretch:
@@ -28,6 +32,15 @@ class Stretch:
         """Start, end and id of each chunk, and whether the store has it."""
         self.refs: list[Ref] = []
         """The references to the chunks."""
+        self.bases: list[tuple[int, int, RecordId]] = []
+        """Start and end of pieces of the stream, each with a chunk that has an earlier version of it."""
+
+    def bases_of(self, offset: int, size: int) -> tuple[RecordId, ...]:
+        """Return the chunks, at most two, that have earlier versions of parts of a piece of the stream."""
+        if not self.bases:
+            return ()
+        found = [base for start, end, base in self.bases if start < offset + size and offset < end]
+        return tuple(dict.fromkeys(found))[:_MOST_BASES]
 
 
 class Batch:
@@ -46,8 +59,11 @@ class Batch:
         self.expected: list[Ref] = []
         """The chunks into which this batch should then be cut."""
         self.cut: Future[None] | None = None
-        self.new: list[tuple[NewChunk, int]] = []
-        """Chunks that the store does not have, with their offsets in their streams."""
+        self.new: list[tuple[NewChunk, int, bool]] = []
+        """Chunks that the store does not have, with their offsets in their streams.
+
+        The flag says whether there is a previous stream.
+        """
         self.window: Window | None = None
         """The part of the previous stream that corresponds to this batch."""
         self.sealed: Future[list[SealedRecord]] | None = None

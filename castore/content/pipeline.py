@@ -39,6 +39,8 @@ _WORKERS: Final = 2
 _UNDER_WAY: Final = 6
 """Batches in progress at once: two in tasks, and enough before and after them that no worker idles."""
 _MIN_BATCH: Final = 1 << 22
+_MOST_OPS: Final = 512
+"""A batch of more small streams than this is sent off early: each keeps a directory in memory."""
 _WINDOW: Final = 63
 """How many bytes before a stretch decide whether a chunk ends at its first byte."""
 
@@ -78,6 +80,7 @@ class Pipeline:
         self._put_node = partial(_put_node, session, progress)
         self._builder = ListBuilder(self._put_node)
         self._previous: PreviousStream | None = None
+        self._bases: list[tuple[int, int, RecordId]] = []
         self._begins = True
         self._offset = 0
         """The offset, in its stream, of the next byte to be fed."""
@@ -118,6 +121,13 @@ class Pipeline:
         """Set the stream that the next stream is likely to resemble."""
         self._previous = previous
 
+    def suggest_bases(self, bases: list[tuple[int, int, RecordId]]) -> None:
+        """Set chunks that have earlier versions of pieces of the stream that is being fed.
+
+        bases: start and end of each piece in the stream, and the chunk.
+        """
+        self._bases = bases
+
     def reserve(self, wanted: int = 1) -> memoryview:
         """Return the free part of the buffer, at least `wanted` bytes, to be filled from its start.
 
@@ -150,6 +160,8 @@ class Pipeline:
         self._previous = None
         self._begins = True
         self._offset = 0
+        if len(self._batch.ops) >= _MOST_OPS:
+            self._submit()
 
     def drop_stream(self) -> None:
         """End the stream fed since the last end, without using it.
@@ -196,6 +208,8 @@ class Pipeline:
             return
         stretch = Stretch(start, end, begins=self._begins, final=final)
         stretch.previous = self._previous
+        if final:
+            stretch.bases, self._bases = self._bases, []
         batch.ops.append(stretch)
         self._offset += end - start
         self._begins = False
@@ -343,7 +357,8 @@ class Pipeline:
                     previous.track(ref, self._place)
                 if not known and chunk not in self._sealing and not self._session.was_added(chunk):
                     self._sealing.add(chunk)
-                    batch.new.append((NewChunk(chunk, start, end), self._place))
+                    new = NewChunk(chunk, start, end, aligned_ids=stretch.bases_of(self._place, ref.size))
+                    batch.new.append((new, self._place, previous is not None))
                 stretch.refs.append(ref)
                 self._place += ref.size
         if batch.new:
@@ -353,16 +368,18 @@ class Pipeline:
     def _seal(self, batch: Batch) -> list[SealedRecord]:
         """Seal the chunks of a batch that the store does not have; runs on a worker."""
         session, window = self._session, batch.window
-        new = [chunk for chunk, _ in batch.new]
+        new = [chunk for chunk, _, _ in batch.new]
         if self._deltas:
             new = session.find_similar(batch.buffer, new)
         if window is not None:
-            for chunk, (_, offset) in zip(new, batch.new, strict=True):
-                if chunk.similar_ids:
+            for chunk, (_, offset, has_previous) in zip(new, batch.new, strict=True):
+                if chunk.similar_ids and has_previous:
                     window.anchor(offset, chunk.end - chunk.start, chunk.similar_ids[0])
             new = [
                 chunk._replace(aligned_ids=window.aligned_ids(offset, chunk.end - chunk.start))
-                for chunk, (_, offset) in zip(new, batch.new, strict=True)
+                if has_previous
+                else chunk
+                for chunk, (_, offset, has_previous) in zip(new, batch.new, strict=True)
             ]
         return session.seal(batch.buffer, new)
 
@@ -375,7 +392,7 @@ class Pipeline:
         self._compared -= 1
         for sealed in batch.sealed.result() if batch.sealed is not None else ():
             self._add(sealed)
-        self._sealing.difference_update(chunk.id for chunk, _ in batch.new)
+        self._sealing.difference_update(chunk.id for chunk, _, _ in batch.new)
         previous = batch.stretches[-1].previous if batch.new else None
         if previous is not None and batch.window is not None and not previous.aligned:
             previous.set_shift(batch.window.shift)

@@ -114,9 +114,9 @@ next_old(const struct small_before *before, uint64_t number, uint64_t *at, struc
 	return (small_next(cursor, old->entry.size, &old->stream, &old->offset));
 }
 
-/* Whether the places of a record are valid; ends[] gets where the last file of each stream ends. */
+/* Whether the places of a record are valid. */
 static int
-is_valid(const struct small_before *before, uint64_t *ends)
+is_valid(const struct small_before *before)
 {
 	struct small_cursor cursor;
 	struct old_entry old;
@@ -126,7 +126,6 @@ is_valid(const struct small_before *before, uint64_t *ends)
 	for (i = 0; i < before->entries; i++)
 		if (next_old(before, i, &at, &cursor, &old) != 0)
 			return (0);
-	memcpy(ends, cursor.ends, sizeof(cursor.ends));
 	return (small_is_complete(&cursor));
 }
 
@@ -142,7 +141,7 @@ order_of(const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
 static int
 is_sure(const struct small_before *before, const struct old_entry *old)
 {
-	if ((old->mark & (SCAN_BUNDLED | SCAN_EMPTY)) == 0 || (old->mark & SCAN_DOUBTFUL) != 0)
+	if ((old->mark & (old->entry.size > 0 ? SCAN_BUNDLED : SCAN_EMPTY)) == 0 || (old->mark & SCAN_DOUBTFUL) != 0)
 		return (0);
 	if (old->entry.ctime != before->since)
 		return (old->entry.ctime < before->since);
@@ -151,8 +150,7 @@ is_sure(const struct small_before *before, const struct old_entry *old)
 
 size_t
 small_keep(const struct small_before *before, const uint8_t *drop, const uint8_t *listing, const uint64_t *places, size_t count,
-    uint8_t *kinds, uint8_t *take, uint8_t *marks, uint8_t *streams, uint64_t *offsets, uint64_t *sizes, uint64_t *used,
-    uint64_t *ends)
+    uint8_t *kinds, uint8_t *take, uint8_t *marks, uint8_t *streams, uint8_t *former, uint64_t *offsets, uint64_t *sizes, uint64_t *used)
 {
 	struct small_cursor cursor;
 	struct old_entry old = {0};
@@ -160,7 +158,7 @@ small_keep(const struct small_before *before, const uint8_t *drop, const uint8_t
 	size_t i, kept = 0;
 	int is_open = 0;
 
-	if (!is_valid(before, ends))
+	if (!is_valid(before))
 		return (SIZE_MAX);
 	small_begin(&cursor, before->runs, before->runs_len);
 	for (i = 0; i < count; i++) {
@@ -170,7 +168,7 @@ small_keep(const struct small_before *before, const uint8_t *drop, const uint8_t
 
 		memcpy(&entry, listing + places[i], sizeof(entry));
 		sizes[i] = entry.size;
-		streams[i] = SMALL_NO_STREAM;
+		streams[i] = former[i] = SMALL_NO_STREAM;
 		for (;;) {
 			if (!is_open && number == before->entries)
 				break;
@@ -182,12 +180,17 @@ small_keep(const struct small_before *before, const uint8_t *drop, const uint8_t
 				break;
 			is_open = 0;
 		}
-		if (!is_open || order != 0)
+		if (kinds[i] != SCAN_PLAIN && kinds[i] != SCAN_SMALL)
 			continue;
-		is_open = 0;
-		if ((kinds[i] != SCAN_PLAIN && kinds[i] != SCAN_SMALL) || memcmp(&old.entry, &entry, sizeof(entry)) != 0 ||
-		    !is_sure(before, &old) || (old.stream != SMALL_NO_STREAM && drop[old.stream]))
+		if (!is_open || order != 0 || memcmp(&old.entry, &entry, sizeof(entry)) != 0 || !is_sure(before, &old) ||
+		    (old.stream != SMALL_NO_STREAM && drop[old.stream])) {
+			used[SMALL_MAX_STREAMS] += entry.size;
+			if (is_open && order == 0) {
+				former[i] = (uint8_t)old.stream;
+				offsets[i] = old.offset;
+			}
 			continue;
+		}
 		marks[i] = old.mark & (SCAN_BUNDLED | SCAN_EMPTY | SCAN_WITH_XATTRS);
 		streams[i] = (uint8_t)old.stream;
 		offsets[i] = old.offset;

@@ -48,12 +48,13 @@ struct small_before {
  * Find the small files of a listing that are as the last scan stored them, and keep their places.  Entry i is at
  * places[i] of the listing, i < count, and of kinds[i], which becomes SCAN_KEPT if take[i] was set to ENTRY_AS_LISTED,
  * SCAN_KEPT_OTHER if the caller must make its entry.  marks[i] gets its marks, streams[i] and offsets[i] its place.
- * sizes[i] gets the size of each entry, used[0 .. SMALL_MAX_STREAMS) the bytes kept of each stream, and ends[] where
- * its last file ended.  Files in streams with drop[stream] set are not kept.  Returns the number of files kept, or
+ * For another small file, former[i] and offsets[i] get the place of its earlier content, if the last scan had a file of
+ * its name.
+ * sizes[i] gets the size of each entry, used[0 .. SMALL_MAX_STREAMS) the bytes kept of each stream, and
+ * used[SMALL_MAX_STREAMS] those of the small files that are not kept.  Files in streams with drop[stream] set are not kept.  Returns the number of files kept, or
  * SIZE_MAX if the record is not valid.
  */
 size_t small_keep(const struct small_before *before, const uint8_t *drop, const uint8_t *listing, const uint64_t *places, size_t count,
-    uint8_t *kinds, uint8_t *take, uint8_t *marks, uint8_t *streams, uint64_t *offsets, uint64_t *sizes, uint64_t *used,
-    uint64_t *ends);
+    uint8_t *kinds, uint8_t *take, uint8_t *marks, uint8_t *streams, uint8_t *former, uint64_t *offsets, uint64_t *sizes, uint64_t *used);
 
 #endif

@@ -33,10 +33,14 @@ class KeptFiles:
     """The marks of these files, else 0."""
     streams: bytearray
     """The number of each small file's stream."""
+    former: bytearray
+    """The stream of the earlier scan with an earlier version of each file that is not kept."""
     offsets: array[int]
     sizes: array[int]
     used: list[int] = field(default_factory=list)
     """The bytes that are kept of each stream of the earlier scan."""
+    to_read: int = 0
+    """The bytes of the small files that are not kept."""
 
     @classmethod
     def empty(cls, kinds: bytearray) -> KeptFiles:
@@ -45,7 +49,7 @@ class KeptFiles:
         zeros = bytes(8 * count)
         none = bytearray([_NO_STREAM]) * count
         numbers = array("Q", zeros), array("Q", zeros)
-        return cls(bytearray(kinds), bytearray(count), bytearray(count), none, *numbers)
+        return cls(bytearray(kinds), bytearray(count), bytearray(count), none, bytearray(none), *numbers)
 
     def place(self, position: int, stream: int, offset: int, size: int) -> None:
         """Record where a file was put that is not kept."""
@@ -90,7 +94,7 @@ def keep_files(
     """
     kept = KeptFiles.empty(kinds)
     count = len(kinds)
-    used, ends = ffi.new("uint64_t[]", MAX_STREAMS), ffi.new("uint64_t[]", MAX_STREAMS)
+    used = ffi.new("uint64_t[]", MAX_STREAMS + 1)
     held: list[Any] = [view_of(record.listing), view_of(record.marks), view_of(runs, "uint64_t[]")]
     before = ffi.new("struct small_before *")
     before.listing, before.marks, before.runs = held
@@ -101,10 +105,11 @@ def keep_files(
         dropped[stream] = 1
     found = lib.small_keep(
         *(before, view_of(dropped), listing, view_of(places, "uint64_t[]"), count),
-        *(view_of(kept.kinds), view_of(kept.take), view_of(kept.marks), view_of(kept.streams)),
-        *(view_of(kept.offsets, "uint64_t[]"), view_of(kept.sizes, "uint64_t[]"), used, ends),
+        *(view_of(kept.kinds), view_of(kept.take), view_of(kept.marks)),
+        *(view_of(kept.streams), view_of(kept.former)),
+        *(view_of(kept.offsets, "uint64_t[]"), view_of(kept.sizes, "uint64_t[]"), used),
     )
     if found in {0, TOO_MANY}:
         return None
-    kept.used = list(used)
+    *kept.used, kept.to_read = used
     return kept

@@ -319,6 +319,22 @@ def test_a_directory_whose_streams_are_many_or_little_used_is_repacked(sandbox, 
     check(sandbox, live, taken, tmp_path / "out")
 
 
+def test_a_changed_small_file_is_stored_as_a_delta_of_its_earlier_version(tmp_path, monkeypatch):
+    sandbox, live, rng = Sandbox(tmp_path / "sandbox"), tmp_path / "live", random.Random(3)
+    live.mkdir()
+    for number in range(10):
+        (live / f"file{number}").write_bytes(rng.randbytes(20_000))
+    snapshot(sandbox, live)
+    for number in (2, 7):
+        with open(live / f"file{number}", "r+b") as file:
+            file.seek(9_000)
+            file.write(b"changed")
+    taken = snapshot(sandbox, live)
+    assert taken.parts[0].new_bytes > 40_000
+    assert taken.parts[0].stored_bytes < 4_000
+    check(sandbox, live, taken, tmp_path / "out")
+
+
 def test_a_difference_does_not_read_files_that_kept_their_places(sandbox, live):
     snapshot(sandbox, live)
     (live / "2" / "1" / "small3").write_bytes(b"changed")

@@ -251,8 +251,8 @@ join(const uint8_t *listing, const uint64_t *places, size_t count, size_t room)
 static size_t
 kept(const struct small_before *before, const uint8_t *listing, const uint64_t *places, const uint8_t *kinds, uint64_t *sum)
 {
-	uint8_t *seen = exactly(20), *take = exactly(20), *marks = exactly(20), *streams = exactly(20), drop[SMALL_MAX_STREAMS] = {0};
-	uint64_t *offsets = exactly(160), *sizes = exactly(160), used[SMALL_MAX_STREAMS] = {0}, ends[SMALL_MAX_STREAMS], runs[60];
+	uint8_t *seen = exactly(20), *take = exactly(20), *marks = exactly(20), *streams = exactly(20), *former = exactly(20), drop[SMALL_MAX_STREAMS] = {0};
+	uint64_t *offsets = exactly(160), *sizes = exactly(160), used[SMALL_MAX_STREAMS + 1] = {0}, runs[60];
 	size_t count, i, len;
 
 	memcpy(seen, kinds, 20);
@@ -260,11 +260,12 @@ kept(const struct small_before *before, const uint8_t *listing, const uint64_t *
 	memset(marks, 0, 20);
 	memset(offsets, 0, 160);
 	drop[3] = 1;
-	count = small_keep(before, drop, listing, places, 20, seen, take, marks, streams, offsets, sizes, used, ends);
-	for (i = *sum = 0; count != SIZE_MAX && i < SMALL_MAX_STREAMS; i++) {
-		need(used[i] <= ends[i]);
+	count = small_keep(before, drop, listing, places, 20, seen, take, marks, streams, former, offsets, sizes, used);
+	for (i = *sum = 0; count != SIZE_MAX && i < SMALL_MAX_STREAMS; i++)
 		*sum += used[i];
-	}
+	for (i = len = 0; count != SIZE_MAX && i < 20; i++)
+		len += sizes[i];
+	need(count == SIZE_MAX || *sum + used[SMALL_MAX_STREAMS] == len);
 	for (i = 0; count != SIZE_MAX && i < 20; i++)
 		need((seen[i] == SCAN_KEPT || seen[i] == SCAN_KEPT_OTHER) == (marks[i] != 0) && (seen[i] == SCAN_KEPT) == (take[i] != 0));
 	if (count != SIZE_MAX) {
@@ -275,6 +276,7 @@ kept(const struct small_before *before, const uint8_t *listing, const uint64_t *
 	free(take);
 	free(marks);
 	free(streams);
+	free(former);
 	free(offsets);
 	free(sizes);
 	return (count);

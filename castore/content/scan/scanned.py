@@ -13,7 +13,7 @@ from castore.kernel.dir_listing import entry_at
 from castore.model.tree import Entry, Owners, encode_entries, encode_owners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from castore.kernel.dir_listing import Listed
     from castore.model.refs import Ref
@@ -36,6 +36,8 @@ class Scanned:
     """Positions of the subdirectories still to be entered, in reverse order."""
     small_files: list[Ref] = field(default_factory=list)
     """Its small-file streams that are stored already."""
+    former: Sequence[Ref] = ()
+    """The small-file streams of the last scan."""
     streams: int = 0
     """Number of its small-file streams."""
     runs: tuple[int, ...] = ()

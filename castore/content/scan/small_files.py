@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from castore.content.ref_tree import iter_chunks
 from castore.content.scan.cache import racy_since, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
-from castore.content.scan.kept_streams import decode_places, streams_to_drop
+from castore.content.scan.kept_streams import FormerFiles, decode_places, streams_to_drop
 from castore.errors import CastoreError, DamageError
 from castore.fs.metadata import extra_of
 from castore.kernel.dir_entries import AS_LISTED
@@ -31,6 +31,7 @@ from castore.kernel.dir_listing import (
     size_at,
 )
 from castore.kernel.small_streams import keep_files
+from castore.model.refs import Ref, RefKind
 from castore.model.tree import Content
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from castore.content.scan.scanned import Scanned
     from castore.kernel.dir_listing import Listed, Record
     from castore.kernel.small_streams import KeptFiles
-    from castore.model.refs import Ref
+    from castore.model.refs import RecordId
 
 _CONTENT: Final = (Content.NONE, Content.SMALL_FILES)
 SMALL: Final = 1 << 16
@@ -78,27 +79,34 @@ class SmallFileReader:
         if kept is None:
             return None
         sizes = [ref.size for ref in streams.refs]
-        drop = streams_to_drop(sizes, kept.used)
+        drop = streams_to_drop(sizes, kept.used, kept.to_read)
         if drop:
             kept = keep_files(*arguments, drop)
-        if kept is None or not self._use(directory, streams.refs, kept):
+        if kept is None or not self._use(directory, record, streams.refs, kept):
             return None
         directory.kinds, directory.take, directory.marks = kept.kinds, kept.take, kept.marks
+        directory.former = streams.refs
         for position in [at for at, kind in enumerate(kept.kinds) if kind == KEPT_OTHER]:
             self._as_listed(directory, position, attributed=bool(kept.marks[position] & WITH_XATTRS))
         return kept
 
-    def _use(self, directory: Scanned, refs: Sequence[Ref], kept: KeptFiles) -> bool:
+    def _use(
+        self, directory: Scanned, record: Record, refs: Sequence[Ref], kept: KeptFiles
+    ) -> bool:
         """Reference the streams of which files are kept; return whether the store has them."""
         old, pipeline = self._old, self._pipeline
         used = [number for number, size in enumerate(kept.used) if size]
         streams = [refs[number] for number in used]
-        try:
-            chunks = [ref for stream in streams for _, ref in iter_chunks(old.store, stream)] if old else []
-        except CastoreError:
+        # A node is in the store only if everything that it references is.
+        if old is None or not old.store.index.locations.has_node(summary_of(record).ref.id):
             return False
-        if old is None or not old.has(chunks):
-            return False
+        chunks = len(streams)
+        for stream in streams:
+            if stream.kind is not RefKind.CHUNK:
+                try:
+                    chunks += sum(1 for _ in iter_chunks(old.store, stream)) - 1
+                except CastoreError:
+                    return False
         kept.renumber(used)
         directory.streams = len(streams)
         directory.small_files += streams
@@ -107,7 +115,7 @@ class SmallFileReader:
         pipeline.progress.read += size
 
         def count() -> None:
-            pipeline.progress.chunks += len(chunks)
+            pipeline.progress.chunks += chunks
 
         pipeline.call_when_stored(count)
         return True
@@ -121,10 +129,16 @@ class SmallFileReader:
         file that is unchanged since the listing.
         """
         size = 0
+        bases: list[tuple[int, int, RecordId]] = []
+        former = None
+        if kept is not None and self._old is not None:
+            former = FormerFiles(self._old.store, directory.former, kept)
         for position, count in self._read(directory, small, large):
-            if kept is not None and count:
+            if former is not None and kept is not None and count:
+                bases += former.bases(position, size, count)
                 kept.place(position, directory.streams, size, count)
             size += count
+        self._pipeline.suggest_bases(bases)
         directory.size += size
         if size:
             directory.streams += 1
