@@ -242,7 +242,8 @@ def test_directories_of_successive_nights_are_compared_as_one(castore: Run, tmp_
     stored = [after - before for before, after in pairwise(sizes)]
     added = [night["stored"] for night in found["rows"][0]["nights"]]
     assert stored[1] < stored[0] / 10
-    assert added[1] == pytest.approx(stored[1], rel=0.1)
+    # Every store cuts with another key, so that the few changed chunks vary.
+    assert abs(added[1] - stored[1]) < 0.02 * sum(stored)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes rights away from root")
