@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_chunks
 from castore.content.restore.difference import difference_of, write_at, write_difference
+from castore.content.restore.live_file import has_changed
 from castore.content.streams import check_length, runs_of
 from castore.errors import CastoreError, DamageError
 from castore.fs.filesystem import network_of
@@ -52,12 +53,15 @@ def write_large(
     Raises DamageError, OSError; CastoreError if `old` changes meanwhile.
     """
     kept: dict[RecordId, int] = {}
-    if old is not None:
+    if old is not None and not has_changed(old):
         if _write_clone(reader, fd, child, old, wrote):
+            _refuse_changed(old)
             return
         kept = _kept_chunks(reader.store, fd, child, old)
         for count in _copy_kept(fd, old.fd, _placed(reader.store, child), kept):
             wrote(count)
+        if kept:
+            _refuse_changed(old)
 
     def write(run: list[Ref], spans: _Placed) -> int:
         count = 0
@@ -72,6 +76,12 @@ def write_large(
     for count in reader.ahead(_runs(_placed(reader.store, child), kept), lambda one: write(*one)):
         wrote(count)
     os.ftruncate(fd, child.entry.size)
+
+
+def _refuse_changed(old: LiveFile) -> None:
+    """Raise CastoreError if a live file whose content was used was written to meanwhile."""
+    if has_changed(old):
+        raise CastoreError("a file that was replaced changed meanwhile: is its service still running?")
 
 
 def _write_clone(

@@ -52,6 +52,8 @@ class LiveFile(NamedTuple):
     """A live file that is to be replaced, open for reading."""
 
     fd: int
+    stamp: Stamp
+    """As it was when it was opened."""
     ref: Ref | None = None
     """The stored stream that is proven to be its content."""
 
@@ -68,7 +70,13 @@ def open_live(folder: int, name: bytes, proof: Proof | None) -> LiveFile | None:
         fd = open_regular(folder, name)
     except OSError:
         return None
-    return LiveFile(fd, proof.ref if proof is not None and stamp_of(fd) == proof.stamp else None)
+    stamp = stamp_of(fd)
+    return LiveFile(fd, stamp, proof.ref if proof is not None and stamp == proof.stamp else None)
+
+
+def has_changed(live: LiveFile) -> bool:
+    """Whether a live file was written to since it was opened. Its ctime may differ: new names change it."""
+    return stamp_of(live.fd)[:4] != live.stamp[:4]
 
 
 def is_large(step: Step) -> bool:

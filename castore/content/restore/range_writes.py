@@ -4,8 +4,8 @@ This is for file systems that cannot share blocks between files: there, a new fi
 restore, however little differs. The previous content of the ranges is durable in the undo directory before
 the first of them is overwritten. While they are written, a reader of the live file sees a mixture of both
 contents, and so does everybody after a kill, until `castore recover` restores exactly the previous content.
-So only a restore that holds an undo journal does this, and only to a file that no process has open for
-writing.
+So only a restore that holds an undo journal does this, and only to a file that no other process has open: one
+that has it mapped, such as a shared library, would run the mixture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from castore.content.restore.difference import difference_of, write_difference
-from castore.content.restore.live_file import may_share, stamp_of
+from castore.content.restore.live_file import may_share
 from castore.content.restore.metadata import is_privileged
 from castore.fs.beneath import path_of
 from castore.fs.filesystem import network_of
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from castore.content.streams import StreamReader
 
 _WRITABLE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NOT_WRITABLE: Final = {errno.EACCES, errno.EPERM, errno.ETXTBSY, errno.EROFS, errno.ELOOP, errno.ENOENT}
+_NOT_WRITABLE: Final = {
+    *(errno.EACCES, errno.EPERM, errno.ETXTBSY, errno.EROFS, errno.ELOOP, errno.ENOENT, errno.EAGAIN)
+}
 
 # Seconds, measured on 2 cores of a Zen 5 server with ext4 on a virtual disk of 2 to 3 GB/s, 2026-11-29. On
 # slower disks they grow in about the same proportion: a range is written twice, a new file once. On a busy
@@ -76,7 +78,6 @@ class RangeWriter:
         """
         if not self._may_be_changed(folder, live, child):
             return False
-        before = stamp_of(live.fd)
         difference = difference_of(self._reader, live, child.ref)
         if difference is None or not is_cheaper(difference, child.entry.size):
             return False
@@ -87,7 +88,7 @@ class RangeWriter:
                 return False
             raise
         try:
-            return self._write(undo, folder, file, before, difference, child)
+            return self._write(undo, folder, file, live.stamp, difference, child)
         finally:
             os.close(file)
 
@@ -115,7 +116,7 @@ class RangeWriter:
             and network_of(os.fsdecode(path_of(live.fd))) is None
             and data_extents(live.fd, info.st_size, info.st_blocks) is None
             and not can_share_blocks_in(live.fd, folder)
-            and not _has_writers(live.fd)
+            and not _is_open_elsewhere(live.fd)
         )
 
 
@@ -125,15 +126,15 @@ def _with_tail(difference: Difference, size: int, before: Stamp) -> tuple[tuple[
     return (*difference, *tail)
 
 
-def _has_writers(fd: int) -> bool:
-    """Whether a process has the file, which is open for reading as `fd`, open for writing, or may have.
+def _is_open_elsewhere(fd: int) -> bool:
+    """Whether the file, which is open for reading as `fd`, is open a second time, or may be.
 
-    A read lease is granted only if there is none.
+    A write lease is granted only if it is not.
     """
     try:
         # A process that opens the file during the lease makes the kernel send a signal: one that is ignored.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
         return True

@@ -1,8 +1,11 @@
 """The previous content of ranges of a live file, in a file of the undo directory.
 
-A header, a record of the file (which one it is, its size, its metadata, the ranges), then the bytes of the
-ranges, in order. The file is durable before it gets its name, and before the live file is changed. So writing
-the ranges back gives exactly the previous content, whichever of them had been overwritten.
+A header, a record of the live file (its size, its metadata, the ranges), then the bytes of the ranges, in
+order. It is durable before it gets its name, and before the live file is changed. So writing the ranges back
+gives exactly the previous content, whichever of them had been overwritten.
+
+The undo directory has another name of the live file itself, too. So it is certain which file the ranges
+belong to, even if another one has its place, and no new file can get its inode number.
 """
 
 from __future__ import annotations
@@ -16,8 +19,6 @@ from typing import Final
 import msgspec
 from blake3 import blake3
 
-from castore.content.restore.undo_journal import same_file
-from castore.fs.beneath import open_entry, path_of
 from castore.fs.durable import create_file, sync_if_supported, write_all
 from castore.model.tree import Entry  # noqa: TC001 - msgspec needs it
 
@@ -32,8 +33,6 @@ class SavedRanges(msgspec.Struct, frozen=True, array_like=True):
 
     entry: Entry
     """The previous metadata."""
-    ids: tuple[int, int]
-    """Device and inode of the live file."""
     size: int
     """Its previous size in bytes."""
     ranges: tuple[tuple[int, int], ...]
@@ -62,18 +61,15 @@ def save(folder: int, name: bytes, file: int, saved: SavedRanges) -> None:
     sync_if_supported(folder)
 
 
-def write_back(folder: int, name: bytes, parent: int, live: bytes, boot: str) -> SavedRanges | None:
-    """Give the file `live` in the directory open as `parent` its previous content, durably.
+def write_back(folder: int, name: bytes, live: bytes) -> SavedRanges:
+    """Give a file its previous content, durably.
 
-    boot: in which its ids were taken. Returns None, and changes nothing, if another file has taken its place.
-    Raises OSError.
+    name, live: of the saved ranges and of the file, in the directory open as `folder`. Raises OSError.
     """
     source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         saved, at = _read_record(source)
-        file = _open_to_write(parent, live, saved, boot)
-        if file < 0:
-            return None
+        file = _open_to_write(folder, live)
         try:
             os.lseek(source, at, os.SEEK_SET)
             os.ftruncate(file, saved.size)
@@ -102,26 +98,15 @@ def _read_record(source: int) -> tuple[SavedRanges, int]:
     raise OSError(errno.EUCLEAN, "the saved ranges of a file are damaged")
 
 
-def _open_to_write(parent: int, live: bytes, saved: SavedRanges, boot: str) -> int:
-    """Open the live file for writing; return -1 if another file has taken its place."""
+def _open_to_write(folder: int, name: bytes) -> int:
+    """Open a file in an open directory, to which no other user can write, for writing."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        held = open_entry(parent, live)
-    except FileNotFoundError:
-        return -1
-    try:
-        info = os.fstat(held)
-        # Another boot may number devices differently, but not the files of a local file system.
-        same = saved.ids[1] == info.st_ino and same_file(saved.ids, info, boot)
-        if not stat.S_ISREG(info.st_mode) or not same:
-            return -1
-        try:
-            return os.open(path_of(held), os.O_RDWR | os.O_CLOEXEC)
-        except PermissionError:
-            # It has the mode of the restored file already, which may forbid its owner to write.
-            os.chmod(path_of(held), stat.S_IMODE(info.st_mode) | stat.S_IWUSR)
-            return os.open(path_of(held), os.O_RDWR | os.O_CLOEXEC)
-    finally:
-        os.close(held)
+        return os.open(name, flags, dir_fd=folder)
+    except PermissionError:
+        # It has the mode of the restored file already, which may forbid its owner to write.
+        os.chmod(name, stat.S_IRUSR | stat.S_IWUSR, dir_fd=folder)
+        return os.open(name, flags, dir_fd=folder)
 
 
 def _copy(source: int, start: int, end: int, out: int) -> None:
@@ -136,3 +121,8 @@ def _copy(source: int, start: int, end: int, out: int) -> None:
 def ranges_of(number: int) -> bytes:
     """Return the name of the file with the ranges that a step has saved."""
     return b"%d.ranges" % number
+
+
+def link_of(number: int) -> bytes:
+    """Return the other name of the live file of which a step has saved ranges."""
+    return b"%d.live" % number

@@ -23,7 +23,7 @@ import msgspec
 from castore.content.restore.copying import check_overwritable, copy, live_entry, overwrite
 from castore.content.restore.live_file import stamp_of
 from castore.content.restore.metadata import Ownership, replace_attributes
-from castore.content.restore.saved_ranges import SavedRanges, ranges_of, save, write_back
+from castore.content.restore.saved_ranges import SavedRanges, link_of, ranges_of, save, write_back
 from castore.content.restore.undo_journal import JournalFile, boot_id, same_file
 from castore.fs.beneath import (
     is_for_own_user,
@@ -52,6 +52,8 @@ _NEW: Final = b"new"
 _BACK: Final = b".castore-back-"
 UNMOVABLE: Final = {errno.EXDEV, errno.EBUSY}
 """Errors of rename(2) for another file system, a lower layer of an overlay, and a mount point."""
+_NO_LINK: Final = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT}
+"""Errors of link(2) for a file that cannot have another name in the undo directory."""
 _BEGUN: Final = b"."
 _SPECIAL: Final = stat.S_ISUID | stat.S_ISGID
 
@@ -195,34 +197,53 @@ class UndoArea:
         """Save ranges of an open live file durably, in the step that was begun last.
 
         folder: its open directory. ranges: (start, end) of each. Returns False, and saves nothing, if the
-        file no longer has this stamp, or if some of its metadata cannot be read. Raises OSError.
+        file no longer has this stamp, if some of its metadata cannot be read, or if it cannot have another
+        name in the undo directory. Raises OSError.
         """
         reasons: list[str] = []
-        name = ranges_of(self._begun - 1)
-        live = self._journal.steps[self._begun - 1][1][-1]
+        number = self._begun - 1
+        live = self._journal.steps[number][1][-1]
         entry, ids = live_entry(folder, live, reasons.append)
-        if reasons or ids != (stamp.dev, stamp.ino):
+        if reasons or ids != (stamp.dev, stamp.ino) or not self._link(folder, live, link_of(number)):
             return False
-        # The number of steps that were begun has to survive a loss of power, too.
-        os.fsync(self._log)
-        save(self._fd, name, file, SavedRanges(entry, ids, stamp.size, tuple(ranges)))
-        if stamp_of(file) == stamp:
-            return True
-        os.unlink(name, dir_fd=self._fd)
+        linked = os.fstat(file)
+        before = stamp_of(file)  # the new name has changed its ctime
+        if linked.st_nlink == 2 and before[:4] == stamp[:4] and self._is(link_of(number), ids):
+            # The number of steps that were begun has to survive a loss of power, too.
+            os.fsync(self._log)
+            save(self._fd, ranges_of(number), file, SavedRanges(entry, stamp.size, tuple(ranges)))
+            if stamp_of(file) == before:
+                return True
+            os.unlink(ranges_of(number), dir_fd=self._fd)
+        os.unlink(link_of(number), dir_fd=self._fd)
         sync_if_supported(self._fd)
         return False
+
+    def _link(self, folder: int, live: bytes, name: bytes) -> bool:
+        """Give a live file another name in the undo directory; return False if it cannot have one."""
+        try:
+            os.link(live, name, src_dir_fd=folder, dst_dir_fd=self._fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                return False
+            raise
+        return True
+
+    def _is(self, name: bytes, ids: Ids) -> bool:
+        info = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        return ids == (info.st_dev, info.st_ino)
 
     def restore(self, warn: Callable[[Path, str], None]) -> None:
         """Undo all steps that were begun; this can be repeated. Raises OSError."""
         for number in reversed(range(self._begun)):
             action, path = self._journal.steps[number]
+            if _exists(ranges_of(number), self._fd):
+                self._write_back(number, path, warn)
             kept = _exists(b"%d" % number, self._fd)
             if action == "create" or kept:
                 self._remove(path)
             if kept:
                 self._return(b"%d" % number, path)
-            elif _exists(ranges_of(number), self._fd):
-                self._write_back(ranges_of(number), path, warn)
         for path, entry, ids in self._journal.before:
             if path != (b".",):
                 self._set(path, entry, ids, warn)
@@ -293,7 +314,6 @@ class UndoArea:
 
     def _set(self, path: Path, entry: Entry, ids: Ids, warn: Callable[[Path, str], None]) -> None:
         """Restore the previous metadata of a file that was changed in place."""
-        ownership = Ownership(change=os.geteuid() == 0, numeric=True)
         try:
             fd = open_below(self._top, path[:-1])
         except FileNotFoundError:
@@ -309,27 +329,25 @@ class UndoArea:
             if not same_file(ids, info, self._journal.boot):
                 warn(path, "has been replaced since: its owner, mode and attributes were left")
                 return
-            # No regular file with set-id bits was changed in place.
-            mode = entry.mode & ~_SPECIAL if stat.S_ISREG(info.st_mode) else entry.mode
-            replace_attributes(path_of(held), entry, Owners(), ownership, partial(warn, path), mode=mode)
+            _set_open(held, entry, partial(warn, path))
         finally:
             os.close(held)
 
-    def _write_back(self, name: bytes, path: Path, warn: Callable[[Path, str], None]) -> None:
-        """Restore the previous content and metadata of a file of which ranges were overwritten."""
+    def _write_back(self, number: int, path: Path, warn: Callable[[Path, str], None]) -> None:
+        """Restore the previous content and metadata of a file of which ranges were overwritten.
+
+        It is then as if it had been moved aside.
+        """
+        live = link_of(number)
+        if not _exists(live, self._fd):
+            return  # all of this was done before
+        saved = write_back(self._fd, ranges_of(number), live)
+        held = open_entry(self._fd, live)
         try:
-            fd = open_below(self._top, path[:-1])
-        except FileNotFoundError:
-            saved = None
-        else:
-            try:
-                saved = write_back(self._fd, name, fd, path[-1], self._journal.boot)
-            finally:
-                os.close(fd)
-        if saved is None:
-            warn(path, "has been replaced by another file since: that was left as it is")
-        else:
-            self._set(path, saved.entry, saved.ids, warn)
+            _set_open(held, saved.entry, partial(warn, path))
+        finally:
+            os.close(held)
+        os.rename(live, b"%d" % number, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def _remove(self, path: Path) -> None:
         try:
@@ -388,6 +406,14 @@ class UndoArea:
             remove(name, self._fd)
         remove_all_in(self._fd)
         remove_directory(self._journal.undo, self._top, self._fd)
+
+
+def _set_open(held: int, entry: Entry, warn: Callable[[str], None]) -> None:
+    """Restore the previous metadata of an open file."""
+    ownership = Ownership(change=os.geteuid() == 0, numeric=True)
+    # No regular file with set-id bits was changed in place.
+    mode = entry.mode & ~_SPECIAL if stat.S_ISREG(os.fstat(held).st_mode) else entry.mode
+    replace_attributes(path_of(held), entry, Owners(), ownership, warn, mode=mode)
 
 
 def _write_token(fd: int, token: bytes) -> None:

@@ -7,10 +7,11 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from castore.content.restore import difference, range_writes, saved_ranges, undo_area
+from castore.content.restore import difference, large_files, range_writes, saved_ranges, undo_area
 from castore.content.scan import cache
 from castore.errors import CastoreError
 from castore.services.sources import Tree
@@ -83,12 +84,12 @@ def test_a_file_that_the_scan_does_not_prove_is_compared(sandbox: Sandbox, live:
     assert large.stat().st_ino == times.st_ino
 
 
-@pytest.mark.parametrize("change", ["linked", "written", "holes", "mode", "different"])
+@pytest.mark.parametrize("change", ["linked", "written", "open", "holes", "mode", "different"])
 def test_a_new_file_is_made_of_one_that_must_not_be_overwritten(
     sandbox: Sandbox, live: Path, large: Path, stored: dict, change: str
 ) -> None:
     inode = large.stat().st_ino
-    held = os.open(large, os.O_RDWR if change == "written" else os.O_RDONLY)
+    held = os.open(large, os.O_RDWR if change == "written" else os.O_RDONLY) if change in {"written", "open"} else -1
     if change == "linked":
         os.link(large, live / "second")
     elif change == "holes":
@@ -97,13 +98,14 @@ def test_a_new_file_is_made_of_one_that_must_not_be_overwritten(
         large.chmod(0o666)
     elif change == "different":
         large.write_bytes(random.Random(2).randbytes(3 * MIB))
-    before = os.pread(held, 8 * MIB, 0)
+    before = large.read_bytes()
     prove(sandbox, live)
     try:
         sandbox.in_place("s@1:t", live)
-        assert os.pread(held, 9 * MIB, 0) == before
+        assert held < 0 or os.pread(held, 9 * MIB, 0) == before
     finally:
-        os.close(held)
+        if held >= 0:
+            os.close(held)
     assert compare(stored, walk(live)) == []
     assert large.stat().st_ino != inode
 
@@ -137,6 +139,43 @@ def test_a_file_that_changes_before_it_is_overwritten_is_replaced(
     sandbox.in_place("s@1:t", live)
     assert compare(stored, walk(live)) == []
     assert large.stat().st_ino != inode
+
+
+def test_a_file_that_changes_after_it_was_proven_is_replaced(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove(sandbox, live)
+    inode = large.stat().st_ino
+
+    def change(*_: object) -> bool:
+        with open(large, "r+b") as file:
+            file.seek(MIB)
+            file.write(b"meanwhile")
+        return False
+
+    monkeypatch.setattr(range_writes, "can_share_blocks_in", change)
+    sandbox.in_place("s@1:t", live)
+    assert compare(stored, walk(live)) == []
+    assert large.stat().st_ino != inode
+
+
+def test_a_file_that_changes_while_its_content_is_used_is_not_trusted(
+    sandbox: Sandbox, live: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove(sandbox, live)
+    real = large_files._copy_kept
+
+    def copy(fd: int, old: int, *rest: Any) -> Any:
+        yield from real(fd, old, *rest)
+        os.utime(old)
+
+    monkeypatch.setattr(large_files, "_copy_kept", copy)
+    monkeypatch.setattr(large_files, "clone", lambda *_: False)
+    monkeypatch.setattr(range_writes, "is_cheaper", lambda *_: False)
+    before = large.read_bytes()
+    with pytest.raises(CastoreError, match="changed meanwhile: is its service still running"):
+        sandbox.in_place("s@1:t", live)
+    assert large.read_bytes() == before
 
 
 def test_damage_in_the_store_reverts_what_was_written(
