@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from castore.store.format.pack import MAX_BASES
 
 if TYPE_CHECKING:
     import mmap
@@ -12,10 +14,6 @@ if TYPE_CHECKING:
     from castore.content.previous_stream import PreviousStream, Window
     from castore.model.refs import RecordId, Ref
     from castore.store import NewChunk, SealedRecord
-
-
-_MOST_BASES: Final = 2
-"""Each more would make a delta slower to open."""
 
 
 class Stretch:
@@ -36,11 +34,11 @@ class Stretch:
         """Start and end of pieces of the stream, each with a chunk that has an earlier version of it."""
 
     def bases_of(self, offset: int, size: int) -> tuple[RecordId, ...]:
-        """Return the chunks, at most two, that have earlier versions of parts of a piece of the stream."""
+        """Return at most MAX_BASES chunks that have earlier versions of parts of a piece of the stream."""
         if not self.bases:
             return ()
         found = [base for start, end, base in self.bases if start < offset + size and offset < end]
-        return tuple(dict.fromkeys(found))[:_MOST_BASES]
+        return tuple(dict.fromkeys(found))[:MAX_BASES]
 
 
 class Batch:
