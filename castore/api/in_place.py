@@ -13,6 +13,7 @@ from castore.services.ownership import stored_ownership
 from castore.services.restore import plan_size
 from castore.services.restore_in_place import (
     doubt_of,
+    estimate_of,
     origin_of,
     plan_in_place,
     restore_in_place,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from castore.content.restore.plan import TreePlan
     from castore.progress import Watch
     from castore.services.selectors import Selection
+    from castore.state.restore_runs import Estimate
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class InPlacePlan:
     tree: TreePlan
     doubt: str
     """Why it may change other files than those of the stored tree; empty: it does not."""
+    estimate: Estimate | None
+    """How long it probably takes; None: no earlier run on this machine is known."""
     selection: Selection = field(repr=False)
     ownership: Ownership = field(repr=False)
 
@@ -74,7 +78,7 @@ def make_plan(
     )
     origin = origin_of(internal, selection, configured, consent=options.get("trust_recorded", False))
     doubt = doubt_of(internal, selection, plan, place, origin)
-    return InPlacePlan(place, plan, doubt, selection, ownership)
+    return InPlacePlan(place, plan, doubt, estimate_of(internal, plan), selection, ownership)
 
 
 def carry_out(

@@ -9,6 +9,7 @@ from castore.api.generation import Generation
 from castore.errors import UsageError
 from castore.progress import Progress
 from castore.services.follow import after_rollback_note
+from castore.services.restore_in_place import estimate_of
 from castore.services.rollback.execute import creations, missing_folders
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from castore.services.operations import ServiceOperations
     from castore.services.rollback.plan import AddedPart, DumpPlan
     from castore.services.rollback.request import RollbackRequest
+    from castore.state.restore_runs import Estimate
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class RollbackPlan:
     request: RollbackRequest = field(repr=False)
     """The rollback, as castore's own functions need it."""
     trees: dict[str, TreePlan] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    """How long each tree probably takes; those without are not known yet on this machine."""
     dumps: tuple[DumpPlan, ...] = ()
-    removals: tuple[AddedPart, ...] = ()
+    added_parts: tuple[AddedPart, ...] = ()
     """Parts that did not exist in the target."""
     untouched: tuple[str, ...] = ()
     """Live parts of the service that the target does not have."""
@@ -73,6 +77,7 @@ def make_plan(
         doubts,
         request,
         found.trees,
+        {name: time for name, plan in found.trees.items() if (time := estimate_of(store.internal, plan))},
         found.dumps,
         tuple(removal for removal in found.added_parts if removal.exists),
         found.untouched,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import formatting
-from castore.state.restore_runs import estimate
 
 if TYPE_CHECKING:
     from castore.content.restore.plan import TreePlan
     from castore.progress import Progress
-    from castore.store import Store
+    from castore.state.restore_runs import Estimate
 
 
 def amounts_text(progress: Progress, seconds: float) -> str:
@@ -26,7 +25,7 @@ def plain_amounts(progress: Progress, seconds: float) -> dict[str, Any]:
 _SHOWN_STEPS = 40
 
 
-def tree_steps(store: Store, tree: TreePlan) -> dict[str, Any]:
+def tree_steps(tree: TreePlan, expected: Estimate | None) -> dict[str, Any]:
     """Return the plan of a tree for JSON."""
     steps = [
         {"action": step.action, "path": formatting.printable(b"/".join(step.path) or b".")}
@@ -34,7 +33,6 @@ def tree_steps(store: Store, tree: TreePlan) -> dict[str, Any]:
     ]
     skipped = [[formatting.printable(path), reason] for path, reason in tree.skipped]
     work = tree.work
-    expected = estimate(store.paths.restores_of(store.store_id, store.storage.location), work)
     return {
         "path": tree.top,
         "bytes": work.written,

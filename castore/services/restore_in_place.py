@@ -22,6 +22,7 @@ from castore.services.restore import child_of
 from castore.services.sources import directory_ids, left_out, rules_of
 from castore.services.underway import refuse_unfinished, report_foreign
 from castore.services.unread import unread_paths
+from castore.state.restore_runs import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,13 @@ if TYPE_CHECKING:
     from castore.model.generation import Part
     from castore.progress import Progress
     from castore.services.selectors import Selection
+    from castore.state.restore_runs import Estimate
     from castore.store import Store
+
+
+def estimate_of(store: Store, plan: TreePlan) -> Estimate | None:
+    """Return how long a planned restore probably takes, by this machine's last runs with the store."""
+    return estimate(store.paths.restores_of(store.store_id, store.storage.location), plan.work)
 
 
 def plan_in_place(

@@ -27,7 +27,6 @@ from castore.errors import UsageError
 
 if TYPE_CHECKING:
     from castore.api.selection import Selection
-    from castore.api.store import Store
     from castore.cli.context import CliContext
 
 
@@ -105,7 +104,7 @@ def restore(context: CliContext, what: str, destination: str, chosen: _Chosen) -
     chosen.refuse_contradictions()
     if chosen.in_place:
         with context.open_store() as store:
-            _restore_in_place(context, store, store.select(what), destination, chosen)
+            _restore_in_place(context, store.select(what), destination, chosen)
     else:
         _restore(context, what, destination, chosen)
 
@@ -140,7 +139,7 @@ def _restore(context: CliContext, what: str, destination: str, chosen: _Chosen) 
 
 
 def _restore_in_place(
-    context: CliContext, store: Store, selection: Selection, directory: str, chosen: _Chosen
+    context: CliContext, selection: Selection, directory: str, chosen: _Chosen
 ) -> None:
     """Restore in place. The process is not confined: the undo area may be elsewhere on the file system."""
     from castore.cli.progress import progress_paused, show_progress
@@ -164,7 +163,7 @@ def _restore_in_place(
         if wanted:
             done = selection.restore_in_place(plan, accept_doubts=True, progress=progress)
     seconds = time.monotonic() - began
-    shown = tree_steps(store.internal, plan.tree)
+    shown = tree_steps(plan.tree, plan.estimate)
     if chosen.as_json:
         amounts = plain_amounts(done.progress, seconds) if done is not None else {}
         print_json({**shown, **amounts, "done": done is not None})

@@ -29,7 +29,6 @@ from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tre
 if TYPE_CHECKING:
     from castore.api.generation import Generation
     from castore.api.rollback import RollbackPlan, RollbackResult
-    from castore.api.store import Store
     from castore.cli.context import CliContext
 
 
@@ -99,7 +98,7 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
         for line in plan.doubts:
             report(line)
         if chosen.dry_run:
-            _print_plan(store, plan, as_json=chosen.as_json)
+            _print_plan(plan, as_json=chosen.as_json)
             return
         if plan.doubts and not (chosen.yes or confirm(f"Restore {service}@{plan.target.number} anyway?")):
             summarize("nothing was changed")
@@ -149,14 +148,14 @@ def _of(generation: Generation) -> str:
     return f" of revision {short_revision(generation.revision)}" if generation.revision else ""
 
 
-def _print_plan(store: Store, plan: RollbackPlan, *, as_json: bool) -> None:
+def _print_plan(plan: RollbackPlan, *, as_json: bool) -> None:
     """Print what a rollback would do."""
     for folder in plan.new_directories:
         shown = formatting.printable(os.fsencode(folder))
         report(f"would create the directory {shown}")
     for line in plan.creations:
         report(f"would create {line}")
-    trees = {name: tree_steps(store.internal, tree) for name, tree in plan.trees.items()}
+    trees = {name: tree_steps(tree, plan.estimates.get(name)) for name, tree in plan.trees.items()}
     dumps: list[dict[str, Any]] = [
         {"part": dump.part.name, "size": dump.part.size, "into": dump.into, "warning": dump.warning}
         for dump in plan.dumps
@@ -170,7 +169,7 @@ def _print_plan(store: Store, plan: RollbackPlan, *, as_json: bool) -> None:
         "hooks": {name: list(argv) for name, argv in plan.hooks.items()},
         "trees": trees,
         "dumps": dumps,
-        "removed": {removal.name: removal.path for removal in plan.removals},
+        "removed": {part.name: part.path for part in plan.added_parts},
         "untouched": list(plan.untouched),
         "new_directories": [formatting.printable(os.fsencode(path)) for path in plan.new_directories],
         "creations": list(plan.creations),
@@ -193,7 +192,7 @@ def _print_steps(
         print(f"dump {dump['part']}: {formatting.size(dump['size'])} into {dump['into']}")
         if dump["warning"]:
             print(f"  warning: {dump['warning']}")
-    for removal in plan.removals:
-        print(f"{removal.name}: did not exist: {removal.path} is removed")
+    for part in plan.added_parts:
+        print(f"{part.name}: did not exist: {part.path} is removed")
     for name in plan.untouched:
         print(f"{name}: not in generation {target.number}: it is not changed")
