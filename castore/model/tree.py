@@ -169,6 +169,8 @@ def decode_owners(data: bytes) -> tuple[Owners, int]:
         raise FormatError(
             f"a directory of format {owners.version}, and this castore knows {_VERSION}: update castore"
         )
+    if min(owners.runs, default=0) < 0:
+        raise DamageError("a directory's owners have a negative number of small files")
     return owners, _LENGTH_BYTES + len(frame)
 
 

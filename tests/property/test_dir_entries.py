@@ -39,6 +39,7 @@ from castore.model.tree import (
     Owners,
     decode_entries,
     decode_entry,
+    decode_owners,
     encode_entries,
     encode_owners,
     locate,
@@ -405,3 +406,9 @@ def test_a_spool_of_many_owners_takes_no_time_per_pair_of_files() -> None:
 
     # A search among all owners for each file made this 200 times slower.
     assert seconds(60_000) < 40 * max(seconds(1), 0.005)
+
+
+@pytest.mark.parametrize("runs", [(-1, 0, 0), (1, -1, 0), (1, 0, -5)])
+def test_a_directory_with_negative_runs_is_damaged(runs):
+    with pytest.raises(DamageError, match="a negative number of small files"):
+        decode_owners(encode_owners(Owners(runs=runs)))
