@@ -107,7 +107,7 @@ def test_sealing(benchmark, cipher) -> None:
 
     def seal() -> None:
         for counter in range(count):
-            sealer.seal(counter, bytes(32), bytes(32), len(data), 0, 0, data)
+            sealer.seal(counter, bytes(32), len(data), 0, 0, data)
 
     benchmark(seal)
     report(benchmark, count * len(data))

@@ -29,7 +29,7 @@ from msgspec.msgpack import decode as unpack
 MIB, damaged = 1 << 20, []
 CHUNK, LIST, INNER = range(3)  # kinds of references
 DIRECTORY, FILE, SYMLINK, DEVICES = 4, 8, 10, {2, 6}
-BASES = (0, 0, 1, 1, 2, 1, 2, 3, 4)  # how many an entry of each codec has
+BASES = (0, 0, 1, 2, 3, 4)  # how many an entry of each codec has
 OBJECT_OR_COPY = r"([1-9]\d*)(\.[0-9a-f]{32})?"
 XCHACHA, AEGIS = sodium.crypto_aead_xchacha20poly1305_ietf_decrypt, sodium.crypto_aead_aegis256_decrypt
 Record = namedtuple("Record", "pack offset sealed member session entry bases")
@@ -81,10 +81,9 @@ def read_identity(path):
 
 
 @lru_cache(maxsize=8)  # consecutive chunks are in one delta group
-def decompress(frame, limit, base=b""):
+def decompress(frame, limit):
     require(zstandard.frame_content_size(frame) <= limit, "a zstd frame is too long")
-    raw = zstandard.ZstdCompressionDict(base, zstandard.DICT_TYPE_RAWCONTENT)
-    return zstandard.ZstdDecompressor(dict_data=raw).decompress(frame, max_output_size=limit)
+    return zstandard.decompress(frame)
 
 
 def read_number(stream):
@@ -92,9 +91,9 @@ def read_number(stream):
     return byte & 127 | (read_number(stream) << 7 if byte > 127 else 0)
 
 
-def apply_delta(streams, member, base, plain):  # member: in a delta group; None: all streams are one
+def apply_delta(streams, member, base, plain):
     lengths, counts, moves, literals = streams
-    for _ in range(member or 0):
+    for _ in range(member):
         literals.seek(read_number(lengths), os.SEEK_CUR)
         while read_number(counts):
             read_number(moves)
@@ -103,7 +102,7 @@ def apply_delta(streams, member, base, plain):  # member: in a delta group; None
     made = bytearray(literals.read(length))
     while len(made) < plain:
         count, move = read_number(counts), read_number(moves)
-        position += (move >> 1 ^ -(move & 1)) + (0 if member is None else length)
+        position += (move >> 1 ^ -(move & 1)) + length
         require(0 <= position <= len(base) - count, "a delta copies what its base does not have")
         length = read_number(lengths)
         made += base[position : position + count] + literals.read(length)
@@ -243,16 +242,13 @@ class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts:
         identifier, _, plain, counter, _, kind, codec = record.entry
         require(plain <= 32 * MIB and record.session in self.sessions, "its session does not open")
         cipher, keys = self.sessions[record.session]
-        bases = blake3(b"".join(record.bases)).digest() if codec == 4 else b"".join(record.bases)
-        fields = (identifier, bases, plain, kind, codec) if codec < 5 else (b"", b"", 0, 0, 5)
-        associated_data = self.store_id + struct.pack("<32s32sIBBxx", *fields)
+        fields = (identifier, plain, kind, codec) if codec < 2 else (b"", 0, 0, 2)
+        associated_data = self.store_id + struct.pack("<32sIBBxx", *fields)
         data = self.read(record.pack, record.offset, record.sealed)
         opener, layout = (AEGIS, "<Q16s8x") if cipher == 1 else (XCHACHA, "<Q16s")
         payload = opener(data[16:], associated_data, struct.pack(layout, counter, data), keys[kind])
-        if codec < 3:
-            return decompress(payload, plain, base) if codec else payload
-        if codec < 5:
-            return apply_delta([io.BytesIO(decompress(payload, 2 * plain + 64))] * 4, None, base, plain)
+        if codec < 2:
+            return decompress(payload, plain) if codec else payload
         starts = [*accumulate((12, *struct.unpack_from("<III", payload))), len(payload)]
         streams = [io.BytesIO(decompress(payload[start:end], 32 * MIB)) for start, end in pairwise(starts)]
         return apply_delta(streams, record.member, base, plain)
@@ -337,7 +333,7 @@ class Store:  # opens and checks objects: sections 1 to 4 and 6; restores parts:
         frames = (data.read(int.from_bytes(length, "little")) for length in iter(lambda: data.read(4), b""))
         owners, *entries = map(unpack, frames)
         entries, below = [Entry(*entry[:8], *entry[8][:5]) for entry in entries], iter(references[1:])
-        runs = [*owners, []][3] or [len(entries), 0, 0] * any(entry.content == 1 for entry in entries)
+        runs = owners[3] or [len(entries), 0, 0] * any(entry.content == 1 for entry in entries)
         require(sum(runs[2::3]) <= reference[2], "its small files have impossible places")
         places = ((s, gap * (not i)) for n, s, gap in zip(*[iter(runs)] * 3, strict=True) for i in range(n))
         small = [*map(Stream, map(self.chunks, islice(below, max(runs[1::3], default=-1) + 1))), Stream(())]

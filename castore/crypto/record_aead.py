@@ -13,7 +13,7 @@ from nacl._sodium import lib
 from castore.crypto.sodium import NULL, Secret, allocate, pointer, room, taken
 from castore.errors import DamageError
 
-_ASSOCIATED: Final = struct.Struct("<16s32s32sIBBxx")
+_ASSOCIATED: Final = struct.Struct("<16s32sIBBxx")
 _COUNTER: Final = 8
 _DIGEST: Final = 16
 """Bytes of a nonce that depend on the sealed data; a sealed record begins with them."""
@@ -75,21 +75,17 @@ class RecordSealer:
         self,
         counter: int,
         record_id: bytes,
-        base_id: bytes,
         plain_length: int,
         kind: int,
         codec: int,
         data: bytes | memoryview,
     ) -> bytes:
-        """Return `data`, the plaintext encoded with `codec`, sealed; `overhead` bytes longer.
-
-        base_id: 32 zero bytes if there is no base.
-        """
-        ad = _ASSOCIATED.pack(self._store_id, record_id, base_id, plain_length, kind, codec)
+        """Return `data`, the plaintext encoded with `codec`, sealed; `overhead` bytes longer."""
+        ad = _ASSOCIATED.pack(self._store_id, record_id, plain_length, kind, codec)
         length = len(data)
         hasher = self._hasher.copy()
         hasher.update(counter.to_bytes(_COUNTER, "little") + ad)
-        # The id of a record without bases determines the data; hashing the data takes longer than sealing it.
+        # The id of any other record determines the data; hashing the data takes longer than sealing it.
         if codec > _LAST_OF_ID:
             hasher.update(data)
         digest = hasher.digest(_DIGEST)
@@ -112,7 +108,6 @@ class RecordSealer:
         self,
         counter: int,
         record_id: bytes,
-        base_id: bytes,
         plain_length: int,
         kind: int,
         codec: int,
@@ -122,7 +117,7 @@ class RecordSealer:
         length = len(sealed) - self.overhead
         if length < 0:
             raise DamageError(f"a record of {len(sealed)} bytes is too short to be valid")
-        ad = _ASSOCIATED.pack(self._store_id, record_id, base_id, plain_length, kind, codec)
+        ad = _ASSOCIATED.pack(self._store_id, record_id, plain_length, kind, codec)
         data = room(length)
         failed = self._decrypt(
             data,

@@ -1,4 +1,11 @@
-/* Deltas: a chunk encoded as copies from its base, and the literal bytes between them. */
+/*
+ * Deltas: a chunk encoded as copies from its base, and the literal bytes between them.
+ *
+ * A delta is a sequence of L, literals, C, M: L bytes of the chunk that are in the delta, then C bytes copied
+ * from the base, from where the last copy ended (at first from 0) moved by M.  It ends after the literals that
+ * complete the chunk, even if their L is 0: no C and M follow.  L, C and M are numbers as in docs/format.md,
+ * which specifies how a group of deltas is stored.
+ */
 #ifndef CASTORE_DELTA_H
 #define CASTORE_DELTA_H
 
@@ -9,9 +16,9 @@
 #define DELTA_TABLE (1 << 18)
 
 /*
- * Encode target[0 .. len) as a delta of base[0 .. base_len) to out[0 .. room),
- * as docs/format.md specifies.  Returns the length of the delta, or 0 if it
- * exceeds `room`: the two are not similar.  Both lengths are below 2^31.
+ * Encode target[0 .. len) as a delta of base[0 .. base_len) to out[0 .. room).
+ * Returns the length of the delta, or 0 if it exceeds `room`: the two are not
+ * similar.  Both lengths are below 2^31.
  */
 size_t delta_encode(const uint8_t *base, size_t base_len, const uint8_t *target, size_t len,
     uint8_t *out, size_t room, uint32_t *table);

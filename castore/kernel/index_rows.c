@@ -6,13 +6,13 @@
 #include <string.h>
 
 #define ENTRY_LEN 48
-#define GROUPED 5
+#define DELTA 2
 #define MAX_GROUP 255
 #define MAX_PLAIN (UINT32_C(32) << 20)
 #define KINDS 2
-#define CODECS 9
+#define CODECS 6
 
-static const uint8_t bases_of[CODECS] = {0, 0, 1, 1, 2, 1, 2, 3, 4};
+static const uint8_t bases_of[CODECS] = {0, 0, 1, 2, 3, 4};
 
 static uint32_t
 get32(const uint8_t *p)
@@ -100,7 +100,7 @@ rows_parse(const struct rows_footer *f, uint32_t *seen, uint64_t slots, const ui
 		struct entry e = entry_at(entries + i * ENTRY_LEN);
 		unsigned below;
 
-		if (e.session >= f->session_count || e.kind >= KINDS || e.codec >= CODECS || e.plain > MAX_PLAIN)
+		if (e.session >= f->session_count || e.kind >= KINDS || e.codec >= (e.kind == 0 ? CODECS : DELTA) || e.plain > MAX_PLAIN)
 			return (-1);
 		below = bases_of[e.codec];
 		if ((f->len - base) / 32 < below)
@@ -116,7 +116,7 @@ rows_parse(const struct rows_footer *f, uint32_t *seen, uint64_t slots, const ui
 			members = (unsigned)(group_end - i);
 		} else {
 			/* The entry shares the record of the entry before it (a group). */
-			if (first.id == NULL || first.codec < GROUPED || e.codec < GROUPED || e.counter != first.counter ||
+			if (first.id == NULL || first.codec < DELTA || e.codec < DELTA || e.counter != first.counter ||
 			    e.session != first.session)
 				return (-1);
 			member++;

@@ -99,7 +99,7 @@ class Generation(msgspec.Struct, frozen=True):
     """Taken after a rollback that failed or was killed: the state may be inconsistent. `pre_rollback` is also
     set, so that only its number selects it."""
     host_id: str = ""
-    """The key that identifies its host; empty in records of older castores."""
+    """The public key of the machine that took it, in hex."""
     missing_parts: tuple[str, ...] = ()
     """Parts that castore.toml described and that were not taken: the generation is partial."""
     duration: int = 0
@@ -162,7 +162,7 @@ class Origin(msgspec.Struct, frozen=True):
     one_file_system: bool = False
     exclude_caches: bool = False
     engine: str = ""
-    """Its engine in castore.toml; empty for a tree, and in records of older castores."""
+    """Its engine in castore.toml; empty for a tree."""
     settings: dict[str, Any] = {}
     """The part's keys in castore.toml: where the database is, never a password."""
     above: tuple[FileOwner, ...] = ()

@@ -46,8 +46,8 @@ def unread_paths(reader: StreamReader, generation: Generation | None, part: str,
         path = b"" if shown == b"." else shown
         if reason.startswith(ATTRIBUTE) and (path + b"/").startswith(prefix):
             unread.attributes.add(path[len(prefix) :])
-        if path + b"/" == prefix or path == prefix == b"":
-            # The directory itself. Older castore versions also stored a top that they could not list.
+        if path + b"/" == prefix:
+            # The directory itself.
             if reason.startswith(UNLISTED):
                 unread.paths.add(b"")
             continue

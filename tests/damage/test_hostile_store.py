@@ -220,7 +220,7 @@ def test_deltas_of_many_large_chunks_end(hostile, home, castore, monkeypatch) ->
             above = [bytes([depth + 1]) * 16 + number.to_bytes(16, "big") for number in range(64)]
             for number, record in enumerate(above):
                 bases = tuple(level[(number * 4 + at) % 64] for at in range(4))
-                hostile.chunk(session, record, packs.GROUPED + 3, data, 1, bases)
+                hostile.chunk(session, record, packs.DELTA + 3, data, 1, bases)
             level = above
         dumps = [Ref(RefKind.CHUNK, RecordId(record), 1) for record in level]
         dump = Ref(RefKind.LIST, hostile.node(session, dumps), len(dumps))

@@ -1,7 +1,6 @@
 """Make a golden store: python -m tests.golden.make format-1|deltas|rotated|streams FOLDER (new).
 
-Run when the format changes, never to make a failing test pass: every later castore reads these stores. In `deltas` each
-delta is a record of its own (codecs 3 and 4).
+Run when the format changes, never to make a failing test pass: every later castore reads these stores.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import zstandard
-
 from castore.content.scan import cache
 from castore.crypto import Identity
 from castore.services.sources import Tree, file_source
-from castore.store.format.pack import DELTA, DELTA_PAIR, GROUPED
+from castore.store.format.pack import MAX_BASES
 from castore.store.write import session
-from castore.store.write.delta_encoder import Deltas, Encoded
+from castore.store.write.delta_encoder import Deltas
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import walk
 
@@ -122,24 +119,21 @@ def night(number: int) -> bytes:
     return "".join(rows).encode()
 
 
-class SingleDeltas(Deltas):
-    """Write each delta as a record of its own, as castore did before it grouped them."""
+class ManyBases(Deltas):
+    """Use one to four bases in turn: those that castore finds, and others, since three or four are rare."""
 
-    def encode(self, buffer, chunks):
-        encoded = []
-        for record in super().encode(buffer, chunks):
-            if record.members[0].codec < GROUPED:
-                encoded.append(record)
-                continue
-            for delta, member in zip(self._codecs.group(record.data), record.members, strict=True):
-                codec = (DELTA, DELTA_PAIR)[len(member.bases) - 1]
-                encoded.append(Encoded(zstandard.compress(delta), [member._replace(codec=codec)]))
-        return encoded
+    def _choices(self, chunk):
+        found = [base for bases in super()._choices(chunk) for base in bases]
+        self.others = getattr(self, "others", [])
+        several = {base.id: base for base in [*found, *self.others]}
+        self.others += found
+        yield tuple(several.values())[: len(self.others) % MAX_BASES + 1]
 
 
 def make_deltas(into: Path) -> None:
+    """Five nights: groups of deltas of one to four bases, in chains."""
     into.mkdir(parents=True)
-    session.Deltas = SingleDeltas
+    session.Deltas = ManyBases
     with tempfile.TemporaryDirectory() as folder:
         sandbox = Sandbox(Path(folder), average=16384)
         for number in range(5):

@@ -18,13 +18,15 @@ from castore.content.stored_dirs import look_up, open_directory
 from castore.content.streams import StreamReader
 from castore.crypto import Identity, WriterKey
 from castore.maintenance.verify import verify as verify_store
+from castore.model.refs import RecordId
 from castore.services.details import read_details
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store, StoreOptions
-from castore.store.format.pack import DELTA, DELTA_PAIR
+from castore.store.format.pack import BASES, RAW
+from castore.store.write.base_provider import MAX_DEPTH
 from tests.golden.make import files, night, plain
 from tests.support.stores import take_snapshot
 from tests.support.tree_walker import walk
@@ -149,11 +151,14 @@ def test_the_independent_reader_has_less_than_400_lines_of_at_most_110_character
     assert max(map(len, lines)) <= 110
 
 
-def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
+def test_deltas_of_one_to_four_bases_in_groups_and_chains_are_read(tmp_path: Path) -> None:
     with Copy(tmp_path, DELTAS).open() as store:
         assert verify_store(_synced(store), castore.Progress(), read_data=True).sound
-        codecs = {entry.codec for pack, _ in store.index.packs.lengths() for entry in store.reader.pack_entries(pack)}
-        assert {DELTA, DELTA_PAIR} <= codecs
+        entries = [entry for pack, _ in store.index.packs.lengths() for entry in store.reader.pack_entries(pack)]
+        assert {entry.codec for entry in entries} == set(range(len(BASES))) - {RAW}
+        assert max(entry.group_index for entry in entries) > 10
+        bases = {entry.id: entry.bases for entry in entries}
+        assert max(_depth(bases, chunk) for chunk in bases) == MAX_DEPTH
         for number in range(5):
             out = tmp_path / str(number)
             selection = select(store, f"nights@{number + 1}")
@@ -166,6 +171,10 @@ def test_deltas_with_records_of_their_own_are_read(tmp_path: Path) -> None:
         done = subprocess.run([*command, "nights", str(number + 1), str(out)], check=False, **options)
         assert done.returncode == 0, done.stderr
         assert (out / "dump").read_bytes() == night(number)
+
+
+def _depth(bases: dict[RecordId, tuple[RecordId, ...]], chunk: RecordId) -> int:
+    return max((1 + _depth(bases, base) for base in bases[chunk]), default=0)
 
 
 @pytest.mark.parametrize("identity", ["identity", "second"])

@@ -147,10 +147,10 @@ def without_preamble(stream, readinto, _preamble) -> None:
     stream.warnings, stream._readinto = [], readinto  # noqa: SLF001 - what the engine asks its server
 
 
-def test_a_dump_of_an_older_castore_comes_back_as_the_live_database_is(server: Postgres, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
+def test_a_dump_without_recorded_properties_comes_back_as_the_live_database_is(server: Postgres, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
     with database(server, "plain"):
-        with monkeypatch.context() as older:
-            older.setattr(dump_stream.DumpWithPreamble, "__init__", without_preamble)
+        with monkeypatch.context() as patch:
+            patch.setattr(dump_stream.DumpWithPreamble, "__init__", without_preamble)
             sandbox.snapshot("s", source(server, "plain"))
         server.psql("ALTER DATABASE plain CONNECTION LIMIT 5; ALTER DATABASE plain SET work_mem = '3MB'")
         server.psql("CREATE TABLE t (x int)", "plain")

@@ -10,7 +10,7 @@ import pytest
 
 from castore.kernel.id_set import IdSet
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.store.format.pack import BASES, CHUNK, GROUPED, MAX_CHAIN, NODE, PackEntry
+from castore.store.format.pack import BASES, CHUNK, DELTA, MAX_CHAIN, NODE, PackEntry
 from castore.store.index import Index
 from castore.store.index.pack_tables import PackContent
 
@@ -41,7 +41,7 @@ class Model:
                 entries.append(PackEntry(chunk, CHUNK, codec, length, size, counter, session, offset))
             else:
                 for group_index in range(draw.choice((1, 2, 3))):
-                    number, codec = draw.randrange(1, len(CHUNKS)), draw.randrange(GROUPED, len(BASES))
+                    number, codec = draw.randrange(1, len(CHUNKS)), draw.randrange(DELTA, len(BASES))
                     bases = tuple(draw.choice(CHUNKS[:number]) for _ in range(BASES[codec]))
                     place = (size, counter, session, offset, bases, group_index)
                     entries.append(PackEntry(CHUNKS[number], CHUNK, codec, draw.randrange(100), *place))

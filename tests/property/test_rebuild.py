@@ -15,7 +15,7 @@ from castore.errors import DamageError, StorageError
 from castore.kernel import index_rows as kernel_rows
 from castore.kernel.index_rows import Rows
 from castore.model.refs import PackId, RecordId
-from castore.store.format.pack import _ENTRY, BASES, CHUNK, GROUPED, RECORDS, Footer
+from castore.store.format.pack import _ENTRY, BASES, CHUNK, DELTA, NODE, RECORDS, Footer
 from castore.store.index import Index, bulk_load
 from castore.store.index.pack_tables import PackContent
 from castore.store.index.schema import TABLES
@@ -36,12 +36,12 @@ def footers(draw):
     offset = RECORDS
     for counter in range(draw(st.integers(0, 8))):
         session = draw(st.integers(0, len(sessions) - 1))
-        kind = draw(st.integers(0, 1))
         codec = draw(st.integers(0, len(BASES) - 1))
+        kind = CHUNK if codec >= DELTA else draw(st.sampled_from([CHUNK, NODE]))
         sealed = draw(st.integers(1, 1000))
-        members = draw(st.integers(1, 4)) if codec >= GROUPED else 1
+        members = draw(st.integers(1, 4)) if codec >= DELTA else 1
         for member in range(members):
-            own = draw(st.integers(GROUPED, len(BASES) - 1)) if member else codec
+            own = draw(st.integers(DELTA, len(BASES) - 1)) if member else codec
             fields = (draw(st.sampled_from(IDS)), 0 if member else sealed, draw(st.integers(0, 99)), counter)
             entries.append(_ENTRY.pack(*fields, session, kind, own))
             bases += [draw(st.sampled_from(IDS)) for _ in range(BASES[own])]

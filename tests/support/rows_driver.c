@@ -30,7 +30,7 @@ put_id(uint8_t *p)
 static uint8_t *
 footer_of(size_t *len, size_t *count, size_t sessions, uint64_t *end)
 {
-	static const unsigned bases_of[9] = {0, 0, 1, 1, 2, 1, 2, 3, 4};
+	static const unsigned bases_of[6] = {0, 0, 1, 2, 3, 4};
 	uint8_t text[2 + 16 * 3 + MOST * (48 + 128)], *p = text + 2 + 16 * sessions, *exact;
 	size_t bases = 0, i;
 	unsigned session = 0;
@@ -40,8 +40,8 @@ footer_of(size_t *len, size_t *count, size_t sessions, uint64_t *end)
 	*count = draw() % MOST;
 	*end = 32;
 	for (i = 0; i < *count; i++, p += 48) {
-		int again = i > 0 && p[47 - 48] >= 5 && draw() % 2;
-		unsigned codec = again ? 5 + draw() % 4 : draw() % 9;
+		int again = i > 0 && p[47 - 48] >= 2 && draw() % 2;
+		unsigned codec = again ? 2 + draw() % 4 : draw() % 6;
 		uint32_t sealed = again ? 0 : 1 + draw() % 1000;
 
 		if (!again)
@@ -51,7 +51,7 @@ footer_of(size_t *len, size_t *count, size_t sessions, uint64_t *end)
 		put32(p + 36, (uint32_t)draw() % ((UINT32_C(32) << 20) + 1)); /* longer ones are refused */
 		memcpy(p + 40, again ? p + 40 - 48 : (const uint8_t *)&i, 4);
 		p[44] = (uint8_t)session;
-		p[46] = draw() % 2;
+		p[46] = codec < 2 ? draw() % 2 : 0; /* nodes that are deltas are refused */
 		p[47] = (uint8_t)codec;
 		*end += sealed;
 		bases += bases_of[codec];

@@ -46,7 +46,7 @@ def stage(live: Database, state: PostgreSQLSwap, contents: Contents) -> list[str
     client = live.client
     new = Database(client, state.new, live.options, live.compared)
     remarks = []
-    # An older castore did not record the properties: then those of the live database are used.
+    # A dump that another engine took does not record the properties: then the live database's are used.
     was = read_preamble(contents.restore_dump()) or live.properties()
     with valid_record():
         if was is not None:

@@ -108,7 +108,7 @@ class Journal(msgspec.Struct):
 class _JournalVersion(msgspec.Struct):
     """The version, which is decoded first: the other fields depend on it."""
 
-    version: int = 1
+    version: int
 
 
 def write_journal(store: Store, journal: Journal) -> None:

@@ -1,4 +1,4 @@
-"""Codecs of records: compress the plaintext, or encode it as a delta of its bases."""
+"""Codecs of records: compress the plaintext, or a group of deltas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zstandard
 
 from castore.errors import DamageError
 from castore.kernel import join_deltas, part_deltas
-from castore.store.format.pack import DELTA, DELTA_PAIR, DICTIONARY, MAX_PLAIN, RAW, ZSTD
+from castore.store.format.pack import MAX_PLAIN, RAW, ZSTD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -88,11 +88,8 @@ class Codecs:
             raise DamageError("it is not a group of deltas")
         return deltas
 
-    def body(self, codec: int, data: bytes, length: int, dictionary: bytes = b"") -> bytes:
-        """Return the content of a record without group: `length` bytes of plaintext, or a delta.
-
-        dictionary: the base, for codec DICTIONARY. Raises DamageError.
-        """
+    def plain(self, codec: int, data: bytes, length: int) -> bytes:
+        """Return the content of a record that holds a chunk in full, or a node. Raises DamageError."""
         if codec == RAW:
             return data
         if length > MAX_PLAIN:
@@ -100,19 +97,11 @@ class Codecs:
         try:
             # The decompressor allocates what the frame claims, whatever is in it.
             claimed = zstandard.frame_content_size(data)
-            if codec in {DELTA, DELTA_PAIR}:
-                most = 2 * length + 64
-                if claimed > most:
-                    raise DamageError(f"its frame has {claimed} bytes, too many for a delta of {length}")
-                raw: bytes = self._decompressor().decompress(data, max_output_size=most)
-                return raw
-            if claimed not in {-1, length}:
+            if claimed < 0:
+                raise DamageError("its frame does not say how many bytes it has")
+            if claimed != length:
                 raise DamageError(f"its frame has {claimed} bytes instead of {length}")
-            decompressor = self._decompressor()
-            if codec == DICTIONARY:
-                words = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-                decompressor = zstandard.ZstdDecompressor(dict_data=words)
-            plain: bytes = decompressor.decompress(data, max_output_size=length)
+            plain: bytes = self._decompressor().decompress(data)
         except zstandard.ZstdError as error:
             raise DamageError(f"it does not decompress: {error}") from None
         return plain

@@ -29,22 +29,16 @@ CHUNK: Final = 0
 NODE: Final = 1
 RAW: Final = 0
 ZSTD: Final = 1
-DICTIONARY: Final = 2
-"""zstd, with the base as raw-content dictionary; still read, but no longer written."""
-DELTA: Final = 3
-"""A delta, made by the kernel from one base and compressed with zstd; still read, no longer written."""
-DELTA_PAIR: Final = 4
-"""A delta from two concatenated bases, compressed with zstd; still read, no longer written."""
-GROUPED: Final = 5
-"""A delta from one base, in a record that holds a group of deltas; GROUPED + n: from n more bases."""
-BASES: Final = (0, 0, 1, 1, 2, 1, 2, 3, 4)
+DELTA: Final = 2
+"""A delta from one base, in a record that holds a group of deltas; DELTA + n: from n more bases."""
+BASES: Final = (0, 0, 1, 2, 3, 4)
 """Number of bases of a chunk, by its codec."""
 MAX_BASES: Final = 4
 MAX_CHAIN: Final = 8
 """The longest chain of bases below a delta."""
 MAX_PLAIN: Final = 32 << 20
 """No chunk is longer, in bytes: eight times the largest average."""
-NO_BASE: Final = RecordId(bytes(32))
+_NO_ID: Final = RecordId(bytes(32))
 
 RECORDS: Final = HEADER_BYTES + 16
 """Offset of the first record in a pack."""
@@ -77,19 +71,16 @@ class PackEntry(NamedTuple):
 
 
 def record_names(
-    record_id: RecordId, bases: tuple[RecordId, ...], plain_length: int, kind: int, codec: int
-) -> tuple[bytes, bytes, int, int, int]:
-    """Return what a record is bound to when it is sealed: id, base, plain length, kind, codec.
+    record_id: RecordId, plain_length: int, kind: int, codec: int
+) -> tuple[bytes, int, int, int]:
+    """Return what a record is bound to when it is sealed: id, plain length, kind, codec.
 
     A group has no values of its own, and its members' values would cost a look-up each. The record's counter
     identifies the group, and a chunk decoded from it is checked against its id.
     """
-    if codec >= GROUPED:
-        return NO_BASE, NO_BASE, 0, kind, GROUPED
-    base = bases[0] if bases else NO_BASE
-    if len(bases) > 1:
-        base = RecordId(blake3(b"".join(bases)).digest())
-    return record_id, base, plain_length, kind, codec
+    if codec >= DELTA:
+        return _NO_ID, 0, kind, DELTA
+    return record_id, plain_length, kind, codec
 
 
 class PackWriter:
@@ -286,7 +277,7 @@ def _decode_footer(footer: bytes, count: int, end: int) -> list[PackEntry]:
     for record_id, sealed, plain, counter, session, kind, codec in _ENTRY.iter_unpack(
         footer[begin:base]
     ):
-        if session >= table or kind > NODE or codec >= len(BASES):
+        if session >= table or kind > NODE or codec >= (len(BASES) if kind == CHUNK else DELTA):
             raise DamageError(
                 f"an entry of its footer has session {session}, kind {kind}, codec {codec}"
             )
@@ -314,7 +305,7 @@ def _next_member(entries: list[PackEntry], entry: PackEntry) -> PackEntry:
     first = entries[-1] if entries else None
     if (
         first is None
-        or min(first.codec, entry.codec) < GROUPED
+        or min(first.codec, entry.codec) < DELTA
         or first.counter != entry.counter
         or first.session != entry.session
         or first.group_index == MAX_GROUP - 1

@@ -33,10 +33,10 @@ class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     cipher: Cipher
     sealed_keys: tuple[tuple[bytes, bytes], ...]
     """(recipient, session id | data key sealed to it)."""
+    writer: bytes
+    """The public key that added to the session: a machine's, or an admin's."""
     node_key: bytes = b""
     """The key of the session's nodes; empty if it is derived from the key that seals this record."""
-    writer: bytes = b""
-    """The public key that added to the session: a machine's, or an admin's."""
 
     def __repr__(self) -> str:
         return f"SessionRecord(of {self.host})"
@@ -132,4 +132,4 @@ def new_session_record(
     time: int, host: str, cipher: Cipher, seals: tuple[tuple[bytes, bytes], ...], writer: bytes
 ) -> SessionRecord:
     """Return the record of a new session."""
-    return SessionRecord(_VERSION, time, host, cipher, seals, writer=writer)
+    return SessionRecord(_VERSION, time, host, cipher, seals, writer)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from castore.errors import DamageError
 from castore.kernel import apply_deltas
 from castore.store.format.codecs import Groups, member_of
-from castore.store.format.pack import DICTIONARY, GROUPED, MAX_CHAIN, MAX_PLAIN
+from castore.store.format.pack import DELTA, MAX_CHAIN, MAX_PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -64,31 +64,19 @@ class StoredForms:
         """Return whether the deltas of a group are kept, for now."""
         return self._groups.get(record) is not None
 
-    def decode(
-        self,
-        record: Hashable,
-        chunk: StoredChunk,
-        read: Callable[[], bytes],
-        dictionary: Callable[[], bytes] = bytes,
-    ) -> StoredForm:
+    def decode(self, record: Hashable, chunk: StoredChunk, read: Callable[[], bytes]) -> StoredForm:
         """Return the stored form of a chunk, or of a node, in a record.
 
-        record: identifies the record. read: returns its payload, if that is needed. dictionary: returns the
-        base, for codec DICTIONARY; the form then has no bases. Raises DamageError, and what these functions
-        raise.
+        record: identifies the record. read: returns its payload, if that is needed. Raises DamageError, and
+        what `read` raises.
         """
-        if chunk.codec >= GROUPED:
+        if chunk.codec < DELTA:
+            data = self._codecs.plain(chunk.codec, read(), chunk.plain_length)
+        else:
             deltas = self._groups.get(record)
             if deltas is None:
                 deltas = self._groups.open(record, read)
             data = member_of(deltas, chunk.group_index)
-        else:
-            is_plain = chunk.codec == DICTIONARY
-            payload = read()
-            words = dictionary() if is_plain else b""
-            data = self._codecs.body(chunk.codec, payload, chunk.plain_length, words)
-            if is_plain:
-                return StoredForm(data, chunk.plain_length)
         return StoredForm(data, chunk.plain_length, chunk.bases)
 
 

@@ -15,15 +15,7 @@ from castore.model.counting import count as counted
 from castore.model.refs import MAX_NODE_REFS, REF_BYTES, RecordId
 from castore.store.format.codecs import Codecs
 from castore.store.format.names import pack_name
-from castore.store.format.pack import (
-    CHUNK,
-    DICTIONARY,
-    GROUPED,
-    MAX_CHAIN,
-    MAX_PLAIN,
-    NODE,
-    record_names,
-)
+from castore.store.format.pack import CHUNK, DELTA, MAX_CHAIN, MAX_PLAIN, NODE, record_names
 from castore.store.index import RecordLocation
 from castore.store.read.delta_resolver import StoredForm, StoredForms, assemble, assemble_verified
 
@@ -127,10 +119,9 @@ class RecordReader:
             for where, sealed in self._fetch(sorted(location[:3] for location in locations.values())):
                 node, location = at[where]
                 self._check_length(NODE, location)
-                plain = self._codecs.body(
-                    location.codec, self._unseal(NODE, node, location, sealed), location.plain_length
-                )
-                if location.bases or not self._is_named(NODE, plain, node):
+                payload = self._unseal(NODE, node, location, sealed)
+                plain = self._codecs.plain(location.codec, payload, location.plain_length)
+                if not self._is_named(NODE, plain, node):
                     return None
                 opened[node] = plain
             return [opened[node] for node in nodes]
@@ -174,16 +165,15 @@ class RecordReader:
         for chunk, location in locations.items():
             self._check_length(CHUNK, location)
             where = location.pack, location.offset
-            if where not in records and location.codec >= GROUPED and self._forms.has_group(where):
+            if where not in records and location.codec >= DELTA and self._forms.has_group(where):
                 read = partial(self._read_sealed, CHUNK, chunk, location)
                 forms[chunk] = self._forms.decode(where, location, read)
             else:
                 records.setdefault(where, []).append((chunk, location))
         for where, sealed in self._fetch(sorted(several[0][1][:3] for several in records.values())):
             for chunk, location in records[where]:
-                if location.codec != DICTIONARY:  # only `read` supports that codec
-                    unseal = partial(self._unseal, CHUNK, chunk, location, sealed)
-                    forms[chunk] = self._forms.decode(where, location, unseal)
+                unseal = partial(self._unseal, CHUNK, chunk, location, sealed)
+                forms[chunk] = self._forms.decode(where, location, unseal)
         return forms
 
     def _fetch(self, spans: Iterable[tuple[PackId, int, int]]) -> Iterator[tuple[_Where, memoryview]]:
@@ -208,7 +198,7 @@ class RecordReader:
     ) -> bytes:
         """Return the data sealed in a record. Raises DamageError, IdentityError."""
         keys = self._keyring.chunk_sealer if kind == CHUNK else self._keyring.node_sealer
-        names = record_names(record_id, location.bases, location.plain_length, kind, location.codec)
+        names = record_names(record_id, location.plain_length, kind, location.codec)
         return keys(location.session).open(location.counter, *names, sealed)
 
     def open(self, kind: int, record_id: RecordId, location: RecordLocation, depth: int = 0) -> bytes:
@@ -235,9 +225,10 @@ class RecordReader:
         self._local.left = getattr(self._local, "left", _MOST_OPENED) - 1
         if self._local.left < 0:
             raise DamageError(f"more than {counted(_MOST_OPENED, 'record')} would have to be opened for it")
-        read_base = partial(self._base, depth=depth + 1)
-        form = self._forms.decode(where, location, read, lambda: b"".join(map(read_base, location.bases)))
-        return assemble_verified(record_id, form, read_base) if form.bases else form.data
+        form = self._forms.decode(where, location, read)
+        if not form.bases:
+            return form.data
+        return assemble_verified(record_id, form, partial(self._base, depth=depth + 1))
 
     def _check_length(self, kind: int, location: RecordLocation) -> None:
         """Raise DamageError for a chunk or node that is longer than castore writes."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from blake3 import blake3
 
 from castore.errors import DamageError
-from castore.store.format.pack import CHUNK, DICTIONARY
+from castore.store.format.pack import CHUNK
 from castore.store.read.delta_resolver import BaseChunk, StoredForm, StoredForms, assemble
 
 if TYPE_CHECKING:
@@ -140,8 +140,6 @@ class Bases:
         chunk: PendingChunk | RecordLocation,
     ) -> StoredForm:
         """Decode a record in the base cache. Raises KeyError if it is not there, DamageError."""
-        if chunk.codec == DICTIONARY:
-            raise KeyError(record)
 
         def payload() -> bytes:
             if (data := read()) is None:

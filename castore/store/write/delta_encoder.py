@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.kernel import MAX_GROUP, encode_delta
-from castore.store.format.pack import GROUPED
+from castore.store.format.pack import DELTA
 from castore.store.write.base_provider import MAX_DEPTH
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class NewChunk(NamedTuple):
     similar_ids: tuple[RecordId, ...] = ()
     """Chunks that share features with it, the most similar first."""
     aligned_ids: tuple[RecordId, ...] = ()
-    """The one or two chunks that were at the same position in the previous version of the stream."""
+    """At most MAX_BASES chunks, which were at the same position in the previous version of the stream."""
 
 
 class DeltaMember(NamedTuple):
@@ -147,7 +147,7 @@ class Deltas:
             full = self._compressed(buffer, chunk)[1]
             if len(self._codecs.compress_group([raw])) * _WORTH > len(full):
                 return None
-        return GROUPED + len(bases) - 1, raw, tuple(base.id for base in bases)
+        return DELTA + len(bases) - 1, raw, tuple(base.id for base in bases)
 
     def _choices(self, chunk: NewChunk) -> Iterator[tuple[BaseChunk, ...]]:
         """Yield possible bases of a chunk, the most promising first."""

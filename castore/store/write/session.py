@@ -25,7 +25,6 @@ from castore.store.format.codecs import Codecs
 from castore.store.format.names import session_name
 from castore.store.format.pack import (
     CHUNK,
-    NO_BASE,
     NODE,
     PackEntry,
     PackWriter,
@@ -193,7 +192,7 @@ class Session:
     def _sealed(self, data: bytes | memoryview, members: list[DeltaMember]) -> SealedRecord:
         counter = self._chunk_counter.take()
         first = members[0]
-        names = record_names(first.id, first.bases, first.length, CHUNK, first.codec)
+        names = record_names(first.id, first.length, CHUNK, first.codec)
         record = self._chunk_sealer.seal(counter, *names, data)
         # Copy the data: the caller reuses the buffer.
         payload = bytes(data) if self._base_cache.limit != 0 else b""
@@ -240,7 +239,7 @@ class Session:
         codec, data = self._codecs.compress(plain)
         counter = self._node_counter.take()
         length = len(plain)
-        record = self._node_sealer.seal(counter, record_id, NO_BASE, length, NODE, codec, data)
+        record = self._node_sealer.seal(counter, record_id, length, NODE, codec, data)
         entry = PackEntry(
             id=record_id,
             kind=NODE,

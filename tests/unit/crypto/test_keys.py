@@ -108,11 +108,11 @@ def test_a_box_opens_only_with_its_associated_data():
 def test_a_record_is_bound_to_every_field_of_its_entry(cipher):
     key, store = random_key(), bytes(16)
     sealer = RecordSealer(cipher, key, store)
-    fields = [7, b"i" * 32, ZEROS, 5, 0, 1]
+    fields = [7, b"i" * 32, 5, 0, 1]
     sealed = sealer.seal(*fields, memoryview(b"plain"))
     assert len(sealed) == 5 + sealer.overhead
     assert sealer.open(*fields, memoryview(sealed)) == b"plain"
-    for at, other in enumerate([8, b"j" * 32, b"b" * 32, 6, 1, 0]):
+    for at, other in enumerate([8, b"j" * 32, 6, 1, 0]):
         changed = [*fields[:at], other, *fields[at + 1 :]]
         with pytest.raises(DamageError):
             sealer.open(*changed, sealed)
@@ -127,15 +127,15 @@ def test_a_record_is_bound_to_every_field_of_its_entry(cipher):
     assert sealer.open(9, *fields[1:], empty) == b""
 
 
-@pytest.mark.parametrize(("codec", "hashed"), [(0, b""), (1, b""), (3, b"plain"), (5, b"plain")])
+@pytest.mark.parametrize(("codec", "hashed"), [(0, b""), (1, b""), (2, b"plain")])
 @pytest.mark.parametrize("cipher", Cipher)
 def test_records_are_what_the_format_says(cipher, codec, hashed):
     key, store, record_id = random_key(), b"s" * 16, b"i" * 32
-    ad = store + record_id + ZEROS + (5).to_bytes(4, "little") + bytes([1, codec, 0, 0])
+    ad = store + record_id + (5).to_bytes(4, "little") + bytes([1, codec, 0, 0])
     counter = (7).to_bytes(8, "little")
     nonce_key = blake3(key, derive_key_context="castore 1 nonce").digest()
     digest = blake3(counter + ad + hashed, key=nonce_key).digest(16)
-    sealed = RecordSealer(cipher, key, store).seal(7, record_id, ZEROS, 5, 1, codec, b"plain")
+    sealed = RecordSealer(cipher, key, store).seal(7, record_id, 5, 1, codec, b"plain")
     encrypt, length = {
         Cipher.XCHACHA20_POLY1305: (bindings.crypto_aead_xchacha20poly1305_ietf_encrypt, 24),
         Cipher.AEGIS_256: (bindings.crypto_aead_aegis256_encrypt, 32),
@@ -148,14 +148,14 @@ def test_a_counter_used_twice_gives_other_contents_another_nonce(cipher):
     """A virtual machine that is resumed twice from one snapshot of its memory takes a counter twice."""
     key = random_key()
     first, second = (RecordSealer(cipher, key, bytes(16)) for _ in range(2))
-    group = [7, ZEROS, ZEROS, 0, 0, 5]  # a group of deltas has no id of its own
+    group = [7, ZEROS, 0, 0, 2]  # a group of deltas has no id of its own
     one, other = first.seal(*group, b"some delta"), second.seal(*group, b"other data")
     assert one[:16] != other[:16]
     streams = [bytes(a ^ b for a, b in zip(sealed[16:26], plain, strict=False)) for sealed, plain in ((one, b"some delta"), (other, b"other data"))]
     assert streams[0] != streams[1]
     assert second.seal(*group, b"some delta") == one
     assert first.seal(8, *group[1:], b"some delta")[:16] != one[:16]
-    chunks = [[7, name * 32, ZEROS, 4, 0, 1] for name in (b"a", b"b")]
+    chunks = [[7, name * 32, 4, 0, 1] for name in (b"a", b"b")]
     assert first.seal(*chunks[0], b"some")[:16] != second.seal(*chunks[1], b"else")[:16]
 
 

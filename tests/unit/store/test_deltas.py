@@ -23,7 +23,7 @@ from castore.model.refs import PackId, RecordId, RefKind, SessionId
 from castore.services.sources import Tree, file_source
 from castore.store import NewChunk
 from castore.store.format.codecs import Codecs, Groups, member_of
-from castore.store.format.pack import BASES, CHUNK, GROUPED, PackEntry, _decode_footer
+from castore.store.format.pack import BASES, CHUNK, DELTA, PackEntry, _decode_footer
 from castore.store.index.pack_tables import PackContent
 from castore.store.read.delta_resolver import StoredForm, assemble
 from castore.store.write.base_provider import MAX_DEPTH
@@ -236,7 +236,7 @@ def test_deltas_share_records_and_a_lost_record_is_reported_for_all_in_it(sandbo
         for pack, entries in packs:
             for entry in entries:
                 lengths[pack, entry.offset] = entry.sealed_length
-                if entry.codec >= GROUPED:
+                if entry.codec >= DELTA:
                     groups.setdefault((pack, entry.offset), []).append(entry)
         assert shown.records.chunk_bytes + shown.records.node_bytes == sum(lengths.values())
         assert shown.overhead > 0
@@ -260,7 +260,7 @@ def test_deltas_share_records_and_a_lost_record_is_reported_for_all_in_it(sandbo
 def test_a_footer_whose_groups_are_none_is_refused():
     session, other, base = SessionId(b"s" * 16), SessionId(b"o" * 16), RecordId(b"b" * 32)
 
-    def entry(number, codec=GROUPED, counter=7, session=session, **more):
+    def entry(number, codec=DELTA, counter=7, session=session, **more):
         bases = (base,) * BASES[codec]
         record = RecordId(bytes([number]) * 32)
         return PackEntry(record, CHUNK, codec, 10, 100, counter, session, 48, bases, **more)
@@ -273,7 +273,7 @@ def test_a_footer_whose_groups_are_none_is_refused():
         )
         return b"\x02\0" + sessions + shown + b"".join(one for e in entries for one in e.bases)
 
-    right = [entry(1), entry(2, GROUPED + 1, group_index=1), entry(3, group_index=2)]
+    right = [entry(1), entry(2, DELTA + 1, group_index=1), entry(3, group_index=2)]
     found = _decode_footer(footer(*right), 3, 1000)
     assert [one.group_index for one in found] == [0, 1, 2]
     assert {one.offset for one in found} == {found[0].offset}
@@ -463,8 +463,8 @@ def test_a_chunk_that_another_process_stored_meanwhile_is_not_its_own_base(sandb
 def test_of_a_chunk_that_a_pack_has_twice_the_first_place_is_taken(sandbox):
     chunk, below = RecordId(b"c" * 32), RecordId(b"b" * 32)
     session = SessionId(b"s" * 16)
-    later = PackEntry(chunk, CHUNK, GROUPED, 10, 50, 2, session, 500, (chunk,))
-    front = PackEntry(chunk, CHUNK, GROUPED + 1, 10, 90, 1, session, 100, (below, below), 3)
+    later = PackEntry(chunk, CHUNK, DELTA, 10, 50, 2, session, 500, (chunk,))
+    front = PackEntry(chunk, CHUNK, DELTA + 1, 10, 90, 1, session, 100, (below, below), 3)
     with sandbox.open(identity=False) as store:
         store.index.packs.put([PackContent(PackId(b"p" * 32), 1000, [later, front])])
         place = store.index.locations.locate(CHUNK, chunk)
@@ -478,7 +478,7 @@ def test_a_circle_is_reported_unless_a_copy_breaks_it(sandbox):
     session = SessionId(b"s" * 16)
 
     def entry(chunk, bases, offset):
-        return PackEntry(chunk, CHUNK, GROUPED if bases else 0, 10, 50, offset, session, offset, bases)
+        return PackEntry(chunk, CHUNK, DELTA if bases else 0, 10, 50, offset, session, offset, bases)
 
     with sandbox.open(identity=False) as store:
         store.index.packs.put([PackContent(PackId(b"p" * 32), 1000, [entry(one, (two,), 100), entry(two, (one,), 200)])])

@@ -10,7 +10,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import zstandard
 
 from castore.crypto import Cipher, Identity
 from castore.errors import (
@@ -517,28 +516,6 @@ def test_records_of_a_lost_pack_cost_few_syncs_and_later_packs_are_found_again(l
         moved, _ = put(local.store, b"kept", b"another")
         assert other.read_chunk(kept[0].id) == b"kept"
         assert other.read_chunk(moved[1].id) == b"another"
-
-
-def test_a_delta_is_read_through_its_base(local):
-    base = os.urandom(50_000)
-    refs, _ = put(local.store, base)
-    content = base[:20_000] + b"changed" + base[20_000:]
-    with local.store.session() as session:
-        chunk = session.chunk_id(content)
-        words = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        data = zstandard.ZstdCompressor(level=3, dict_data=words).compress(content)
-        fields = (99, chunk, refs[0].id, len(content), packs.CHUNK, packs.DICTIONARY)
-        record = session._chunk_sealer.seal(*fields, data)
-        entry = packs.PackEntry(
-            chunk, packs.CHUNK, packs.DICTIONARY, len(content), len(record), 99, session.id, 0, (refs[0].id,)
-        )
-        session._append_record([entry], record)
-    assert len(record) < 1000
-    assert local.store.read_chunk(chunk) == content
-    with local.open(local.elsewhere()) as store:
-        assert store.read_chunk(chunk) == content
-        packs_of = [pack for pack, _ in store.index.packs.lengths()]
-        assert not [broken for pack in packs_of for broken in store.reader.broken_entries(pack, store.reader.pack_entries(pack))]
 
 
 def test_a_session_of_many_threads_and_packs_keeps_every_node_after_its_chunks(local, monkeypatch):

@@ -14,7 +14,7 @@ from castore.store.format import pack as packs
 from castore.store.format.names import pack_name
 from castore.store.format.pack import (
     CHUNK,
-    GROUPED,
+    DELTA,
     NODE,
     RECORDS,
     ZSTD,
@@ -49,10 +49,10 @@ def test_a_footer_has_the_entries_of_all_records_in_order(storage, writer):
         [entry(1, 50)],
         [entry(2, 60, kind=NODE, session=SESSIONS[1], counter=7)],
         [
-            entry(3, 70, codec=GROUPED, counter=8, bases=(IDS[1],)),
-            entry(4, 70, codec=GROUPED + 1, counter=8, bases=(IDS[1], IDS[9]), group_index=1),
+            entry(3, 70, codec=DELTA, counter=8, bases=(IDS[1],)),
+            entry(4, 70, codec=DELTA + 1, counter=8, bases=(IDS[1], IDS[9]), group_index=1),
         ],
-        [entry(5, 80, session=SESSIONS[1], codec=GROUPED, counter=9, bases=(IDS[3],))],
+        [entry(5, 80, session=SESSIONS[1], codec=DELTA, counter=9, bases=(IDS[3],))],
     ]
     for record in records:
         pack.add(record, os.urandom(record[0].sealed_length))
@@ -93,10 +93,10 @@ def test_a_record_fits_up_to_the_last_byte_of_a_full_pack(storage, writer, monke
     monkeypatch.setattr(packs, "PACK_BYTES", 1 << 17)
     pack = PackWriter(storage, writer)
     pack.add([entry(1, 500)], os.urandom(500))
-    pack.add([entry(2, 500, codec=GROUPED, bases=(IDS[1],))], os.urandom(500))
+    pack.add([entry(2, 500, codec=DELTA, bases=(IDS[1],))], os.urandom(500))
 
     def make(length):
-        return entry(3, length, session, codec=GROUPED + len(bases) - 1 if bases else ZSTD, bases=bases)
+        return entry(3, length, session, codec=DELTA + len(bases) - 1 if bases else ZSTD, bases=bases)
 
     length = largest(pack, make) - missing
     assert length > 1 << 16
@@ -106,6 +106,15 @@ def test_a_record_fits_up_to_the_last_byte_of_a_full_pack(storage, writer, monke
     found = read_footer(storage, pack_name(pack_id), writer)[0]
     assert found[-1] == make(length)._replace(offset=RECORDS + 1000)
     assert open_footer(storage, pack_name(pack_id), writer).end == RECORDS + 1000 + length + missing
+
+
+@pytest.mark.parametrize(("kind", "codec"), [(CHUNK, len(packs.BASES)), (CHUNK, 255), (NODE, DELTA), (NODE + 1, ZSTD)])
+def test_an_entry_of_an_unknown_kind_or_codec_is_damage(storage, writer, kind, codec):
+    pack = PackWriter(storage, writer)
+    pack.add([entry(1, 10, kind=kind, codec=codec)], os.urandom(10))
+    pack_id, _ = pack.commit(full=False)
+    with pytest.raises(DamageError, match=f"{pack_id.hex()} is damaged: .*kind {kind}, codec {codec}"):
+        read_footer(storage, pack_name(pack_id), writer)
 
 
 def test_a_full_pack_has_one_length_however_much_it_has(storage, writer, monkeypatch):

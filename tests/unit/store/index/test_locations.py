@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from castore.model.refs import PackId, RecordId, SessionId
-from castore.store.format.pack import CHUNK, GROUPED, PackEntry
+from castore.store.format.pack import CHUNK, DELTA, PackEntry
 from castore.store.index import Index
 from castore.store.index.pack_tables import PackContent
 
 SESSION = SessionId(bytes(16))
-FULL, BASE, DELTA, MISSING = (RecordId(bytes([n]) * 32) for n in range(4))
+FULL, BASE, OF_BASE, MISSING = (RecordId(bytes([n]) * 32) for n in range(4))
 FIRST, SECOND = (PackId(bytes([n]) * 32) for n in (8, 9))
 
 
 def entry(chunk: RecordId, offset: int, bases: tuple[RecordId, ...] = (), group_index: int = 0) -> PackEntry:
-    codec = GROUPED if bases else 1
+    codec = DELTA if bases else 1
     return PackEntry(chunk, CHUNK, codec, 1000 + chunk[0], 100, 1, SESSION, offset, bases, group_index)
 
 
@@ -24,30 +24,30 @@ def index(tmp_path):
     index = Index(str(tmp_path / "index"), bytes(16))
     index.packs.put([
         PackContent(FIRST, 500, [entry(FULL, 32), entry(BASE, 132)]),
-        PackContent(SECOND, 300, [entry(DELTA, 32, (BASE,))], b"s" * 32),
+        PackContent(SECOND, 300, [entry(OF_BASE, 32, (BASE,))], b"s" * 32),
     ])
     yield index
     index.close()
 
 
 def test_a_chunk_counts_its_own_record_and_those_of_its_bases_once(index):
-    found = index.locations.find([DELTA, DELTA, BASE])
+    found = index.locations.find([OF_BASE, OF_BASE, BASE])
     assert found.complete == [True] * 3
     assert sorted(found.pack_bytes.values()) == [100, 100]
-    assert sum(index.locations.find([FULL, DELTA]).pack_bytes.values()) == 300
+    assert sum(index.locations.find([FULL, OF_BASE]).pack_bytes.values()) == 300
 
 
 def test_a_chunk_is_not_contained_if_a_base_is_in_a_pack_that_does_not_stay(index):
-    assert index.locations.contains([FULL, DELTA, MISSING]) == [True, True, False]
-    assert index.locations.contains([DELTA, FULL], without=[FIRST]) == [False, False]
+    assert index.locations.contains([FULL, OF_BASE, MISSING]) == [True, True, False]
+    assert index.locations.contains([OF_BASE, FULL], without=[FIRST]) == [False, False]
     index.liveness.set_not_referenced([FIRST])
-    assert index.locations.contains([DELTA, FULL]) == [False, False]
-    assert not index.locations.stays(DELTA)
+    assert index.locations.contains([OF_BASE, FULL]) == [False, False]
+    assert not index.locations.stays(OF_BASE)
     assert index.locations.locate(CHUNK, FULL) is not None
 
 
 def test_lengths_are_those_of_plain_chunks(index):
-    assert index.locations.lengths([DELTA, MISSING, FULL]) == [1000 + DELTA[0], None, 1000]
+    assert index.locations.lengths([OF_BASE, MISSING, FULL]) == [1000 + OF_BASE[0], None, 1000]
 
 
 def test_a_pack_names_its_signer_and_sessions_until_it_is_removed(index):
@@ -60,7 +60,7 @@ def test_a_pack_names_its_signer_and_sessions_until_it_is_removed(index):
     index.packs.remove([SECOND])
     assert index.epoch() != epoch
     assert [one.pack for one in index.packs.owners()] == [FIRST]
-    assert index.locations.contains([FULL, BASE, DELTA]) == [True, True, False]
+    assert index.locations.contains([FULL, BASE, OF_BASE]) == [True, True, False]
 
 
 def test_results_of_verification_are_loaded_into_a_rebuilt_index(index, tmp_path):

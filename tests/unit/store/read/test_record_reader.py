@@ -10,7 +10,7 @@ from castore.errors import DamageError
 from castore.model.refs import MAX_NODE_REFS, RecordId, Ref, RefKind, encode_node
 from castore.store import NewChunk, Session, Store
 from castore.store.format.names import pack_name
-from castore.store.format.pack import CHUNK, NO_BASE, NODE, RECORDS, PackEntry
+from castore.store.format.pack import CHUNK, NODE, RECORDS, PackEntry
 from castore.store.reachability import Walk
 from tests.support.stores import Sandbox
 
@@ -25,7 +25,7 @@ def put_node(session: Session, plain: bytes, record_id: bytes) -> RecordId:
     """Put a node of these bytes under an id of the caller's choice, as a thief of the writer key could."""
     codec, data = session._codecs.compress(plain)
     counter = session._node_counter.take()
-    record = session._node_sealer.seal(counter, RecordId(record_id), NO_BASE, len(plain), NODE, codec, data)
+    record = session._node_sealer.seal(counter, RecordId(record_id), len(plain), NODE, codec, data)
     session._append_record(
         [PackEntry(RecordId(record_id), NODE, codec, len(plain), len(record), counter, session.id)], record
     )

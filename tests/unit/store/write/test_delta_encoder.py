@@ -7,7 +7,7 @@ import pytest
 from castore.kernel import MAX_GROUP, encode_delta
 from castore.model.refs import RecordId
 from castore.store.format.codecs import Codecs
-from castore.store.format.pack import GROUPED
+from castore.store.format.pack import DELTA
 from castore.store.write.delta_encoder import _GROUP_BYTES, DeltaMember, _RecordBuilder
 
 BASE = RecordId(bytes(32))
@@ -27,7 +27,7 @@ def sizes(builder: _RecordBuilder) -> list[int]:
 def builder_with(deltas: list[bytes]) -> _RecordBuilder:
     builder = _RecordBuilder(Codecs())
     for delta in deltas:
-        builder.add_delta(delta, DeltaMember(BASE, 1, GROUPED, (BASE,), (), len(delta)))
+        builder.add_delta(delta, DeltaMember(BASE, 1, DELTA, (BASE,), (), len(delta)))
     return builder
 
 
