@@ -246,6 +246,7 @@ class InPlace(PlanWriter):
         try:
             if not self._ranges.write(undo, fd, live, child):
                 return False
+            self._progress.files += 1
             self.set(fd, path, child, stamp_of(live.fd)[:2])
         except DamageError as error:
             self.report.damage(path, error)

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+import castore
 from castore.content.restore import difference, large_files, range_writes, saved_ranges, undo_area
 from castore.content.scan import cache
 from castore.errors import CastoreError
+from castore.services.restore_in_place import plan_in_place, restore_in_place
+from castore.services.selectors import select
 from castore.services.sources import Tree
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
@@ -70,6 +73,16 @@ def test_a_file_that_the_scan_proves_is_not_read(
     sandbox.in_place("s@1:t", live)
     assert compare(stored, walk(live)) == []
     assert large.stat().st_ino == inode
+
+
+def test_a_file_whose_ranges_are_written_counts_as_restored(sandbox: Sandbox, live: Path, large: Path) -> None:
+    progress, inode = castore.Progress(), large.stat().st_ino
+    with sandbox.open() as store:
+        store.sync()
+        plan = plan_in_place(store, select(store, "s@1:t"), str(live), sandbox.ownership)
+        assert restore_in_place(store, plan, sandbox.ownership, progress) == []
+    assert large.stat().st_ino == inode
+    assert progress.files == 1
 
 
 def test_a_file_that_the_scan_does_not_prove_is_compared(sandbox: Sandbox, live: Path, large: Path, stored: dict) -> None:
