@@ -164,7 +164,7 @@ small_keep(const struct small_before *before, const uint8_t *drop, const uint8_t
 	for (i = 0; i < count; i++) {
 		struct scan_entry entry;
 		const uint8_t *name = listing + places[i] + sizeof(entry);
-		int order = -1;
+		int order = -1, same;
 
 		memcpy(&entry, listing + places[i], sizeof(entry));
 		sizes[i] = entry.size;
@@ -182,9 +182,11 @@ small_keep(const struct small_before *before, const uint8_t *drop, const uint8_t
 		}
 		if (kinds[i] != SCAN_PLAIN && kinds[i] != SCAN_SMALL)
 			continue;
-		if (!is_open || order != 0 || memcmp(&old.entry, &entry, sizeof(entry)) != 0 || !is_sure(before, &old) ||
-		    (old.stream != SMALL_NO_STREAM && drop[old.stream])) {
+		same = is_open && order == 0 && memcmp(&old.entry, &entry, sizeof(entry)) == 0;
+		if (!same || !is_sure(before, &old) || (old.stream != SMALL_NO_STREAM && drop[old.stream])) {
 			used[SMALL_MAX_STREAMS] += entry.size;
+			if (same && old.stream != SMALL_NO_STREAM)
+				used[SMALL_MAX_STREAMS + 1 + old.stream] += entry.size;
 			if (is_open && order == 0) {
 				former[i] = (uint8_t)old.stream;
 				offsets[i] = old.offset;

@@ -50,9 +50,10 @@ struct small_before {
  * SCAN_KEPT_OTHER if the caller must make its entry.  marks[i] gets its marks, streams[i] and offsets[i] its place.
  * For another small file, former[i] and offsets[i] get the place of its earlier content, if the last scan had a file of
  * its name.
- * sizes[i] gets the size of each entry, used[0 .. SMALL_MAX_STREAMS) the bytes kept of each stream, and
- * used[SMALL_MAX_STREAMS] those of the small files that are not kept.  Files in streams with drop[stream] set are not kept.  Returns the number of files kept, or
- * SIZE_MAX if the record is not valid.
+ * sizes[i] gets the size of each entry.  used has 2 * SMALL_MAX_STREAMS + 1 numbers: the bytes kept of each stream; those
+ * of the small files that are not kept; and, of these, those whose entry is the same, by stream: they may have changed,
+ * unnoticed.  Files in streams with drop[stream] set are not kept.  Returns the number of files kept, or SIZE_MAX if the
+ * record is not valid.
  */
 size_t small_keep(const struct small_before *before, const uint8_t *drop, const uint8_t *listing, const uint64_t *places, size_t count,
     uint8_t *kinds, uint8_t *take, uint8_t *marks, uint8_t *streams, uint8_t *former, uint64_t *offsets, uint64_t *sizes, uint64_t *used);

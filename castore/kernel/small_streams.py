@@ -41,6 +41,8 @@ class KeptFiles:
     """The bytes that are kept of each stream of the earlier scan."""
     to_read: int = 0
     """The bytes of the small files that are not kept."""
+    unsure: list[int] = field(default_factory=list)
+    """Those of them that may have changed, unnoticed, by stream of the earlier scan."""
 
     @classmethod
     def empty(cls, kinds: bytearray) -> KeptFiles:
@@ -94,7 +96,7 @@ def keep_files(
     """
     kept = KeptFiles.empty(kinds)
     count = len(kinds)
-    used = ffi.new("uint64_t[]", MAX_STREAMS + 1)
+    used = ffi.new("uint64_t[]", 2 * MAX_STREAMS + 1)
     held: list[Any] = [view_of(record.listing), view_of(record.marks), view_of(runs, "uint64_t[]")]
     before = ffi.new("struct small_before *")
     before.listing, before.marks, before.runs = held
@@ -111,5 +113,7 @@ def keep_files(
     )
     if found in {0, TOO_MANY}:
         return None
-    *kept.used, kept.to_read = used
+    numbers = ffi.unpack(used, 2 * MAX_STREAMS + 1)
+    kept.used, kept.to_read = numbers[:MAX_STREAMS], numbers[MAX_STREAMS]
+    kept.unsure = numbers[MAX_STREAMS + 1 :]
     return kept

@@ -252,7 +252,7 @@ static size_t
 kept(const struct small_before *before, const uint8_t *listing, const uint64_t *places, const uint8_t *kinds, uint64_t *sum)
 {
 	uint8_t *seen = exactly(20), *take = exactly(20), *marks = exactly(20), *streams = exactly(20), *former = exactly(20), drop[SMALL_MAX_STREAMS] = {0};
-	uint64_t *offsets = exactly(160), *sizes = exactly(160), used[SMALL_MAX_STREAMS + 1] = {0}, runs[60];
+	uint64_t *offsets = exactly(160), *sizes = exactly(160), used[2 * SMALL_MAX_STREAMS + 1] = {0}, runs[60];
 	size_t count, i, len;
 
 	memcpy(seen, kinds, 20);

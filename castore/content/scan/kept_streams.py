@@ -111,12 +111,17 @@ class FormerFiles:
         return self._chunks[number]
 
 
-def streams_to_drop(sizes: Sequence[int], used: Sequence[int], new: int) -> set[int]:
+def streams_to_drop(sizes: Sequence[int], files: KeptFiles) -> set[int]:
     """Return the streams of which no file should be kept: they are read again, into the new stream.
 
-    sizes: the bytes of each stream. used: the bytes of each that would be kept. new: the bytes that have to
-    be read anyway.
+    sizes: the bytes of each stream.
     """
+    used, new = files.used, files.to_read
+    unsure = [number for number, size in enumerate(files.unsure) if size]
+    if len(unsure) == 1 and files.unsure[unsure[0]] == new and used[unsure[0]] + new == sizes[unsure[0]]:
+        # No file is known to have changed, and those that may have are in one stream. Read as a whole it is
+        # probably the same stream again, which takes no space.
+        return {unsure[0]}
     kept = [number for number, size in enumerate(used) if size and size >= _LEAST_USED * sizes[number]]
     if len(kept) >= _MOST_STREAMS:
         # The small ones become one. The largest, which is most of the work, stays while it is the majority.

@@ -79,7 +79,7 @@ class SmallFileReader:
         if kept is None:
             return None
         sizes = [ref.size for ref in streams.refs]
-        drop = streams_to_drop(sizes, kept.used, kept.to_read)
+        drop = streams_to_drop(sizes, kept)
         if drop:
             kept = keep_files(*arguments, drop)
         if kept is None or not self._use(directory, record, streams.refs, kept):
