@@ -48,7 +48,7 @@ def test_a_stream_whose_files_may_have_changed_is_read_again_as_a_whole() -> Non
 def test_it_is_not_if_that_would_make_another_stream() -> None:
     assert streams_to_drop([1000, 10], files([900, 10], 101, [100, 0])) == set(), "a file changed"
     assert streams_to_drop([1000, 100], files([900, 90], 110, [100, 10])) == set(), "two streams become one"
-    assert streams_to_drop([1100, 10], files([900, 10], 100, [100, 0])) == set(), "a file is gone"
+    assert streams_to_drop([1100, 10], files([900, 10], 100, [100, 0])) == set(), "a file was deleted"
 
 
 def record(places: bytes) -> Record:
