@@ -45,11 +45,11 @@ def compared(monkeypatch):
 
 @functools.cache
 def rows(seed, night=0, size=SIZE):
-    """Return lines of text, about `size` bytes, of which one in 50 differs each night."""
+    """Return lines of text, about `size` bytes, of which one in 250 differs each night."""
     rng, lines, length = random.Random(seed), [], 0
     while length < size:
         text = f"{rng.getrandbits(200):x}"
-        line = f"{len(lines)}\t{night if random.Random(f'{text}{night}').random() < 0.02 else 0}\t{text}\n"
+        line = f"{len(lines)}\t{night if random.Random(f'{text}{night}').random() < 0.004 else 0}\t{text}\n"
         lines.append(line)
         length += len(line)
     return "".join(lines).encode() + b"end of the dump\n" * (seed + night)
