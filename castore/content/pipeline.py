@@ -175,13 +175,14 @@ class Pipeline:
         self._batch.ops.append(action)
 
     def find_stored(self, sample: bytes) -> list[set[RecordId]]:
-        """Cut a sample of a stream; return, for each chunk in it, the chunks that it may be, or resembles."""
+        """Cut a sample of a stream; return, for each chunk, the indexed chunks that it is or resembles."""
         session, buffer = self._session, bytearray(sample)
         ends = self._cutter.scan(buffer, 0, len(buffer), final=False)
         borders = zip([0, *ends], ends, strict=False)
         named = [(session.chunk_id(memoryview(buffer)[start:end]), start, end) for start, end in borders]
         found = session.find_similar(buffer, [NewChunk(*chunk) for chunk in named])
-        return [{chunk.id, *chunk.similar_ids} for chunk in found]
+        indexed = session.indexed({of for chunk in found for of in (chunk.id, *chunk.similar_ids)})
+        return [indexed.intersection((chunk.id, *chunk.similar_ids)) for chunk in found]
 
     def put_list(self, refs: list[Ref]) -> Ref:
         """Store a list of references, not empty; for use in actions."""

@@ -17,7 +17,7 @@ from castore.errors import CastoreError
 from castore.kernel.dir_listing import OWN_STREAM, entry_at, places_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from castore.content.pipeline import Pipeline
     from castore.content.scan.cache_reader import ScanCacheReader
@@ -43,6 +43,25 @@ class _LargeFile(NamedTuple):
     """The position of its directory's record."""
     order: int
     """Its number among the files of the directory that have streams of their own."""
+
+
+def _ranking(
+    name: bytes, info: os.stat_result, directory: int | None
+) -> Callable[[_LargeFile], tuple[bool, bool, bool, bool, int]]:
+    """Return the order of candidates for the previous version of a file: the likeliest come first."""
+    pattern = _DIGITS.sub(b"0", name)
+
+    def rank(file: _LargeFile) -> tuple[bool, bool, bool, bool, int]:
+        entry, elsewhere = file.entry, file.directory != directory
+        return (
+            (entry.dev, entry.ino) != (info.st_dev, info.st_ino),
+            elsewhere or entry.name != name,
+            elsewhere,
+            _DIGITS.sub(b"0", entry.name) != pattern,
+            -entry.mtime_ns,
+        )
+
+    return rank
 
 
 def own_streams(old: ScanCacheReader, record: Record) -> Iterator[tuple[int, int, Ref]]:
@@ -75,41 +94,30 @@ class PreviousFiles:
         directory: the position of its directory's record, which is searched first. Errors of reading `fd` are
         raised, those of the store are not: they affect only size and speed.
         """
-        candidates = self._candidates(name, info, directory) if info.st_size >= _LEAST else []
-        stored = [ids for ids in self._samples(fd, info.st_size) if ids] if candidates else []
+        candidates = self._candidates(info.st_size)
+        samples = self._samples(fd, info.st_size) if candidates else []
+        known = [stored for stored in samples if stored]
+        ranked = sorted(candidates, key=_ranking(name, info, directory))[:_CANDIDATES] if known else []
         best: tuple[int, Ref | None] = (0, None)
-        for file in candidates if stored else ():
+        for file in ranked:
             try:
                 ref = self._stream(file)
                 ids = {chunk.id for _, run in iter_runs_of_chunks(self._old.store, ref) for chunk in run}
             except CastoreError:
                 continue
-            hits = sum(1 for sample in stored if not ids.isdisjoint(sample))
+            hits = sum(1 for stored in known if not ids.isdisjoint(stored))
             best = max(best, (hits, ref), key=lambda one: one[0])
-            if 2 * hits > len(stored):
+            if 2 * hits > len(samples):
                 break
         return best[1]
 
-    def _candidates(self, name: bytes, info: os.stat_result, directory: int | None) -> list[_LargeFile]:
-        """Return files of about this size, the likeliest first."""
-        pattern = _DIGITS.sub(b"0", name)
-
-        def rank(file: _LargeFile) -> tuple[bool, bool, bool, bool, int]:
-            entry, elsewhere = file.entry, file.directory != directory
-            return (
-                (entry.dev, entry.ino) != (info.st_dev, info.st_ino),
-                elsewhere or entry.name != name,
-                elsewhere,
-                _DIGITS.sub(b"0", entry.name) != pattern,
-                -entry.mtime_ns,
-            )
-
+    def _candidates(self, size: int) -> list[_LargeFile]:
+        """Return the files that are at most _SIZES times shorter or longer than `size`."""
+        if size < _LEAST:
+            return []
         if self._files is None:
             self._files = list(self._iter_files())
-        least, most = info.st_size // _SIZES, info.st_size * _SIZES
-        return sorted((file for file in self._files if least <= file.entry.size <= most), key=rank)[
-            :_CANDIDATES
-        ]
+        return [file for file in self._files if size // _SIZES <= file.entry.size <= size * _SIZES]
 
     def _iter_files(self) -> Iterator[_LargeFile]:
         for record in self._old.records():

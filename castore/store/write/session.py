@@ -37,7 +37,7 @@ from castore.store.write.counter import RecordCounter
 from castore.store.write.delta_encoder import Deltas
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from mmap import mmap
     from types import TracebackType
 
@@ -151,6 +151,11 @@ class Session:
         waiting = [chunk in pending for chunk in chunks]
         indexed = self._count_usage(chunks)
         return [is_pending or is_indexed for is_pending, is_indexed in zip(waiting, indexed, strict=True)]
+
+    def indexed(self, chunks: Collection[RecordId]) -> set[RecordId]:
+        """Return those of some chunks that the index has; their packs are not counted as used."""
+        some = list(chunks)
+        return {chunk for chunk, has in zip(some, self._index.locations.contains(some), strict=True) if has}
 
     def _count_usage(self, chunks: Sequence[RecordId]) -> list[bool]:
         """Count the packs of indexed chunks in `pack_usage`; return for each chunk whether it is indexed."""

@@ -126,6 +126,23 @@ def test_a_file_that_resembles_none_is_compared_with_none(sandbox, tree, compare
     assert compared == []
 
 
+def test_a_file_without_a_stored_chunk_has_no_chunk_list_read_for_it(sandbox, tree, compared, monkeypatch):
+    for seed in (1, 2, 3):
+        (tree / f"a{seed}").write_bytes(rows(seed))
+    take(sandbox, tree)
+    read = []
+    original = previous_files.iter_runs_of_chunks
+    monkeypatch.setattr(
+        previous_files, "iter_runs_of_chunks", lambda store, ref: read.append(ref) or original(store, ref)
+    )
+    (tree / "b").write_bytes(random.Random(1).randbytes(SIZE))
+    take(sandbox, tree)
+    assert (read, compared) == ([], [])
+    (tree / "c").write_bytes(rows(2, 1))
+    take(sandbox, tree)
+    assert compared == [len(rows(2))]
+
+
 def test_a_file_of_another_size_is_no_candidate(sandbox, tree, compared):
     (tree / "a").write_bytes(rows(1))
     take(sandbox, tree)
