@@ -50,6 +50,7 @@ class InPlaceOptions(TypedDict, total=False):
 
     checksum: bool
     trust_times: bool
+    range_writes: bool
     trust_recorded: bool
     change_owner: bool | None
     numeric_ids: bool
@@ -73,6 +74,7 @@ def make_plan(
         ownership,
         checksum=options.get("checksum", False),
         trust_times=options.get("trust_times", False),
+        range_writes=options.get("range_writes", True),
         leave_out=store.excluded_paths,
         configured=configured,
     )

@@ -199,6 +199,7 @@ class Selection:
         A selected file is compared with the file `directory`. The options are:
         checksum: also read files that have not changed since the last snapshot read them.
         trust_times: do not compare the content of files of the same size and time.
+        range_writes: if false, replace large files in one step instead of overwriting ranges of them.
         trust_recorded: accept the directory that the generation records as the origin of the tree.
         change_owner, numeric_ids: as in `Generation.restore`.
         Raises UsageError, IdentityError, DamageError.

@@ -42,6 +42,7 @@ class RollbackOptions(TypedDict, total=False):
     trust_recorded: bool
     pre_rollback: bool
     trust_times: bool
+    range_writes: bool
     change_owner: bool | None
     numeric_ids: bool
 
@@ -279,6 +280,7 @@ class Service:
         trust_recorded: bool = False,
         pre_rollback: bool = True,
         trust_times: bool = False,
+        range_writes: bool = True,
         change_owner: bool | None = None,
         numeric_ids: bool = False,
         compare: bool = True,
@@ -294,6 +296,7 @@ class Service:
         pre_rollback: take a generation of the present state first.
         trust_times: without a pre-rollback generation, do not compare the content of files of the same size
             and time.
+        range_writes: if false, replace large files in one step instead of overwriting ranges of them.
         change_owner: whether to restore owners and groups, or None to restore them if this process is root.
         numeric_ids: restore owners and groups by number, not by name.
         compare: compare the live state; if false, the plan has no steps.
@@ -315,6 +318,7 @@ class Service:
             ownership=stored_ownership(change_owner, numeric=numeric_ids),
             take_pre_rollback=pre_rollback,
             trust_times=trust_times,
+            range_writes=range_writes,
         )
         return make_plan(self._owner, operations, request, said, compare=compare)
 

@@ -35,7 +35,7 @@ def tree_steps(tree: TreePlan, expected: Estimate | None) -> dict[str, Any]:
     work = tree.work
     return {
         "path": tree.top,
-        "bytes": work.written,
+        "bytes": tree.size,
         "read_bytes": work.read + work.written,
         "written_bytes": work.written,
         "estimated_seconds": round(expected.seconds, 3) if expected is not None else None,

@@ -10,7 +10,7 @@ from castore.content.ref_tree import iter_chunks
 from castore.errors import DamageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -70,7 +70,7 @@ class StreamReader:
         for found in self.ahead(runs_of(chunk for _, chunk in iter_chunks(self.store, ref)), open_run):
             yield from found
 
-    def ahead(self, runs: Iterable[Run], work: Callable[[Run], Done]) -> Iterator[Done]:
+    def ahead(self, runs: Iterable[Run], work: Callable[[Run], Done]) -> Generator[Done, None, None]:
         """Yield the results of `work` for each run, in order; it runs on worker threads, some runs ahead."""
         ahead: deque[Future[Done]] = deque()
         try:

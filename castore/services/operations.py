@@ -186,6 +186,8 @@ class ServiceOperations:
 
         Raises CastoreError if the rollback would be refused.
         """
+        from castore.content.restore.range_writes import with_range_plans
+        from castore.content.streams import StreamReader
         from castore.services.rollback.execute import check_plan
         from castore.services.rollback.plan import plan_rollback
         from castore.services.rollback.request import RollbackContext
@@ -194,7 +196,11 @@ class ServiceOperations:
         context = RollbackContext(service=service or Service(), leave_out=self.leave_out)
         plan = plan_rollback(self.store, request, context)
         check_plan(plan, request.origins, take_pre_rollback=request.take_pre_rollback)
-        return plan
+        with StreamReader(self.store) as reader:
+            trees = {
+                name: with_range_plans(reader, tree, request.ownership) for name, tree in plan.trees.items()
+            }
+        return replace(plan, trees=trees)
 
     def rollback(
         self, request: RollbackRequest, progress: Progress | None = None, *, check_health: bool = True

@@ -10,6 +10,7 @@ from castore.content.restore import one_file
 from castore.content.restore.in_place import InPlace
 from castore.content.restore.plan import Comparison
 from castore.content.restore.planner import plan_entry, plan_tree
+from castore.content.restore.range_writes import with_range_plans
 from castore.content.streams import StreamReader
 from castore.errors import RevertInterruptedError, UsageError
 from castore.model.counting import count as counted
@@ -49,6 +50,7 @@ def plan_in_place(
     *,
     checksum: bool = False,
     trust_times: bool = False,
+    range_writes: bool = True,
     leave_out: Sequence[str] = (),
     configured: Mapping[str, Origin] = MappingProxyType({}),
 ) -> TreePlan:
@@ -56,8 +58,9 @@ def plan_in_place(
 
     Files that snapshots of it leave out are not touched, nor are castore's own directories, `leave_out`.
     Files of the same size and time are compared by content, unless the scan cache shows that they are as the
-    last snapshot read them. checksum: compare those, too. trust_times: compare no content. configured: the
-    parts in castore.toml. Raises UsageError, IdentityError, DamageError, CastoreError.
+    last snapshot read them. checksum: compare those, too. trust_times: compare no content. range_writes:
+    large files may be overwritten in ranges. configured: the parts in castore.toml. Raises UsageError,
+    IdentityError, DamageError, CastoreError.
     """
     part, generation = _selected_tree(selection), selection.generation
     _refuse_own(top, left_out(store, leave_out))
@@ -82,8 +85,10 @@ def plan_in_place(
                 unread_attributes=unread.attributes,
                 below=below,
                 scan=seen,
+                range_writes=range_writes,
             )
-            return plan_tree(reader, child, top, ownership, comparison)
+            plan = plan_tree(reader, child, top, ownership, comparison)
+        return with_range_plans(reader, plan, ownership)
 
 
 def _selected_tree(selection: Selection) -> Part:

@@ -38,6 +38,7 @@ class _Chosen:
     dry_run: bool
     checksum: bool
     trust_times: bool
+    no_range_writes: bool
     yes: bool
     resume: bool
     trust_recorded: bool
@@ -46,9 +47,9 @@ class _Chosen:
 
     def refuse_contradictions(self) -> None:
         """Raise UsageError for options that do not go together."""
-        of_in_place = self.dry_run or self.checksum or self.trust_times or self.yes or self.trust_recorded
-        if of_in_place and not self.in_place:
-            alone = "--dry-run, --checksum, --trust-times, --yes and --trust-recorded"
+        comparing = self.dry_run or self.checksum or self.trust_times or self.no_range_writes
+        if (comparing or self.yes or self.trust_recorded) and not self.in_place:
+            alone = "--dry-run, --checksum, --trust-times, --no-range-writes, --yes and --trust-recorded"
             raise click.UsageError(f"{alone} are for --in-place only")
         if self.checksum and self.trust_times:
             raise click.UsageError("give --checksum or --trust-times, not both")
@@ -77,6 +78,11 @@ class _Chosen:
     "--trust-times",
     is_flag=True,
     help="With --in-place: do not compare the content of files of the same size and time.",
+)
+@click.option(
+    "--no-range-writes",
+    is_flag=True,
+    help="With --in-place: replace each large file in one step, instead of overwriting ranges of it.",
 )
 @click.option(
     "--yes", is_flag=True,
@@ -153,6 +159,7 @@ def _restore_in_place(
             directory,
             checksum=chosen.checksum,
             trust_times=chosen.trust_times,
+            range_writes=not chosen.no_range_writes,
             trust_recorded=chosen.trust_recorded,
             numeric_ids=chosen.numeric_ids,
         )

@@ -41,6 +41,7 @@ class _Chosen:
     yes: bool
     no_pre_rollback: bool
     trust_times: bool
+    no_range_writes: bool
     programs: tuple[str, ...]
     trust_recorded: bool
     numeric_ids: bool
@@ -59,6 +60,11 @@ class _Chosen:
     is_flag=True,
     help="With --no-pre-rollback or --dry-run: do not compare the content of files with the same size "
     "and time.",
+)
+@click.option(
+    "--no-range-writes",
+    is_flag=True,
+    help="Replace each large file in one step, instead of overwriting ranges of it.",
 )
 @click.option(
     "--restore",
@@ -92,6 +98,7 @@ def rollback(context: CliContext, service: str, selector: str | None, chosen: _C
             trust_recorded=chosen.trust_recorded,
             pre_rollback=not chosen.no_pre_rollback,
             trust_times=chosen.trust_times,
+            range_writes=not chosen.no_range_writes,
             numeric_ids=chosen.numeric_ids,
             compare=chosen.dry_run,
         )

@@ -8,7 +8,7 @@ import threading
 from array import array
 from collections import deque
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_chunks
 from castore.content.streams import check_length, runs_of
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _SAMPLES: Final = 32
 """How many chunks of a file are compared first."""
+_LEAST_EQUAL: Final = 24
+"""How many of them have to be equal for the whole file to be compared: a byte of a range costs about twice as
+much as one of a new file, and the comparison costs a third of a new file."""
 _buffers: Final = threading.local()
 
 
@@ -64,15 +67,28 @@ class Difference:
                 yield offset, chunk
 
 
-def difference_of(reader: StreamReader, old: LiveFile, new: Ref | None) -> Difference | None:
+class Compared(NamedTuple):
+    """The result of a comparison of a live file with a stream."""
+
+    difference: Difference | None
+    """None: it is not small enough to be of use."""
+    read: int = 0
+    """Bytes of the live file that were read."""
+
+
+def difference_of(
+    reader: StreamReader, old: LiveFile, new: Ref | None, is_small: Callable[[Difference], bool]
+) -> Compared:
     """Compare a live file with a stream, by the stream that is proven to be its content if there is one.
 
-    Returns None if little of it can stay where it is. Raises DamageError, MissingError, OSError.
+    is_small: whether a difference is of use; a larger one than one that is not is not either. Raises
+    DamageError, MissingError, OSError.
     """
     if old.ref is not None:
         with contextlib.suppress(DamageError):  # the generation of the live file may be damaged
-            return difference_of_streams(reader.store, old.ref, new)
-    return difference_of_file(reader, old.fd, new)
+            found = difference_of_streams(reader.store, old.ref, new)
+            return Compared(found if is_small(found) else None)
+    return difference_of_file(reader, old.fd, new, is_small)
 
 
 def difference_of_streams(store: Store, old: Ref, new: Ref | None) -> Difference:
@@ -91,25 +107,42 @@ def difference_of_streams(store: Store, old: Ref, new: Ref | None) -> Difference
     return found
 
 
-def difference_of_file(reader: StreamReader, fd: int, new: Ref | None) -> Difference | None:
+def difference_of_file(
+    reader: StreamReader, fd: int, new: Ref | None, is_small: Callable[[Difference], bool]
+) -> Compared:
     """Compare the file open as `fd` with a stream by the ids of chunks: none is read from the store.
 
-    Returns None after some samples if most of them differ: then little can be reused where it is. Raises
+    It ends after some samples if many of them differ, and as soon as the difference is not small. Raises
     DamageError, MissingError, OSError.
     """
     store = reader.store
     size = new.size if new is not None else 0
+    length = os.fstat(fd).st_size
     samples = [_first(store, new, size * number // _SAMPLES) for number in range(_SAMPLES if size else 0)]
-    if 2 * sum(_is_same(store, fd, offset, chunk) for offset, chunk in samples) < len(samples):
-        return None
+    read = [_inside(length, offset, chunk) for offset, chunk in samples]
+    equal = sum(_is_same(store, fd, offset, chunk) for offset, chunk in samples)
+    if equal * _SAMPLES < len(samples) * _LEAST_EQUAL:
+        return Compared(None, sum(read))
+
     def compare(run: list[tuple[int, Ref]]) -> list[tuple[int, int]]:
+        read.append(sum(_inside(length, *placed) for placed in run))
         return [(at, at + chunk.size) for at, chunk in run if not _is_same(store, fd, at, chunk)]
 
     found = Difference()
-    for changed in reader.ahead(_placed_runs(store, new), compare):
-        for start, end in changed:
-            found.add(start, end)
-    return found
+    small = True
+    with contextlib.closing(reader.ahead(_placed_runs(store, new), compare)) as compared:
+        for changed in compared:
+            for start, end in changed:
+                found.add(start, end)
+            if not (small := is_small(found)):
+                break
+    # Also those of runs that were compared ahead.
+    return Compared(found if small else None, sum(read))
+
+
+def _inside(length: int, offset: int, chunk: Ref) -> int:
+    """Return how many bytes of a chunk at an offset are inside of a file of `length` bytes."""
+    return max(min(chunk.size, length - offset), 0)
 
 
 def _placed_runs(store: Store, new: Ref | None) -> Iterator[list[tuple[int, Ref]]]:

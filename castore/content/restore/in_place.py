@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from castore.content.restore.copying import live_entry
 from castore.content.restore.live_file import is_large, open_live, stamp_of
 from castore.content.restore.metadata import drop_inherited, mode_of, replace_attributes
-from castore.content.restore.range_writes import RangeWriter
+from castore.content.restore.range_writes import RangeWriter, with_range_plans
 from castore.content.restore.tree_writer import TreeWriter, named
 from castore.content.restore.undo_area import UndoArea
 from castore.content.restore.undo_journal import Journal
@@ -124,6 +124,7 @@ class InPlace(PlanWriter):
         owner: str = "",
     ) -> None:
         super().__init__(reader, plan, ownership, progress)
+        self._reader = reader
         self._plan = plan
         self._progress = progress
         self._owner = owner
@@ -146,6 +147,7 @@ class InPlace(PlanWriter):
     def apply(self) -> None:
         """Carry out all steps. Raises CastoreError, DamageError; the caller then calls `revert`."""
         began = time.monotonic()
+        self._plan = with_range_plans(self._reader, self._plan, self._ownership, self.top)
         if self._plan.steps:
             self._carry_out()
         self._seconds += time.monotonic() - began
@@ -240,11 +242,14 @@ class InPlace(PlanWriter):
         finally:
             os.close(fd)
 
-    def _write_ranges(self, undo: UndoArea, path: Path, child: Child, live: LiveFile) -> bool:
+    def _write_ranges(self, undo: UndoArea, step: Step, live: LiveFile) -> bool:
         """Write only what differs into a live file; return False if a new file has to be made."""
+        path, child = step.path, step.child
+        if child is None or not self._plan.range_writes:
+            return False
         fd = open_below(self.top, path[:-1])
         try:
-            if not self._ranges.write(undo, fd, live, child):
+            if not self._ranges.write(undo, fd, live, child, step.ranges):
                 return False
             self._progress.files += 1
             self.set(fd, path, child, stamp_of(live.fd)[:2])
@@ -255,7 +260,7 @@ class InPlace(PlanWriter):
         return True
 
     def _change(self, undo: UndoArea, step: Step, path: Path, live: LiveFile | None) -> None:
-        if live is not None and step.child is not None and self._write_ranges(undo, path, step.child, live):
+        if live is not None and self._write_ranges(undo, step, live):
             return
         moved = True
         if step.action in {"remove", "replace"}:

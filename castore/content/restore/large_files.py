@@ -96,8 +96,8 @@ def _write_clone(
     sparse = child.entry.extra.extents is not None or data_extents(old.fd, info.st_size, info.st_blocks)
     if sparse or not clone(old.fd, fd):
         return False
-    difference = difference_of(reader, old, child.ref)
-    if difference is None or 2 * difference.size > size:
+    difference = difference_of(reader, old, child.ref, lambda found: 2 * found.size <= size).difference
+    if difference is None:
         os.ftruncate(fd, 0)
         return False
     write_difference(reader, fd, difference, child.ref, wrote)

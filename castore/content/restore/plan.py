@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.hard_links import Link
     from castore.content.restore.live_file import Proof
+    from castore.content.restore.range_writes import RangePlan
     from castore.content.restore.undo_journal import Action, Ids, Path
     from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.stored_dirs import Child
@@ -37,13 +38,20 @@ class Step:
     """Whether to keep attributes that are not stored: there may be no copy of them."""
     proof: Proof | None = None
     """What the last snapshot proves of the content of the live file."""
+    ranges: RangePlan | None = None
+    """Whether only ranges of the live file are overwritten; None: that is decided when it is done."""
 
     @property
     def size(self) -> int:
-        """Bytes of content to write."""
+        """Bytes of content that it restores."""
         if self.child is None or self.action == "metadata":
             return 0
         return self.child.ref.size if self.child.entry.is_dir and self.child.ref else self.child.entry.size
+
+    @property
+    def written(self) -> int:
+        """Bytes of content to write, also to the undo area."""
+        return self.ranges.written if self.ranges is not None else self.size
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,19 @@ class TreePlan:
     """Bytes of live files that were read to compare them."""
     seconds: float = 0.0
     """How long the comparison took."""
+    range_writes: bool = True
+    """Whether ranges of large live files may be overwritten."""
 
     @property
     def work(self) -> Work:
         """What a restore that makes this plan and carries it out has to do."""
-        return Work(self.compared, self.read, len(self.steps), sum(step.size for step in self.steps))
+        read = self.read + sum(step.ranges.compared for step in self.steps if step.ranges is not None)
+        return Work(self.compared, read, len(self.steps), sum(step.written for step in self.steps))
+
+    @property
+    def size(self) -> int:
+        """Bytes of content that the steps restore."""
+        return sum(step.size for step in self.steps)
 
     @property
     def summary(self) -> tuple[int, int, int]:
@@ -110,6 +126,8 @@ class Comparison:
 
     It compares inodes and ctimes, which no user can set.
     """
+    range_writes: bool = True
+    """Whether ranges of large live files may be overwritten."""
 
 
 def ids_of(info: os.stat_result | Listed) -> Ids:

@@ -164,6 +164,7 @@ class _Planner:
             compared=self._compared,
             read=self._read,
             seconds=time.monotonic() - self._began,
+            range_writes=self._comparison.range_writes,
         )
 
     def nothing(self, top: str) -> TreePlan:

@@ -14,12 +14,14 @@ import errno
 import fcntl
 import os
 import signal
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.restore.difference import difference_of, write_difference
-from castore.content.restore.live_file import may_share
+from castore.content.restore.live_file import Stamp, is_large, may_share, open_live
 from castore.content.restore.metadata import is_privileged
-from castore.fs.beneath import path_of
+from castore.errors import CastoreError, DamageError
+from castore.fs.beneath import locate, open_below, path_of
 from castore.fs.filesystem import network_of
 from castore.fs.metadata import data_extents, read_xattrs
 from castore.fs.sharing import can_share_blocks_in
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.content.restore.difference import Difference
-    from castore.content.restore.live_file import LiveFile, Stamp
+    from castore.content.restore.live_file import LiveFile
     from castore.content.restore.metadata import Ownership
+    from castore.content.restore.plan import Step, TreePlan
     from castore.content.restore.undo_area import UndoArea
     from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
@@ -61,48 +64,61 @@ def is_cheaper(difference: Difference, size: int) -> bool:
     return cost < size * _NEW_FILE
 
 
-class RangeWriter:
-    """Writes ranges of live files. wrote: called with the number of bytes of each write."""
+class RangePlan(NamedTuple):
+    """Whether only ranges of a live file are overwritten, and which."""
 
-    def __init__(self, reader: StreamReader, ownership: Ownership, wrote: Callable[[int], None]) -> None:
+    stamp: Stamp
+    """The live file that was compared."""
+    difference: Difference | None
+    """None: a new file is written."""
+    size: int
+    """Of the stored file, in bytes."""
+    compared: int = 0
+    """Bytes of the live file that were read for this decision."""
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The ranges to save: those that differ, and what is cut off."""
+        tail = ((self.size, self.stamp.size),) if self.stamp.size > self.size else ()
+        return (*(self.difference or ()), *tail)
+
+    @property
+    def written(self) -> int:
+        """Bytes that are written: of stored content, and of previous content to the undo area."""
+        if self.difference is None:
+            return self.size
+        saved = sum(max(min(end, self.stamp.size) - start, 0) for start, end in self.ranges)
+        return self.difference.size + saved
+
+
+class RangePlanner:
+    """Decides whether ranges of live files are overwritten."""
+
+    def __init__(self, reader: StreamReader, ownership: Ownership) -> None:
         self._reader = reader
         self._ownership = ownership
-        self._wrote = wrote
 
-    def write(self, undo: UndoArea, folder: int, live: LiveFile, child: Child) -> bool:
-        """Give a live file the content of a stored one, if that is cheaper than a new file.
+    def plan(self, folder: int, live: LiveFile, child: Child) -> RangePlan:
+        """Compare a live file with a stored one, if its ranges may be overwritten.
 
-        folder: its open directory, in which it has the name of the stored one. The caller then sets its
-        metadata. Returns False, and has changed nothing, if a new file has to be written. Raises OSError,
-        DamageError, CastoreError; the caller then reverts the step.
+        folder: its open directory. Raises OSError, DamageError, CastoreError.
         """
+        size = child.entry.size
         if not self._may_be_changed(folder, live, child):
-            return False
-        difference = difference_of(self._reader, live, child.ref)
-        if difference is None or not is_cheaper(difference, child.entry.size):
-            return False
-        try:
-            file = os.open(child.entry.name, _WRITABLE, dir_fd=folder)
-        except OSError as error:
-            if error.errno in _NOT_WRITABLE:
-                return False
-            raise
-        try:
-            return self._write(undo, folder, file, live.stamp, difference, child)
-        finally:
-            os.close(file)
+            return RangePlan(live.stamp, None, size)
+        found = difference_of(self._reader, live, child.ref, lambda found: is_cheaper(found, size))
+        return RangePlan(live.stamp, found.difference, size, found.read)
 
-    def _write(
-        self, undo: UndoArea, folder: int, file: int, before: Stamp, difference: Difference, child: Child
-    ) -> bool:
-        """Save ranges of an open file, then overwrite them."""
-        if not undo.save_ranges(folder, file, before, _with_tail(difference, child.entry.size, before)):
-            return False
-        write_difference(self._reader, file, difference, child.ref, self._wrote)
-        os.ftruncate(file, child.entry.size)
-        os.fsync(file)
-        self._wrote(child.entry.size - difference.size)
-        return True
+    def current(self, planned: RangePlan | None, folder: int, live: LiveFile, child: Child) -> RangePlan:
+        """Return a plan for a live file: the one that was made before, if it still holds.
+
+        A write after the plan was begun changes the stamp, as it does after a comparison just now.
+        """
+        if planned is None or planned.stamp != live.stamp:
+            return self.plan(folder, live, child)
+        if planned.difference is not None and not self._may_be_changed(folder, live, child):
+            return planned._replace(difference=None)
+        return planned
 
     def _may_be_changed(self, folder: int, live: LiveFile, child: Child) -> bool:
         """Whether ranges of a live file may be overwritten, and nothing better can be done with it."""
@@ -120,10 +136,95 @@ class RangeWriter:
         )
 
 
-def _with_tail(difference: Difference, size: int, before: Stamp) -> tuple[tuple[int, int], ...]:
-    """Return the ranges to save: those that differ, and what is cut off."""
-    tail = ((size, before.size),) if before.size > size else ()
-    return (*difference, *tail)
+class RangeWriter(RangePlanner):
+    """Writes ranges of live files. wrote: called with the number of bytes of each write."""
+
+    def __init__(self, reader: StreamReader, ownership: Ownership, wrote: Callable[[int], None]) -> None:
+        super().__init__(reader, ownership)
+        self._wrote = wrote
+
+    def write(
+        self, undo: UndoArea, folder: int, live: LiveFile, child: Child, planned: RangePlan | None
+    ) -> bool:
+        """Give a live file the content of a stored one, if that is cheaper than a new file.
+
+        folder: its open directory, in which it has the name of the stored one. planned: the plan that was
+        made before, if there is one. The caller then sets its metadata. Returns False, and has changed
+        nothing, if a new file has to be written. Raises OSError, DamageError, CastoreError; the caller then
+        reverts the step.
+        """
+        plan = self.current(planned, folder, live, child)
+        if plan.difference is None:
+            return False
+        try:
+            file = os.open(child.entry.name, _WRITABLE, dir_fd=folder)
+        except OSError as error:
+            if error.errno in _NOT_WRITABLE:
+                return False
+            raise
+        try:
+            return self._write(undo, folder, file, plan.difference, plan, child)
+        finally:
+            os.close(file)
+
+    def _write(
+        self, undo: UndoArea, folder: int, file: int, difference: Difference, plan: RangePlan, child: Child
+    ) -> bool:
+        """Save ranges of an open file, then overwrite them."""
+        if not undo.save_ranges(folder, file, plan.stamp, plan.ranges):
+            return False
+        write_difference(self._reader, file, difference, child.ref, self._wrote)
+        os.ftruncate(file, plan.size)
+        os.fsync(file)
+        self._wrote(plan.size - difference.size)
+        return True
+
+
+def with_range_plans(
+    reader: StreamReader, plan: TreePlan, ownership: Ownership, top: int | None = None
+) -> TreePlan:
+    """Add to the steps that replace large files whether only their ranges are overwritten.
+
+    top: the open directory; None: it is opened. Steps that have it keep it, and files that cannot be compared
+    have none. Raises CastoreError.
+    """
+    wanted = [step for step in plan.steps if step.ranges is None and is_large(step)]
+    if not wanted or not plan.range_writes:
+        return plan
+    if top is None:
+        try:
+            with locate(plan.top) as found:
+                top = found.open_directory()
+        except OSError as error:
+            raise CastoreError(f"cannot compare {plan.top}: {error.strerror}") from error
+        try:
+            return with_range_plans(reader, plan, ownership, top)
+        finally:
+            os.close(top)
+    planner = RangePlanner(reader, ownership)
+    planned = {step.path: _plan_step(planner, top, step) for step in wanted}
+    steps = (replace(step, ranges=planned.get(step.path, step.ranges)) for step in plan.steps)
+    return replace(plan, steps=tuple(steps))
+
+
+def _plan_step(planner: RangePlanner, top: int, step: Step) -> RangePlan | None:
+    """Return the plan for the file that a step replaces; None if it cannot be compared."""
+    if step.child is None:
+        return None
+    try:
+        folder = open_below(top, step.path[:-1])
+    except OSError:
+        return None
+    live = None
+    try:
+        live = open_live(folder, step.path[-1], step.proof)
+        return planner.plan(folder, live, step.child) if live is not None else None
+    except (OSError, DamageError):
+        return None  # the restore itself reports it
+    finally:
+        if live is not None:
+            os.close(live.fd)
+        os.close(folder)
 
 
 def _is_open_elsewhere(fd: int) -> bool:

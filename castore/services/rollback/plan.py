@@ -119,6 +119,7 @@ def tree_planner(
         ownership=request.ownership,
         leave_out=context.leave_out,
         trust_times=request.trust_times,
+        range_writes=request.range_writes,
     )
 
 

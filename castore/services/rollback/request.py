@@ -33,6 +33,8 @@ class RollbackRequest:
     """Whether a pre-rollback generation is taken first."""
     trust_times: bool = False
     """Whether, without a pre-rollback generation, files are compared by size and time only."""
+    range_writes: bool = True
+    """Whether ranges of large live files may be overwritten."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,8 @@ class TreePlanner:
     """Castore's own directories, which are never changed."""
     trust_times: bool
     """Whether files without a pre-rollback generation are compared by size and time, not by content."""
+    range_writes: bool
+    """Whether ranges of large live files may be overwritten."""
 
     def plan(self, part: Part, apart: AbstractSet[bytes], pre_rollback: Generation | None = None) -> TreePlan:
         """Compare a live tree with the stored one.
@@ -78,6 +80,7 @@ class TreePlanner:
                 unread=unread[0].paths | unread[1].paths,
                 unread_attributes=unread[0].attributes | unread[1].attributes,
                 scan=scan,
+                range_writes=self.range_writes,
             )
             top = open_top(self.reader, part.content)
             return plan_tree(self.reader, top, live, self.ownership, comparison)

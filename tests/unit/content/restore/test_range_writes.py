@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import castore
+from castore.content import streams
 from castore.content.restore import difference, large_files, range_writes, saved_ranges, undo_area
 from castore.content.scan import cache
 from castore.errors import CastoreError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
 from castore.services.sources import Tree
+from castore.state.restore_runs import Work
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
@@ -229,3 +234,129 @@ def test_few_ranges_of_a_large_file_are_cheaper_and_many_are_not() -> None:
     assert not range_writes.is_cheaper(many, 2000 * MIB)
     assert not range_writes.is_cheaper(few, 100 * MIB)
     assert not range_writes.is_cheaper(difference.Difference(), 4 * MIB)
+
+
+def test_a_plan_of_range_writes_counts_exactly_what_is_read_and_written(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove(sandbox, live)
+    check_counts(sandbox, live, large, monkeypatch, compared=(0, 0))
+    assert compare(stored, walk(live)) == []
+
+
+def test_a_plan_of_range_writes_counts_the_comparison_of_a_file_that_is_not_proven(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(large, 3 * MIB)
+    check_counts(sandbox, live, large, monkeypatch, compared=(3 * MIB, 4 * MIB + MIB // 2))
+    assert compare(stored, walk(live)) == []
+
+
+def test_a_file_that_differs_everywhere_costs_no_more_than_samples_and_a_full_restore(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = large.read_bytes()
+    large.write_bytes(b"inserted" + before)
+    work = check_counts(sandbox, live, large, monkeypatch, compared=(1, 32 * 65536))
+    assert work.written == len(before)
+    assert compare(stored, walk(live)) == []
+
+
+def test_a_comparison_ends_when_ranges_are_no_longer_cheaper(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(difference, "_LEAST_EQUAL", 0)
+    monkeypatch.setattr(streams, "_RUN_BYTES", 65536)
+    large.write_bytes(random.Random(2).randbytes(3 * MIB + 1234))
+    work = check_counts(sandbox, live, large, monkeypatch, compared=(MIB, 3 * MIB))
+    assert work.written == 3 * MIB + 1234
+    assert compare(stored, walk(live)) == []
+
+
+def check_counts(
+    sandbox: Sandbox, live: Path, large: Path, monkeypatch: pytest.MonkeyPatch, *, compared: tuple[int, int]
+) -> Work:
+    """Restore a tree, and check that the plan has exactly the bytes that are read and written; return them."""
+    inode, counts = large.stat().st_ino, Counter[str]()
+
+    def watch(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(fd: int, *arguments: Any) -> Any:
+            done = real(fd, *arguments)
+            if done > 1 if name != "preadv" else os.fstat(fd).st_ino == inode:  # the journal ends with a byte
+                counts[name] += done
+            return done
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("preadv", "pwrite", "sendfile"):
+        watch(name)
+    with sandbox.open() as store:
+        store.sync()
+        plan = plan_in_place(store, select(store, "s@1:t"), str(live), sandbox.ownership)
+        assert counts["pwrite"] == 0
+        assert restore_in_place(store, plan, sandbox.ownership, castore.Progress()) == []
+    read = plan.work.read - plan.read  # `other` is read by the comparison of the tree
+    assert (read, plan.work.written) == (counts["preadv"], counts["pwrite"] + counts["sendfile"])
+    assert compared[0] <= read <= compared[1]
+    return plan.work
+
+
+def test_a_file_that_changes_after_the_plan_is_compared_again(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict
+) -> None:
+    with sandbox.open() as store:
+        store.sync()
+        plan = plan_in_place(store, select(store, "s@1:t"), str(live), sandbox.ownership)
+        assert [step.ranges is not None for step in plan.steps] == [True, False, False]
+        time.sleep(0.02)
+        with open(large, "r+b") as file:
+            file.seek(MIB)
+            file.write(b"after the plan")
+        assert restore_in_place(store, plan, sandbox.ownership, castore.Progress()) == []
+    assert compare(stored, walk(live)) == []
+
+
+def test_no_ranges_are_written_if_that_is_not_wanted(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict
+) -> None:
+    prove(sandbox, live)
+    inode, size = large.stat().st_ino, large.stat().st_size
+    with sandbox.open() as store:
+        store.sync()
+        plan = plan_in_place(store, select(store, "s@1:t"), str(live), sandbox.ownership, range_writes=False)
+        assert plan.work.written == size
+        assert restore_in_place(store, plan, sandbox.ownership, castore.Progress()) == []
+    assert compare(stored, walk(live)) == []
+    assert large.stat().st_ino != inode
+
+
+@pytest.mark.parametrize("command", ["restore", "rollback"])
+def test_the_command_line_can_forbid_range_writes(
+    castore: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "store"))
+    castore("init", "--average", "16384", tmp_path / "store")
+    live, size = tmp_path / "live", 40 * MIB
+    live.mkdir()
+    large = live / "large"
+    large.write_bytes(random.Random(1).randbytes(size))
+    castore("snapshot", "s", "--tree", f"t={live}")
+    with open(large, "r+b") as file:
+        file.seek(MIB)
+        file.write(b"changed")
+    words = {"restore": ["restore", "--in-place", "s@1:t", live], "rollback": ["rollback", "s", "--to", "1"]}[command]
+
+    def written(*options: str) -> int:
+        plan = json.loads(castore(*words, "--dry-run", "--json", *options).stdout)
+        tree = plan["trees"]["t"] if command == "rollback" else plan
+        assert tree["bytes"] == size
+        return int(tree["written_bytes"])
+
+    assert written() < MIB
+    assert written("--no-range-writes") == size
+    inode = large.stat().st_ino
+    castore(*words, "--no-range-writes")
+    assert large.read_bytes() == random.Random(1).randbytes(size)
+    assert large.stat().st_ino != inode
