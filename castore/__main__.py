@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal without the time that its enums take
+import gc
 import os
+import sys
 
+_CYCLES_AFTER = 50_000
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
@@ -24,12 +27,15 @@ if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
 
 def main() -> NoReturn:
     """Run castore with the arguments of this process, and exit."""
+    # Modules and stored objects have few reference cycles: by default, Python searches all objects for them
+    # every few thousand allocations, which takes 2 to 3 % of a short command.
+    gc.set_threshold(_CYCLES_AFTER)
     from castore.cli.confinement import allow_confinement  # noqa: PLC0415
-    from castore.cli.main import main as run  # noqa: PLC0415 - after the handler is set
+    from castore.cli.main import run_command  # noqa: PLC0415 - after the handler is set
 
     allow_confinement()
     try:
-        run()
+        code = run_command()
     finally:
         # The work is done: an interrupt would only print a traceback while the interpreter exits.
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
@@ -37,6 +43,24 @@ def main() -> NoReturn:
         # Python kills itself with SIGINT, regardless of the exit code, if a KeyboardInterrupt ever passed
         # through exec() of a string, as dataclasses use while they are defined. Another exec() resets that.
         exec("")  # noqa: S102
+    _exit_at_once(code)
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """End the process without taking down every module, which takes a tenth of a short command.
+
+    All that has an end of its own has ended: threads, files, the index. No function is registered to run at
+    exit. A profiler or a tracer writes its results later, and needs the slow way.
+    """
+    if sys.getprofile() is None and sys.gettrace() is None and "cProfile" not in sys.modules:
+        for file in (sys.stdout, sys.stderr):
+            try:
+                file.flush()
+            except (OSError, ValueError):
+                break  # Python reports it
+        else:
+            os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

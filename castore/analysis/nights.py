@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
+from castore.deferred import dataclass
 from castore.engines.file import File
 from castore.errors import CastoreError
 from castore.fs.durable import write_all

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.analysis.advice import recommend
@@ -22,6 +21,7 @@ from castore.analysis.scatter import measure_scatter
 from castore.analysis.settings import Setting
 from castore.analysis.trial import trial_store
 from castore.analysis.whole_file import whole_files
+from castore.deferred import dataclass
 from castore.errors import ProgramError, UsageError
 from castore.progress import Progress, unwatched
 from castore.store.format.config import DEFAULT_AVERAGE

@@ -16,7 +16,7 @@ import random
 import stat
 import struct
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -27,6 +27,7 @@ from castore.analysis.nights import Night, Stored
 from castore.analysis.results import ChunkClass, LevelFigures, NightFigures
 from castore.content.pipeline import Pipeline
 from castore.content.scan.small_files import SMALL
+from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.progress import Progress
 

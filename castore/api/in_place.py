@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, TypedDict
 
 from castore.api.progress import counters
 from castore.api.selection import RestoreReport
+from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.services.ownership import stored_ownership
 from castore.services.restore import plan_size

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from castore.crypto import Admin, Recipient
+from castore.deferred import dataclass
 from castore.errors import NotFoundError, UsageError
 from castore.process.signal_shield import interrupt_note
 from castore.store.format.config import LabelledAdmin

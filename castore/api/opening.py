@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from castore.api.identity import files_of, provider_of
 from castore.api.store import Messages, Store
 from castore.crypto import Admin, Recipient
+from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.process.signal_shield import interrupt_note
 from castore.state.directories import absolute, home, machine_paths

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from castore.api.generation import Generation
+from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.progress import Progress
 from castore.services.follow import after_rollback_note

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from castore.api.generation import Generation, Part
 from castore.api.progress import counters
 from castore.content.streams import StreamReader
+from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.progress import Progress
 from castore.services.listing import list_entries

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from castore.cli import environment, formatting, identity_files, missing_store
 from castore.cli.messages import note, report, report_first
+from castore.deferred import dataclass
 from castore.state import directories
 
 if TYPE_CHECKING:

@@ -11,14 +11,16 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from castore.deferred import pattern
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _EXACT: Final = 1 << 53
 """Readers that hold numbers as binary64, jq among them, know integers up to this."""
 # Neither has false negatives; where one matches, the entire value is converted.
-_SURROGATE: Final = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
-_LONG_NUMBER: Final = re.compile(r"[\[ -]\d{16}")
+_SURROGATE: Final = pattern(r"\\ud[89a-f]", re.IGNORECASE)
+_LONG_NUMBER: Final = pattern(r"[\[ -]\d{16}")
 _KINDS: Final = {
     "DeploymentRevertedError": "deployment-failed",
     "CastoreError": "failed",

@@ -5,7 +5,6 @@ Names come from stored trees, so an attacker may have chosen them: terminal cont
 
 from __future__ import annotations
 
-import shutil
 import stat
 import sys
 import time
@@ -46,6 +45,8 @@ def terminal_width() -> int | None:
     """Return the width of the terminal in columns; None if standard output is not a terminal."""
     if not sys.stdout.isatty():
         return None
+    import shutil
+
     return shutil.get_terminal_size().columns
 
 

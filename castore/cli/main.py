@@ -138,11 +138,15 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run castore with the arguments of this process, and exit."""
+    sys.exit(run_command())
+
+
+def run_command() -> int:
+    """Run castore with the arguments of this process; return its exit code."""
     try:
-        code = _run_explained()
+        return _run_explained()
     except KeyboardInterrupt:
         os._exit(130)  # a second interrupt, while the first one was being reported
-    sys.exit(code)
 
 
 def _run_explained() -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from castore.cli import identity_files, missing_store
 from castore.cli.messages import report
+from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import io
 import textwrap
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

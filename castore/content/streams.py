@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from castore.content.ref_tree import iter_chunks
@@ -11,7 +10,7 @@ from castore.errors import DamageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
     from types import TracebackType
 
     from castore.content.pipeline import Pipeline
@@ -47,7 +46,7 @@ class StreamReader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-open")
+        self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +57,8 @@ class StreamReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, ref: Ref | None) -> Iterator[bytes]:
         """Yield the bytes of a stream, a chunk at a time. Raises DamageError, MissingError."""
@@ -73,9 +73,10 @@ class StreamReader:
     def ahead(self, runs: Iterable[Run], work: Callable[[Run], Done]) -> Generator[Done, None, None]:
         """Yield the results of `work` for each run, in order; it runs on worker threads, some runs ahead."""
         ahead: deque[Future[Done]] = deque()
+        pool = self._started_pool()
         try:
             for run in runs:
-                ahead.append(self._pool.submit(work, run))
+                ahead.append(pool.submit(work, run))
                 if len(ahead) > _AHEAD_RUNS:
                     yield ahead.popleft().result()
             while ahead:
@@ -84,6 +85,14 @@ class StreamReader:
             for future in ahead:
                 if not future.cancel():
                     future.exception()
+
+    def _started_pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            # What lists generations reads a few short streams, and would take a tenth of its time for this.
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-open")
+        return self._pool
 
     def read_all(self, ref: Ref | None, most: int = _MOST_AT_ONCE) -> bytes:
         """Return the bytes of a stream of at most `most` bytes, opened on this thread. Raises DamageError."""

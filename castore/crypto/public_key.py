@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Final, Self
 
 from castore.crypto.key_text import one_line, read, write
+from castore.deferred import dataclass
 from castore.errors import UsageError
 
 PUBLIC_BYTES: Final = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from castore.crypto.object_aead import ObjectSealer
 from castore.crypto.public_key import PUBLIC_BYTES
 from castore.crypto.signing import SigningKey
 from castore.crypto.sodium import Secret
+from castore.deferred import dataclass
 from castore.errors import DamageError, IdentityError, RevokedKeyError, SignerError, UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import os
 import stat
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Self, TypeVar
 
-from castore.content.restore.copying import check_overwritable, copy, overwrite
 from castore.engines.base import Contents, Engine
 from castore.engines.dump_stream import DumpStream
 from castore.engines.state import EngineState, FileSwap
@@ -273,6 +272,8 @@ class _Folder:
 
     def exchange_mounted(self) -> None:
         """Copy a mount point aside, which cannot be moved, and overwrite it with the new file."""
+        from castore.content.restore.copying import check_overwritable, copy, overwrite
+
         fd, name, new, old = self._fd, self._names["live"], self._names["new"], self._names["old"]
         check_overwritable(fd, name)
         part = old + b"-part"
@@ -294,6 +295,8 @@ class _Folder:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
+            from castore.content.restore.copying import overwrite
+
             overwrite(self._fd, self._names["old"], self._fd, self._names["live"])
             os.unlink(self._names["old"], dir_fd=self._fd)
 

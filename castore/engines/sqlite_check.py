@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from castore.deferred import dataclass
 from castore.errors import CastoreError
 
 if TYPE_CHECKING:

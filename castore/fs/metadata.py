@@ -8,12 +8,12 @@ import fcntl
 import grp
 import os
 import pwd
-import re
 import stat
 import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from castore.deferred import pattern
 from castore.fs.beneath import open_regular
 from castore.model.tree import NO_EXTRA, Extra
 
@@ -28,7 +28,7 @@ CACHE_TAG_CONTENT: Final = b"Signature: 8a477f597d28d172789f06886806bc55"
 
 ATTRIBUTE: Final = "attribute"
 """Beginning of the reason why attributes of a file are not stored, though its content is."""
-_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
+_ESCAPED: Final = pattern(rb"\\([0-7]{3})")
 _GET_FLAGS: Final = 0x80086601
 """FS_IOC_GETFLAGS of ioctl(2)."""
 _PROTECTING: Final = 0x30

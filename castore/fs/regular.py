@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from typing import TYPE_CHECKING, Final
 
+from castore.deferred import pattern
 from castore.errors import CastoreError, UsageError
 from castore.fs.trusted import kind_of
 
 if TYPE_CHECKING:
     from castore.fs.beneath import Located
 
-_DESCRIPTOR: Final = re.compile(r"/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?fd/(\d+)")
+_DESCRIPTOR: Final = pattern(r"/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?fd/(\d+)")
 _LINKS: Final = 40
 _LONGEST: Final = 100
 """Bytes of a name that a temporary name keeps: with its suffix it fits any file system."""

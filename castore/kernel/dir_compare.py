@@ -6,9 +6,9 @@ dir_compare.h describes the structures. A **plain file** is that of dir_entries.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from castore.deferred import dataclass
 from castore.kernel import TOO_MANY, ffi, lib, view_of
 
 if TYPE_CHECKING:

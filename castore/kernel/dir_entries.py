@@ -7,11 +7,12 @@ directory. Most files are plain. dir_entries.h describes the structures, castore
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from castore.deferred import dataclass
 from castore.kernel import TOO_MANY, ffi, lib, view_of
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ small_streams.h describes how a directory encodes the places of its small files:
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final
 
+from castore.deferred import dataclass
 from castore.kernel import TOO_MANY, ffi, lib, view_of
 
 if TYPE_CHECKING:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from castore.content.ref_tree import MAX_DEPTH
+from castore.deferred import dataclass
 from castore.errors import DamageError, IdentityError
 from castore.model.generation import MAX_DETAILS, decode_details
 from castore.model.refs import Ref, RefKind

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from castore.deferred import dataclass
 
 MAX_UNUSED: Final = 0.1
 """A pack is rewritten if no generation needs more than this share of its records."""

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.scan.cache import scan_path
 from castore.content.streams import StreamReader
+from castore.deferred import dataclass
 from castore.errors import (
     BusyError,
     DamageError,

@@ -7,9 +7,9 @@ passed its name on to another one. The history of a host is what all keys with i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from castore.deferred import dataclass
 from castore.errors import NotFoundError
 
 if TYPE_CHECKING:

@@ -6,17 +6,16 @@ every holder of a writer key can write records that castore never writes.
 
 from __future__ import annotations
 
-import re
-
+from castore.deferred import pattern
 from castore.errors import UsageError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_HOST_ID = re.compile(r"(?:[0-9a-f]{16}(?:[0-9a-f]{48})?)?")
+_NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HOST_ID = pattern(r"(?:[0-9a-f]{16}(?:[0-9a-f]{48})?)?")
 MAX_HOST = 255
 MAX_PATH = 1 << 16
 """The most bytes in a recorded path; far more than any system call accepts."""
 MAX_REVISION_BYTES = 255
-_STORE_PATH = re.compile(r"/(?:[^/]+/)*store/(?P<hash>[0-9a-z]{8,})-[^/]+")
+_STORE_PATH = pattern(r"/(?:[^/]+/)*store/(?P<hash>[0-9a-z]{8,})-[^/]+")
 _SHOWN_HASH = 12
 
 

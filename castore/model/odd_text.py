@@ -6,11 +6,15 @@ Python represents such a byte as a surrogate, which no encoder of MessagePack or
 from __future__ import annotations
 
 import os
-import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_REPR: Final = re.compile(r"(?<!\\)\\udc([89a-f][0-9a-f])")
+from castore.deferred import pattern
+
+if TYPE_CHECKING:
+    import re
+
+_SURROGATE: Final = pattern("[\ud800-\udfff]")
+_REPR: Final = pattern(r"(?<!\\)\\udc([89a-f][0-9a-f])")
 
 
 def is_valid(text: str) -> bool:

@@ -34,8 +34,8 @@ def raise_file_limit() -> None:
     """
     if not _own:
         return
-    import contextlib  # noqa: PLC0415 - the command line imports this module at its start
-    import resource  # noqa: PLC0415
+    import contextlib
+    import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -52,7 +52,7 @@ def keep_freed_memory() -> None:
     """
     if not _own:
         return
-    import ctypes  # noqa: PLC0415
+    import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
@@ -67,8 +67,8 @@ def record_crash(path: str) -> int:
     """
     if not _own:
         return -1
-    import faulthandler  # noqa: PLC0415
-    import os  # noqa: PLC0415
+    import faulthandler
+    import os
 
     if faulthandler.is_enabled():
         return -1
@@ -84,8 +84,8 @@ def stop_recording(descriptor: int) -> None:
     """End what `record_crash` began."""
     if descriptor < 0:
         return
-    import faulthandler  # noqa: PLC0415
-    import os  # noqa: PLC0415
+    import faulthandler
+    import os
 
     faulthandler.disable()
     os.close(descriptor)

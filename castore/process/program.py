@@ -9,9 +9,9 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from castore.deferred import dataclass
 from castore.errors import ProgramError
 from castore.process.environment import environment
 from castore.process.pipes import OwnPipes, run_as

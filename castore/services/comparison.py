@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from castore.content.allowance import Allowance
 from castore.content.diff import TIMES, diff_entries, diff_streams, diff_trees
+from castore.deferred import dataclass
 from castore.errors import NotFoundError, UsageError
 from castore.services.restore import child_of
 

@@ -6,11 +6,13 @@ import datetime as dt
 import re
 from typing import Final
 
+from castore.deferred import pattern
+
 _NS: Final = 1_000_000_000
 _SECONDS: Final = {"min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 _UNITS: Final = {**_SECONDS, "w": 7 * 86400, "week": 7 * 86400}
-_AGO: Final = re.compile(r"([0-9]{1,6}) ?([a-z]+?)s? ago")
-_NAMED: Final = re.compile(r"(today|yesterday)(?:[ T](.+))?")
+_AGO: Final = pattern(r"([0-9]{1,6}) ?([a-z]+?)s? ago")
+_NAMED: Final = pattern(r"(today|yesterday)(?:[ T](.+))?")
 
 
 def parse_date(text: str) -> int | None:

@@ -9,9 +9,10 @@ import pwd
 import re
 import shutil
 import stat
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
+from castore.deferred import dataclass
 from castore.errors import CastoreError, UntrustedPathError
 from castore.fs.beneath import locate
 from castore.model.odd_text import is_valid, message, without_odd

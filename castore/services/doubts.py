@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from castore.engines.base import settings_of
-from castore.engines.command import Command
 from castore.services.sources import engine_of, taker_of
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def _different(before: Origin, now: Origin, same: frozenset[str]) -> tuple[str, 
     if old is None or new is None:
         paths = _shown(before.path), _shown(now.path)
         return paths if before.path and now.path and before.path != now.path else None
-    if isinstance(old.engine, Command) and isinstance(new.engine, Command):
+    if old.name == new.name == "command":
         return None
     mine, other = settings_of(old.engine), settings_of(new.engine)
     if not (isinstance(old.engine, type(new.engine)) or isinstance(new.engine, type(old.engine))):

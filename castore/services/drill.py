@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final
 
 from castore.content.restore.tree_writer import restore_directory
 from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
+from castore.deferred import dataclass
 from castore.errors import CastoreError, DamageError
 from castore.model.counting import count as counted
 from castore.model.generation import Origin

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from castore.deferred import dataclass
 from castore.errors import CastoreError, StorageError
 from castore.model.events import Event
 from castore.model.odd_text import message

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from castore.deferred import dataclass
 from castore.errors import ProgramError, UsageError
 from castore.model.names import short_revision
 from castore.services.events import event

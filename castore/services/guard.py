@@ -6,9 +6,10 @@ import contextlib
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
+from castore.deferred import dataclass
 from castore.errors import (
     CastoreError,
     IdentityError,

@@ -6,10 +6,10 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from castore.errors import CastoreError, ProgramError
-from castore.process.runners import run
 from castore.process.users import account_of
 
 if TYPE_CHECKING:
+    import pwd
     from collections.abc import Sequence
 
     from castore.services.config import Service
@@ -56,7 +56,7 @@ class Hooks:
             for before, after, user in self._pairs:
                 self._left.append((after, user))
                 if before:
-                    run(before, timeout=self._timeout, account=account_of(user))
+                    _run(before, timeout=self._timeout, account=account_of(user))
         except BaseException:
             self._end()
             raise
@@ -71,7 +71,7 @@ class Hooks:
             after, user = self._left.pop()
             if after:
                 try:
-                    run(after, timeout=self._timeout, account=account_of(user))
+                    _run(after, timeout=self._timeout, account=account_of(user))
                 except CastoreError as error:
                     self.failures.append(str(error))
                 except BaseException as error:  # noqa: BLE001 - the other hooks are run nevertheless
@@ -91,7 +91,7 @@ def check_health(service: Service) -> None:
     pause = _FIRST_PAUSE_SECONDS
     while True:
         try:
-            run(service.health, timeout=service.timeout, account=account_of(service.run_as))
+            _run(service.health, timeout=service.timeout, account=account_of(service.run_as))
         except ProgramError as error:
             if time.monotonic() >= end:
                 raise ProgramError(f"the health check failed: {error}") from error
@@ -99,3 +99,9 @@ def check_health(service: Service) -> None:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         else:
             return
+
+
+def _run(argv: Argv, *, timeout: float | None, account: pwd.struct_passwd | None) -> None:
+    from castore.process.runners import run
+
+    run(argv, timeout=timeout, account=account)

@@ -7,12 +7,10 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
-from castore.content.scan.cache import scan_path
-from castore.content.scan.cache_reader import ScanCacheReader
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.scan.rules import ScanRules
     from castore.model.generation import Part
     from castore.store import Store
@@ -29,6 +27,9 @@ def last_scan(
 
     Yield None if this machine has none.
     """
+    from castore.content.scan.cache import scan_path
+    from castore.content.scan.cache_reader import ScanCacheReader
+
     found = last_part(store, service, part)
     root = found.content if found is not None and found.kind == "tree" else None
     old = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from castore.deferred import dataclass
 from castore.errors import ProgramError, StorageError, UsageError
 from castore.model.counting import count as counted
 from castore.model.generation import Origin

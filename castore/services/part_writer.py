@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Self
 from castore.content.pipeline import Pipeline
 from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
-from castore.content.scan.cache import scan_path
-from castore.content.scan.cache_writer import ScanCacheWriter
-from castore.content.scan.walker import store_tree
 from castore.content.streams import store_stream
 from castore.engines.dump_stream import DumpStream
 from castore.errors import ProgramError, StorageError
@@ -20,13 +17,13 @@ from castore.model.generation import Details, Generation, Part, StoredRef, encod
 from castore.model.names import check_name
 from castore.process.pipes import enlarge_pipe
 from castore.progress import Progress
-from castore.services.last_scan import expected_size, last_part, last_scan
+from castore.services.last_scan import expected_size, last_part
 from castore.services.sources import EngineSource, Stream, Tree, dated, left_out, origin, rules_of
-from castore.services.underway import refuse_unfinished, report_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from castore.content.scan.cache_writer import ScanCacheWriter
     from castore.model.generation import Origin
     from castore.model.refs import Ref
     from castore.services.snapshot import SnapshotRequest
@@ -107,6 +104,12 @@ class PartWriter:
             self._store.base_cache.evict(usage.total())
 
     def _store_tree(self, name: str, tree: Tree, progress: Progress) -> Ref | None:
+        from castore.content.scan.cache import scan_path
+        from castore.content.scan.cache_writer import ScanCacheWriter
+        from castore.content.scan.walker import store_tree
+        from castore.services.last_scan import last_scan
+        from castore.services.underway import refuse_unfinished, report_foreign
+
         store, service = self._store, self._request.service
         if not self._request.interrupted:
             refuse_unfinished(store.paths.journals, tree.path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
 from castore.content.scan.preview import preview_tree
+from castore.deferred import dataclass
 from castore.engines.command import Command
 from castore.errors import CastoreError
 from castore.services.sources import EngineSource, Tree, directory_ids, rules_of

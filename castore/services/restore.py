@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from castore.content.restore import one_file
@@ -16,6 +16,7 @@ from castore.content.restore.resume import complete
 from castore.content.restore.tree_writer import restore_directory, restore_file
 from castore.content.stored_dirs import Child, look_up, open_top, read_file
 from castore.content.streams import StreamReader
+from castore.deferred import dataclass
 from castore.errors import CastoreError, DamageError, RevertInterruptedError, StorageError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, make_directory
 from castore.fs.durable import create_file

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from castore.deferred import dataclass
 from castore.errors import (
     DamageError,
     FormatError,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from castore.deferred import dataclass
 from castore.errors import BusyError, DamageError, StorageError, UsageError
 from castore.model.counting import count as counted
 from castore.model.names import check_name, check_revision

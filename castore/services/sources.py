@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from castore.content.scan.exclude import Exclude
-from castore.content.scan.rules import ScanRules
+from castore.deferred import dataclass
 from castore.engines import find
 from castore.engines.base import settings_of
-from castore.engines.command import Command
-from castore.engines.file import File
 from castore.errors import UsageError
 from castore.model.generation import Origin
 from castore.services.config import Service, TreePart, load
@@ -23,6 +20,7 @@ from castore.state.directories import home
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from castore.content.scan.rules import ScanRules
     from castore.engines.base import Engine
     from castore.services.config import Settings
     from castore.store import Store
@@ -69,11 +67,15 @@ def program_source(dump: tuple[str, ...], restore: tuple[str, ...] = ()) -> Engi
 
     restore: the program that a rollback passes the dump to, on its standard input.
     """
+    from castore.engines.command import Command
+
     return EngineSource("command", Command(program=tuple(dump), restore=tuple(restore)))
 
 
 def file_source(path: str) -> EngineSource:
     """Return a part that is the content of one file."""
+    from castore.engines.file import File
+
     return EngineSource("file", File(path=os.path.abspath(path)))
 
 
@@ -96,6 +98,9 @@ def left_out(store: Store, folders: Sequence[str]) -> frozenset[tuple[int, int]]
 
 def rules_of(source: Tree | Origin, skip: frozenset[tuple[int, int]]) -> ScanRules:
     """Return the rules that say what of a tree is taken. skip: as `left_out` returns it."""
+    from castore.content.scan.exclude import Exclude
+    from castore.content.scan.rules import ScanRules
+
     top = os.path.abspath(os.fsdecode(source.path))
     exclude = Exclude(source.exclude, top) if source.exclude else None
     own, any_top = (source.own, source.any_top) if isinstance(source, Tree) else (frozenset(), False)
@@ -157,10 +162,13 @@ def origin(source: Source) -> Origin:
     engine = source.engine
     # Also record these as castore versions without engines did, which read them.
     old = Origin()
-    if isinstance(engine, Command):
-        old = Origin(dump=engine.program, restore=engine.restore)
-    elif type(engine) is File:
-        old = Origin(path=os.fsencode(engine.path))
+    if source.name == "command":
+        from castore.engines.command import Command
+
+        if isinstance(engine, Command):
+            old = Origin(dump=engine.program, restore=engine.restore)
+    elif source.name == "file":
+        old = Origin(path=os.fsencode(engine.file_path() or ""))
     return msgspec.structs.replace(old, engine=source.name, settings=settings_of(engine))
 
 
@@ -219,6 +227,8 @@ def _of_generation(recorded: dict[str, Origin], configured: dict[str, Origin]) -
 def taker_of(origin: Origin) -> EngineSource | None:
     """Return the engine that restores a part, or None. Raises UsageError."""
     if origin.restore:
+        from castore.engines.command import Command
+
         # This program restores the dump, whatever engine took it.
         timeout = origin.settings.get("timeout")
         run_as = origin.settings.get("run-as")

@@ -11,9 +11,9 @@ The configured revision and the state's revision differ after a system rollback,
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from castore.deferred import dataclass
 from castore.model.names import short_revision
 from castore.services.hosts import own
 

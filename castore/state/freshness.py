@@ -13,11 +13,11 @@ that it is right (`accept`); a snapshot reports it and is committed nevertheless
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from castore.deferred import dataclass
 from castore.errors import StaleStoreError, StorageError
 from castore.fs.durable import read_private, write_private
 from castore.state.locks import waiting_lock

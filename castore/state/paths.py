@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from blake3 import blake3
+
+from castore.deferred import dataclass
 
 _WRITER_KEY: Final = "writer.key"
 _IN_PLACE: Final = "in-place"

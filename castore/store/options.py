@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
+from castore.deferred import dataclass
 from castore.store.format.config import DEFAULT_AVERAGE
 
 if TYPE_CHECKING:

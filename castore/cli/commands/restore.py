@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +22,7 @@ from castore.cli.options import (
     trust_option,
 )
 from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tree_steps
+from castore.deferred import dataclass
 from castore.errors import UsageError
 
 if TYPE_CHECKING:

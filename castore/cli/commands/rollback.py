@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +24,7 @@ from castore.cli.options import (
     trust_option,
 )
 from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tree_steps
+from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     from castore.api.generation import Generation

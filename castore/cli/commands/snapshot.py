@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +18,7 @@ from castore.cli.options import (
     split_named,
     split_program,
 )
+from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     from castore.api.store import Store

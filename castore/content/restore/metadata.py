@@ -9,12 +9,12 @@ import os
 import pwd
 import stat
 import time
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from castore.deferred import dataclass
 from castore.fs.acl import ACCESS_ACL, DEFAULT_ACL, acl_ids, mapped_acls
 from castore.fs.metadata import read_xattrs
 from castore.kernel.dir_entries import NewOwners

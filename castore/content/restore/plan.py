@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from castore.content.scan.rules import ScanRules
+from castore.deferred import dataclass
 from castore.state.restore_runs import Work
 
 if TYPE_CHECKING:

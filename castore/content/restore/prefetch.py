@@ -18,13 +18,13 @@ import signal
 import struct
 import threading
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
 
 from castore.content.stored_dirs import Fetched, fetch_directory, open_fetched
 from castore.content.streams import StreamReader
+from castore.deferred import dataclass
 from castore.errors import CastoreError
 from castore.model.refs import RecordId, Ref, RefKind
 

@@ -6,13 +6,14 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from castore.deferred import pattern
 from castore.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-_CLASS: Final = re.compile(r"(?<=.)\[:([a-z]+):\](?=.)")
+_CLASS: Final = pattern(r"(?<=.)\[:([a-z]+):\](?=.)")
 _CLASSES: Final = {
     "alnum": "0-9A-Za-z",
     "alpha": "A-Za-z",
@@ -23,9 +24,9 @@ _CLASSES: Final = {
     "upper": "A-Z",
     "xdigit": "0-9A-Fa-f",
 }
-_SET: Final = re.compile(r"\\.|\[(\^?)(\]?(?:\\.|[^\]\\])*)\]", re.DOTALL)
+_SET: Final = pattern(r"\\.|\[(\^?)(\]?(?:\\.|[^\]\\])*)\]", re.DOTALL)
 """A set in a regular expression; or an escaped character, which may be a bracket outside of sets."""
-_RANGE: Final = re.compile(r"(\\.|.)(?:-(\\.|.))?", re.DOTALL)
+_RANGE: Final = pattern(r"(\\.|.)(?:-(\\.|.))?", re.DOTALL)
 """A character or a range in a set."""
 
 

@@ -6,7 +6,7 @@ A file that is unchanged since the last scan keeps its stream and is not read.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, NamedTuple
 
 from castore.content.previous_stream import PreviousStream
@@ -14,6 +14,7 @@ from castore.content.ref_tree import iter_chunks, iter_runs_of_chunks
 from castore.content.scan.cache import is_racily_clean, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
 from castore.content.scan.previous_files import PreviousFiles, own_streams
+from castore.deferred import dataclass
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
 from castore.fs.metadata import data_extents, extra_of

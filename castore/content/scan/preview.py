@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
 from castore.content.scan.scanned import joined
+from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_regular, open_top
 from castore.fs.metadata import CACHE_TAG, data_extents, is_cache, is_mount_point

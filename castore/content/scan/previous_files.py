@@ -8,11 +8,11 @@ also keep dumps under a name per night, and rotate logs: for these it is found b
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.scan.kept_streams import decode_places
+from castore.deferred import pattern
 from castore.errors import CastoreError
 from castore.kernel.dir_listing import OWN_STREAM, entry_at, places_of
 
@@ -32,7 +32,7 @@ _SAMPLE_CHUNKS: Final = 4
 _CANDIDATES: Final = 8
 _SIZES: Final = 4
 """A candidate is at most this many times longer or shorter."""
-_DIGITS: Final = re.compile(rb"\d+")
+_DIGITS: Final = pattern(rb"\d+")
 _OWN_STREAM: Final = bytes(mark & OWN_STREAM for mark in range(256))
 """Translates marks: all others are dropped."""
 

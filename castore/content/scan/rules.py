@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from castore.content.scan.small_files import SMALL
+from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     import os

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
+from castore.deferred import dataclass
 from castore.fs.acl import acl_ids
 from castore.fs.metadata import group_name, user_name
 from castore.kernel.dir_entries import GIVEN, join_entries

@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from castore.deferred import dataclass
 from castore.engines.connecting import Chunks, dump_when_free, open_when_free, when_free
 from castore.engines.mariadb.script import plain, unescaped
 from castore.engines.password import read_setting

@@ -6,9 +6,10 @@ import contextlib
 import os
 import re
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from castore.deferred import dataclass
 from castore.engines.connecting import Chunks, when_free
 from castore.engines.password import read_setting
 from castore.engines.postgresql.script import guarded

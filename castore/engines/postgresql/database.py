@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from castore.deferred import dataclass
 from castore.engines.connecting import dump_when_free, open_when_free
 from castore.engines.dump_stream import DumpStream, DumpWithPreamble, require_trailer
 from castore.engines.inventory import INVENTORY, Inventory

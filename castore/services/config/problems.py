@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -19,6 +18,7 @@ from typing import (
 
 import msgspec
 
+from castore.deferred import pattern
 from castore.errors import ConfigError, ConfigProblemsError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Decoded = TypeVar("Decoded", bound=msgspec.Struct)
 Keys = tuple[str | int, ...]
 """The path of a value from the top of the file: keys of tables, positions in lists."""
 
-_BARE: Final = re.compile("[A-Za-z0-9_-]+")
+_BARE: Final = pattern("[A-Za-z0-9_-]+")
 _WORDS: Final[dict[Any, str]] = {
     str: "text",
     int: "a whole number",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import threading
 from typing import TYPE_CHECKING, Final
 
+from castore.deferred import pattern
 from castore.errors import ConfigError, UsageError
 from castore.model.names import check_host, check_name
 from castore.process.users import account_of
@@ -22,9 +22,9 @@ _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | 
     "GIB": 1 << 30,
     "TIB": 1 << 40,
 }
-_SIZE: Final = re.compile("([0-9]+(?:[.][0-9]+)?) ?(" + "|".join(_UNITS) + ")", re.IGNORECASE)
-_TIME: Final = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9]")
-_SPAN: Final = re.compile("([0-9]{1,9}) ?([hdwmy])")
+_SIZE: Final = pattern("([0-9]+(?:[.][0-9]+)?) ?(" + "|".join(_UNITS) + ")", re.IGNORECASE)
+_TIME: Final = pattern("([01]?[0-9]|2[0-3]):[0-5][0-9]")
+_SPAN: Final = pattern("([0-9]{1,9}) ?([hdwmy])")
 _HOURS: Final = {"h": 1, "d": 24, "w": 7 * 24, "m": 31 * 24, "y": 366 * 24}
 
 
@@ -65,7 +65,7 @@ class ValueChecks:
         """Return recipients unchanged. Raises ConfigError for one that is not a recipient."""
         if texts:
             # libsodium is loaded only if the file names recipients.
-            from castore.crypto.identity import Recipient  # noqa: PLC0415
+            from castore.crypto.identity import Recipient
 
             for position, text in enumerate(texts):
                 try:
@@ -136,6 +136,12 @@ class ValueChecks:
                 f"{program!r} is a relative path; an absolute path, or a name that is found in PATH, was "
                 "expected",
             )
-        if self.programs_checked and shutil.which(program) is None:
+        if self.programs_checked and _which(program) is None:
             where = "there" if os.path.isabs(program) else "in PATH"
             raise self._problems.error((*keys, 0), f"there is no program {program!r} {where}")
+
+
+def _which(program: str) -> str | None:
+    import shutil
+
+    return shutil.which(program)

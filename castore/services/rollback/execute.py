@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from castore.content.streams import StreamReader
+from castore.deferred import dataclass
 from castore.errors import StorageError
 from castore.model.generation import Origin
 from castore.process.signal_shield import interrupt_note

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
 from castore.content.streams import StreamReader
+from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.model.generation import Origin
 from castore.services.details import read_details

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
+from castore.deferred import dataclass
 from castore.progress import unwatched
 from castore.services.config import Service
 from castore.services.ownership import stored_ownership

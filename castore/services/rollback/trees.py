@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.content.allowance import Allowance
@@ -12,6 +11,7 @@ from castore.content.restore.in_place import InPlace
 from castore.content.restore.plan import Comparison, Step, TreePlan
 from castore.content.restore.planner import plan_removal, plan_tree
 from castore.content.stored_dirs import open_top
+from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.model.generation import Origin
 from castore.services.last_scan import last_scan

@@ -7,11 +7,11 @@ bytes, a keyed hash. Functions that read a name take both forms, and accept only
 
 from __future__ import annotations
 
-import re
 from typing import Final, NamedTuple
 
 from blake3 import blake3
 
+from castore.deferred import pattern
 from castore.model.generation import MAX_NUMBER
 from castore.model.refs import PackId, SessionId
 
@@ -32,12 +32,12 @@ FOLDERS: Final = frozenset(
     [CONFIGS, ROTATIONS, GENERATIONS, SESSIONS, PACKS, PINS, REMOVALS, DELETIONS, FLAGS, TEMPORARY]
 )
 
-_NUMBERED: Final = re.compile(r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{32}))?")
-_TAGGED: Final = re.compile(r"([0-9a-f]{16})-([0-9]{10})")
-_SESSION: Final = re.compile(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,17})")
-_PACK: Final = re.compile(r"[0-9a-f]{64}")
-_REMOVAL: Final = re.compile(r"([0-9a-f]{16})-[0-9a-f]{32}")
-_DELETION: Final = re.compile(r"[0-9a-f]{32}")
+_NUMBERED: Final = pattern(r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{32}))?")
+_TAGGED: Final = pattern(r"([0-9a-f]{16})-([0-9]{10})")
+_SESSION: Final = pattern(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,17})")
+_PACK: Final = pattern(r"[0-9a-f]{64}")
+_REMOVAL: Final = pattern(r"([0-9a-f]{16})-[0-9a-f]{32}")
+_DELETION: Final = pattern(r"[0-9a-f]{32}")
 
 
 def full_name(folder: str, short: str) -> str:

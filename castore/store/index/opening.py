@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 import threading
 from typing import Any, Final
@@ -129,6 +128,8 @@ def _remove_unusable(path: str, store_id: bytes) -> Environment | None:
             return found
         # Rename first, in one step: a partly removed index could look intact.
         os.rename(path, aside)
+    import shutil
+
     shutil.rmtree(aside, ignore_errors=True)
     return None
 

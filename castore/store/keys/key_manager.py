@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.crypto import Recipient
 from castore.crypto.writer_key import how_to_adopt
+from castore.deferred import dataclass
 from castore.errors import (
     ConfigError,
     DamageError,

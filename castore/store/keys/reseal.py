@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from castore.deferred import dataclass
 from castore.errors import (
     BusyError,
     FormatError,

@@ -11,12 +11,12 @@ committed if that has changed. What it wrote before that step is listed, if need
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from blake3 import blake3
 
+from castore.deferred import dataclass
 from castore.errors import BusyError, DamageError, FormatError, ObjectExistsError, ObjectMissingError
 from castore.model.refs import SessionId
 from castore.store.format.config import config_numbers, encode_config

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
 from castore.crypto import Admin, WriterKey
 from castore.crypto.writer_key import how_to_adopt
+from castore.deferred import dataclass
 from castore.errors import (
     CastoreError,
     DamageError,
