@@ -1,7 +1,7 @@
-"""A client that stays connected for queries that only read: a rollback runs more than a hundred of them.
+"""A client that stays connected for statements that may be repeated: a rollback runs more than a hundred.
 
-This only saves time. If the client cannot be started or a query fails, there is no answer, and the caller
-runs the query in a client of its own, whose error is reported. If the account may have only few
+This only saves time. If the client cannot be started or a statement fails, there is no answer, and the caller
+runs the statement in a client of its own, whose error is reported. If the account may have only few
 connections, the session ends, because the other clients need them.
 """
 
@@ -52,7 +52,7 @@ class QuerySession:
         self._end = b"castore " + os.urandom(12).hex().encode()
 
     def answer(self, sql: str) -> bytes | None:
-        """Return what the read-only statements print; None: there is no answer."""
+        """Return what the statements print; None: there is no answer, and they may have been run or not."""
         script = self._marked(sql)
         if len(script) > _LONGEST or not self._is_allowed:
             return None

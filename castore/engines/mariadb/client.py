@@ -79,7 +79,7 @@ class Client:
     account: pwd.struct_passwd | None = None
     """The user that programs run as; None: castore's own."""
     session: QuerySession | None = None
-    """A session that answers read-only queries; None: there is none."""
+    """A session that runs statements that may be repeated; None: there is none."""
 
     def program(self, which: int) -> str:
         """Return the path of the dump program or the client. Raises ProgramError."""
@@ -184,14 +184,22 @@ class Client:
         return _decoded(self.raw(sql, database, shown=False))
 
     def ask(self, sql: str, *, quiet: bool = False) -> list[list[str]]:
-        """Run read-only SQL, in the open session if there is one; return the rows that it prints.
+        """Run SQL that may be repeated, in the open session if there is one; return the rows that it prints.
 
         quiet: its failure is expected.
         """
-        out = self.session.answer(sql) if self.session is not None else None
-        if out is None:
+        rows = self.answer(sql)
+        if rows is None:
             return self.quietly(sql) if quiet else self.query(sql)
-        return _decoded(_rows(out))
+        return _decoded(rows)
+
+    def answer(self, sql: str) -> list[list[bytes]] | None:
+        """Run SQL in the open session; return the rows that it prints, as bytes.
+
+        None: it has to be run in a client of its own, which may be for the second time.
+        """
+        out = self.session.answer(sql) if self.session is not None else None
+        return None if out is None else _rows(out)
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[Client]:

@@ -78,10 +78,14 @@ def definitions(client: Client, database: str, wanted: Iterable[Table]) -> dict[
     script = []
     for table in wanted:
         kind = "SEQUENCE" if table.kind == "SEQUENCE" else "TABLE"
-        script += [f"SELECT '{_MARK.decode()}'", f"SHOW CREATE {kind} {quoted(table.name)}"]
+        name = f"{quoted(database)}.{quoted(table.name)}"
+        script += [f"SELECT '{_MARK.decode()}'", f"SHOW CREATE {kind} {name}"]
     if not script:
         return {}
-    rows = client.raw(";\n".join(script) + ";\n", database, lambda _line: None, force=True)
+    sql = ";\n".join(script) + ";\n"
+    rows = client.answer(sql)
+    if rows is None:
+        rows = client.raw(sql, only=lambda _line: None, force=True)
     texts: dict[str, bytes] = {}
     at = -1
     for row in rows:
@@ -163,13 +167,13 @@ def count(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, i
     wanted = list(wanted)
     script = []
     for at, table in enumerate(wanted):
-        what = quoted(table.name)
+        what = f"{quoted(database)}.{quoted(table.name)}"
         if table.kind == "SEQUENCE":
             script.append(f"SELECT {at}, next_not_cached_value FROM {what}")
         else:
             history = " FOR SYSTEM_TIME ALL" if table.kind == "SYSTEM VERSIONED" else ""
             script.append(f"SELECT {at}, COUNT(*) FROM {what}{history}")
-    rows = client.query(";\n".join(script), database) if script else []
+    rows = client.ask(";\n".join(script)) if script else []
     return {wanted[int(at)].name: int(number) for at, number in rows}
 
 
@@ -185,8 +189,10 @@ def stamps(client: Client, database: str) -> dict[str, tuple[str, bool]]:
 def rounds(client: Client, database: str, wanted: Iterable[Table]) -> dict[str, int]:
     """Return how often each sequence has begun again."""
     names = [table.name for table in wanted if table.kind == "SEQUENCE"]
-    script = [f"SELECT {at}, cycle_count FROM {quoted(name)}" for at, name in enumerate(names)]
-    rows = client.query(";\n".join(script), database) if script else []
+    script = [
+        f"SELECT {at}, cycle_count FROM {quoted(database)}.{quoted(name)}" for at, name in enumerate(names)
+    ]
+    rows = client.ask(";\n".join(script)) if script else []
     return {names[int(at)]: int(number) for at, number in rows}
 
 

@@ -112,6 +112,7 @@ class Swap:
         self._client.query(self._lock())
         for aside in self._asides():
             self._client.query(f"DROP VIEW IF EXISTS {quoted(self.live)}.{quoted(aside)}")
+        drops = []
         for name in (self.new, self.old, self.code):
             if not _MADE.fullmatch(name):
                 raise NotIntactError(
@@ -120,7 +121,9 @@ class Swap:
                 )
             # If the account may not create the database, it may not drop it either, and it does not exist.
             if exists(self._client, name):
-                self._client.query(f"SET foreign_key_checks = 0; DROP DATABASE IF EXISTS {quoted(name)}")
+                drops.append(f"DROP DATABASE IF EXISTS {quoted(name)}")
+        if drops:
+            self._client.query(";\n".join(["SET foreign_key_checks = 0", *drops]))
 
     @property
     def is_made(self) -> bool:
@@ -340,7 +343,8 @@ class Swap:
         for at, start in enumerate(range(0, len(text), _PIECE)):
             piece = text[start : start + _PIECE].hex()
             script.append(f"INSERT INTO {table} VALUES ({literal(which)}, {at}, 0x{piece});")
-        self._client.query("\n".join(["BEGIN;", *script, "COMMIT;"]))
+        # It may be repeated.
+        self._client.ask("\n".join(["BEGIN;", *script, "COMMIT;"]))
         if self.kept(which) != text:
             raise CastoreError(f"{which} of {self.live} could not be recorded: repeat the command")
 
