@@ -13,6 +13,7 @@
 
 /* Times below this fit into 64 bits as nanoseconds: the stored time is the live one. */
 #define MOST_SECONDS 9000000000
+#define TARGET_END 4 /* bytes of an entry after a link's target */
 
 static int
 order_of(const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
@@ -50,26 +51,61 @@ compare_known(const uint8_t *listing, size_t len, const uint8_t *before, size_t 
 			known[i] |= COMPARE_UNREAD;
 		if ((marks[old_i] & rule->bare) == 0)
 			known[i] |= COMPARE_XATTRS;
+		if (rule->stored && (known[i] & COMPARE_XATTRS) != 0 && now.ctime < rule->since &&
+		    ((known[i] & COMPARE_UNREAD) != 0 || S_ISDIR(now.mode)))
+			known[i] |= COMPARE_AS_STORED;
 	}
 	return (0);
+}
+
+/* Whether a live file has the owner and mode that a restored one would get. */
+static int
+has_rights(const struct entry_place *place, const struct scan_entry *entry, const struct compare_rule *rule)
+{
+	const struct entry_owners *owners = rule->owners;
+
+	if (owners->change && (entry->uid != entry_wanted(owners->users, owners->user_count, place->uid) ||
+	    entry->gid != entry_wanted(owners->groups, owners->group_count, place->gid)))
+		return (0);
+	return (S_ISLNK(entry->mode) || ((entry->mode ^ place->mode) & rule->mode) == 0);
+}
+
+/* Compare an entry that is not a plain file: what differs is for the caller. */
+static uint8_t
+judge_other(const struct entry_place *place, const struct scan_entry *entry, uint8_t known, const struct compare_rule *rule)
+{
+	uint8_t state;
+
+	if (!S_ISDIR(entry->mode) && entry->nlink != 1)
+		return (COMPARE_LOOK);
+	if ((known & COMPARE_AS_STORED) != 0)
+		state = 0;
+	else if (place->special == ENTRY_FOLDER && S_ISDIR(entry->mode))
+		state = (uint8_t)(COMPARE_XATTRS & ~known);
+	else if (place->special != 0 && place->special != ENTRY_FOLDER && S_ISLNK(entry->mode))
+		state = COMPARE_UNREAD | COMPARE_XATTRS;
+	else
+		return (COMPARE_LOOK);
+	if (entry->mtime != place->mtime || entry->mtime_ns != place->mtime_ns || !has_rights(place, entry, rule))
+		return (COMPARE_LOOK);
+	return (state);
 }
 
 /* Compare a stored entry with the live one of the same name, except content and attributes. */
 static uint8_t
 judge(const struct entry_place *place, const struct scan_entry *entry, uint8_t known, const struct compare_rule *rule)
 {
-	const struct entry_owners *owners = rule->owners;
 	uint8_t state = 0;
 
-	if (!place->plain || entry->error != 0 || !S_ISREG(entry->mode) || entry->nlink != 1 ||
-	    entry->mtime <= -MOST_SECONDS || entry->mtime >= MOST_SECONDS)
+	if (entry->error != 0 || entry->mtime <= -MOST_SECONDS || entry->mtime >= MOST_SECONDS)
+		return (COMPARE_LOOK);
+	if (!place->plain)
+		return (judge_other(place, entry, known, rule));
+	if (!S_ISREG(entry->mode) || entry->nlink != 1)
 		return (COMPARE_LOOK);
 	if (entry->size != place->size || entry->mtime != place->mtime || entry->mtime_ns != place->mtime_ns)
 		return (COMPARE_CONTENT);
-	if (owners->change && (entry->uid != entry_wanted(owners->users, owners->user_count, place->uid) ||
-	    entry->gid != entry_wanted(owners->groups, owners->group_count, place->gid)))
-		state |= COMPARE_METADATA;
-	if (((entry->mode ^ place->mode) & rule->mode) != 0)
+	if (!has_rights(place, entry, rule))
 		state |= COMPARE_METADATA;
 	state |= (uint8_t)(COMPARE_XATTRS & ~known);
 	if (rule->content && place->size > 0)
@@ -172,8 +208,7 @@ read_live(int fd, int descriptors, const char *name, const struct scan_entry *en
 	    read_range(file, at - place->offset, end - at, window->out + (at - window->start));
 	if (same && (state & COMPARE_XATTRS) != 0 && !listed_has_xattrs(flistxattr(file, NULL, 0)))
 		state &= (uint8_t)~COMPARE_XATTRS;
-	/* It must not have changed while it was being read. */
-	same = same && fstat(file, &info) == 0 && listed_is_same(entry, &info);
+	/* If it changes while it is being read, that is as if it changed afterwards: what was read is compared. */
 	close(file);
 	return (same ? state : COMPARE_LOOK);
 }
@@ -188,9 +223,23 @@ has_xattrs(int fd, const char *name)
 	return (listed_has_xattrs(llistxattr(path, NULL, 0)));
 }
 
+/* Whether a link still has its stored target. */
+static int
+has_target(int fd, const char *name, const uint8_t *data, const struct entry_place *place)
+{
+	char target[ENTRY_FOLDER];
+	const uint8_t *stored = data + place->at + place->len - TARGET_END - place->special;
+	ssize_t len;
+
+	if (place->special == 0 || place->special == ENTRY_FOLDER)
+		return (0);
+	len = readlinkat(fd, name, target, sizeof(target));
+	return (len == (ssize_t)place->special && memcmp(target, stored, place->special) == 0);
+}
+
 size_t
-compare_read(int fd, const struct entry_place *places, size_t from, size_t count, const uint8_t *listing, size_t listing_len,
-    const uint64_t *live, const struct compare_window *window, uint8_t *status)
+compare_read(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t count,
+    const uint8_t *listing, size_t listing_len, const uint64_t *live, const struct compare_window *window, uint8_t *status)
 {
 	uint64_t end = window->start + window->len, chunk = 0;
 	int descriptors = listed_descriptors(fd);
@@ -211,6 +260,10 @@ compare_read(int fd, const struct entry_place *places, size_t from, size_t count
 		if ((status[i] & COMPARE_UNREAD) == 0) {
 			if (!has_xattrs(fd, name))
 				status[i] &= (uint8_t)~COMPARE_XATTRS;
+			continue;
+		}
+		if (!place->plain) {
+			status[i] = has_target(fd, name, data, place) && !has_xattrs(fd, name) ? 0 : COMPARE_LOOK;
 			continue;
 		}
 		if (place->stream != window->stream)

@@ -1,6 +1,7 @@
 /*
  * Comparing a live directory with a stored one.  Most files are plain and equal; the caller looks at the others only.
- * Plain files are those of dir_entries.h.
+ * Plain files are those of dir_entries.h.  Directories (their own metadata) and symbolic links without extended
+ * attributes are compared, too.
  */
 #ifndef CASTORE_COMPARE_H
 #define CASTORE_COMPARE_H
@@ -18,17 +19,22 @@
 #define COMPARE_UNREAD 16u  /* the content has not been compared yet */
 #define COMPARE_XATTRS 32u  /* the live file has extended attributes, or they have not been listed yet */
 
+/* What is known of a live entry, as bits: COMPARE_UNREAD, COMPARE_XATTRS, or this one. */
+#define COMPARE_AS_STORED 64u /* the scan stored it as it is now, and it has no extended attributes */
+
 /* Which marks of a scan cache (dir_listing.h) a file must have, and must not have, to be known. */
 struct compare_marks {
 	uint32_t any;     /* one of these */
 	uint32_t content; /* none of these, for its content to be as stored */
 	uint32_t bare;    /* none of these, to have no extended attributes */
+	uint32_t stored;  /* whether the scan stored what the live directory is compared with */
+	int64_t since;    /* a file with a ctime from this second on may have changed, unnoticed, after the scan */
 };
 
 /*
  * Find the entries of a listing that an earlier listing has, too, with all their metadata.  known[i] gets
  * COMPARE_UNREAD if the earlier scan knows the content of entry i, and COMPARE_XATTRS if it has no extended
- * attributes, else 0.  It has room for len / sizeof(struct scan_entry).  Returns 0, or SIZE_MAX if a listing is not valid.
+ * attributes, else 0; and COMPARE_AS_STORED.  It has room for len / sizeof(struct scan_entry).  Returns 0, or SIZE_MAX if a listing is not valid.
  */
 size_t compare_known(const uint8_t *listing, size_t len, const uint8_t *before, size_t before_len, const uint8_t *marks,
     size_t marks_len, const struct compare_marks *rule, uint8_t *known);
@@ -42,7 +48,7 @@ struct compare_rule {
 };
 
 /*
- * Compare the entries of places[0 .. count) with a listing, each as far as lstat describes it.  status[] gets
+ * Compare the entries of places[0 .. count), with the data that they were decoded from, with a listing, each as far as lstat describes it.  status[] gets
  * their states, live[] the offsets of the live entries of the same names, or UINT64_MAX.  extra[] gets the offsets of
  * all other live entries; it has room for len / sizeof(struct scan_entry).  known: as compare_known returns it, or NULL.
  * Returns the number of other live entries, or SIZE_MAX if the listing is not valid.
@@ -62,13 +68,14 @@ struct compare_window {
 
 /*
  * Read the live files of places[from .. count) whose content is not compared yet and is in a window of a small-file
- * stream to their place in that window, and list the extended attributes of these and other files.  fd is the live
+ * stream to their place in that window, and list the extended attributes of these and other files.  Targets of links are compared,
+ * too.  fd is the live
  * directory, `listing` its listing.  A file that cannot be read, or has changed since it was listed, gets
  * COMPARE_LOOK.  Returns the index of the first file that is not completely before the window's end, or `count`.
  * Files in other streams are skipped.
  */
-size_t compare_read(int fd, const struct entry_place *places, size_t from, size_t count, const uint8_t *listing,
-    size_t listing_len, const uint64_t *live, const struct compare_window *window, uint8_t *status);
+size_t compare_read(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t count,
+    const uint8_t *listing, size_t listing_len, const uint64_t *live, const struct compare_window *window, uint8_t *status);
 
 /*
  * Compare the files of places[from .. to) that were read into a window with the stored bytes [at .. at + len) of its

@@ -32,6 +32,8 @@ UNREAD: Final = lib.COMPARE_UNREAD
 """The content has not been compared."""
 XATTRS: Final = lib.COMPARE_XATTRS
 """The live file has extended attributes, or they have not been listed."""
+AS_STORED: Final = lib.COMPARE_AS_STORED
+"""Not a state, but known of a live entry: the scan stored it as it is now, without extended attributes."""
 
 _NO_ENTRY: Final = (1 << 64) - 1
 _LEAST: Final = 88
@@ -49,16 +51,22 @@ class MarksRule:
     """A file with none of these has the content that the scan stored; None: no file has."""
     bare: int
     """A file with none of these has no extended attributes."""
+    stored: bool = False
+    """Whether the scan stored the directory that the live one is compared with."""
+    since: int = 0
+    """Files that changed from this second on may have changed, unnoticed, after the scan."""
 
 
 def known_files(record: Record, listing: bytes, rule: MarksRule) -> bytes:
-    """Return what an earlier scan knows of each entry of a listing: bits UNREAD and XATTRS, for `Matched`.
+    """Return what an earlier scan knows of each entry of a listing, as bits, for `Matched`.
+
+    UNREAD: its content. XATTRS: that it has no extended attributes. AS_STORED: that it is as stored.
 
     Raises ValueError if a listing is not valid.
     """
     known = ffi.new("uint8_t[]", len(listing) // _LEAST + 1)
     content = 0xFF if rule.content is None else rule.content
-    marks = ffi.new("struct compare_marks *", (rule.any_of, content, rule.bare))
+    marks = ffi.new("struct compare_marks *", (rule.any_of, content, rule.bare, rule.stored, rule.since))
     before = record.listing
     if lib.compare_known(
         listing, len(listing), before, len(before), record.marks, len(record.marks), marks, known
@@ -128,9 +136,10 @@ class Matched:
         fd: the live directory. A file that cannot be read, or has changed since it was listed, gets the state
         LOOK. Returns the number of the first entry that is not completely before the window's end.
         """
+        split = self._split
         with view_of(self._live, "uint64_t[]") as live:
             done: int = lib.compare_read(
-                *(fd, self._split.array, first, self._split.count, self._listing, len(self._listing)),
+                *(fd, split.data, split.array, first, split.count, self._listing, len(self._listing)),
                 *(live, window.in_kernel, view_of(self.states)),
             )
         return done

@@ -17,6 +17,8 @@
 #define MOST 80 /* bytes of the longest entry, without its name */
 #define SECOND 1000000000
 #define REGULAR (S_IFREG >> 12)
+#define FOLDER (S_IFDIR >> 12)
+#define LINK (S_IFLNK >> 12)
 
 /* The end of an entry without a link, device, extended attributes or holes: ["", 0, nil, [], nil]. */
 static const uint8_t nothing[] = {0x95, 0xc4, 0x00, 0x00, 0xc0, 0x90, 0xc0};
@@ -253,6 +255,20 @@ is_name(const uint8_t *name, size_t len)
 	return (name[0] != '.' || (len > 1 && (len > 2 || name[1] != '.')));
 }
 
+/* The `special` of an entry of this type, of which `in` has the end.  The end of a link has its target. */
+static uint32_t
+special_of(uint64_t type, uint64_t content, const struct reader *in)
+{
+	size_t left = (size_t)(in->end - in->at), rest = sizeof(nothing) - 3;
+
+	if (type == FOLDER && left == sizeof(nothing) && memcmp(in->at, nothing, left) == 0)
+		return (ENTRY_FOLDER);
+	if (type != LINK || content != 0 || left <= sizeof(nothing) || memcmp(in->at, nothing, 2) != 0 ||
+	    left != sizeof(nothing) + in->at[2] || memcmp(in->end - rest, nothing + 3, rest) != 0)
+		return (0);
+	return (in->at[2]);
+}
+
 static int
 decode(const uint8_t *data, struct entry_place *place)
 {
@@ -287,6 +303,7 @@ decode(const uint8_t *data, struct entry_place *place)
 		return (-1);
 	place->plain = type == REGULAR && content == (place->size > 0) &&
 	    in.end - in.at == sizeof(nothing) && memcmp(in.at, nothing, sizeof(nothing)) == 0;
+	place->special = special_of(type, content, &in);
 	return (0);
 }
 

@@ -39,8 +39,12 @@ struct entry_place {
 	uint32_t mtime_ns, mode, uid, gid;
 	uint32_t len, name_len;
 	uint32_t plain, bundled;
-	uint32_t stream, reserved; /* the small-file stream with its content; 0 if it has none */
+	uint32_t stream;  /* the small-file stream with its content; 0 if it has none */
+	uint32_t special; /* ENTRY_FOLDER, the length of a link's target, or 0 */
 };
+
+/* A directory without extended attributes.  A symbolic link without any has the length of its target: 1 to 255. */
+#define ENTRY_FOLDER 256u
 
 /* Return the number of entries in data[at .. len), or SIZE_MAX if one is truncated or too short. */
 size_t entries_count(const uint8_t *data, size_t len, size_t at);

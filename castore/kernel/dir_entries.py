@@ -122,6 +122,8 @@ class Split:
         self.count = count
         self.others: list[Placed] = []
         """Entries that are not plain files, in order."""
+        self.other_numbers: list[int] = []
+        """The numbers of these entries."""
         self.plain_size = 0
         """Bytes of all plain files."""
         self.plain_flags: list[int] = []
@@ -134,7 +136,8 @@ class Split:
         plain = self.plain_flags = words[_PLAIN :: _PLACE.size // 4].tolist()
         sizes = longs[_LENGTH :: _PLACE.size // 8].tolist()
         self.plain_size = sum(sizes) if all(plain) else sum(compress(sizes, plain))
-        for number in [] if all(plain) else [number for number, one in enumerate(plain) if not one]:
+        self.other_numbers = [] if all(plain) else [number for number, one in enumerate(plain) if not one]
+        for number in self.other_numbers:
             at, _, _, offset, *_, length, _, _, _, stream, _ = _PLACE.unpack_from(raw, number * _PLACE.size)
             self.others.append(Placed(data[at : at + length], stream, offset))
 

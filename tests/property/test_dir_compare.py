@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from castore.kernel.dir_compare import (
+    AS_STORED,
     CONTENT,
     LOOK,
     METADATA,
@@ -50,6 +51,9 @@ def entries(draw: st.DrawFn) -> list[Entry]:
         content = Content.NONE
         if kind != stat.S_IFREG:
             size = 0
+            content = draw(st.sampled_from([Content.NONE, Content.OWN])) if kind == stat.S_IFDIR else content
+            if kind == stat.S_IFLNK and not extra.xattrs:
+                extra = draw(st.sampled_from([Extra(target=b"away"), Extra(target=b"t" * 300), Extra()]))
         elif size:
             content = draw(st.sampled_from([Content.SMALL_FILES] * 3 + [Content.OWN]))
         owner = draw(few), draw(few)
@@ -82,21 +86,40 @@ def split_of(stored: list[Entry]) -> Split:
     return split
 
 
+def has_rights(entry: Entry, live, new: NewOwners, mode: int) -> bool:
+    wanted = new.users.get(entry.uid, entry.uid), new.groups.get(entry.gid, entry.gid)
+    if new.change and (live.uid, live.gid) != wanted:
+        return False
+    return stat.S_ISLNK(live.mode) or not (live.mode ^ entry.mode) & mode
+
+
+def expected_other(entry: Entry, live, new: NewOwners, *, mode: int, hints: int) -> int:
+    """Return the state of an entry that is not a plain file."""
+    if live.mtime_ns != entry.mtime or not has_rights(entry, live, new, mode):
+        return LOOK
+    if not stat.S_ISDIR(live.mode) and live.nlink != 1:
+        return LOOK
+    if hints & AS_STORED:
+        return 0
+    if entry.is_dir and stat.S_ISDIR(live.mode) and not entry.extra.xattrs:
+        return XATTRS & ~hints
+    is_link = stat.S_ISLNK(entry.st_mode) and stat.S_ISLNK(live.mode) and not entry.extra.xattrs
+    return UNREAD | XATTRS if is_link and 0 < len(entry.extra.target) < 256 else LOOK
+
+
 def expected(entry: Entry, live, new: NewOwners, *, mode: int, content: bool, looked: bool, hints: int) -> int:
     if live is None:
         return MISSING
-    is_plain = entry.is_file and not entry.extra.xattrs and entry.content is not Content.OWN
-    if looked or not is_plain or live.error or not stat.S_ISREG(live.mode) or live.nlink != 1:
+    if looked or live.error:
+        return LOOK
+    if not entry.is_file or entry.extra.xattrs or entry.content is Content.OWN:
+        return expected_other(entry, live, new, mode=mode, hints=hints)
+    if not stat.S_ISREG(live.mode) or live.nlink != 1:
         return LOOK
     if (live.size, live.mtime_ns) != (entry.size, entry.mtime):
         return CONTENT
     state = XATTRS & ~hints
-    if new.change and (live.uid, live.gid) != (
-        new.users.get(entry.uid, entry.uid),
-        new.groups.get(entry.gid, entry.gid),
-    ):
-        state |= METADATA
-    if (live.mode ^ entry.mode) & mode:
+    if not has_rights(entry, live, new, mode):
         state |= METADATA
     if content and entry.size:
         state |= UNREAD & ~hints
@@ -109,7 +132,8 @@ def test_entries_are_compared_as_one_by_one(stored, listing, data):
     mode = data.draw(st.sampled_from([0o7777, 0o1777]))
     content, looked = data.draw(st.booleans()), data.draw(st.sets(st.sampled_from(NAMES)))
     places = places_of(listing)
-    known = bytes(data.draw(st.sampled_from([0, UNREAD, XATTRS, UNREAD | XATTRS])) for _ in places)
+    hinted = st.sampled_from([0, UNREAD, XATTRS, UNREAD | XATTRS, UNREAD | XATTRS | AS_STORED])
+    known = bytes(data.draw(hinted) for _ in places)
     matched = Matched(split_of(stored), listing, new, mode=mode, content=content, known=known, looked=looked)
     live = {one.name: one for one in entries_of(listing)}
     hints = dict(zip(places, known, strict=True))
@@ -140,7 +164,8 @@ def test_known_files_are_those_that_an_earlier_listing_has_unchanged(listing, be
         before = listing
     marks = bytes(data.draw(st.integers(0, 7)) for _ in places_of(before))
     record = Record(0, 0, 0, before, marks, b"", 0, b"")
-    rule = MarksRule(1, data.draw(st.sampled_from([None, 2])), 4)
+    stored, since = data.draw(st.booleans()), data.draw(few)
+    rule = MarksRule(1, data.draw(st.sampled_from([None, 2])), 4, stored, since)
     known = known_files(record, listing, rule)
     old = {entry_at(before, at)._replace(offset=0): mark for at, mark in zip(places_of(before), marks, strict=True)}
     for number, at in enumerate(places_of(listing)):
@@ -148,7 +173,9 @@ def test_known_files_are_those_that_an_earlier_listing_has_unchanged(listing, be
         mark = old.get(entry._replace(offset=0), 0)
         is_known = mark & 1 and not entry.error
         content = UNREAD if is_known and rule.content is not None and not mark & 2 else 0
-        assert known[number] == content | (XATTRS if is_known and not mark & 4 else 0)
+        bare = XATTRS if is_known and not mark & 4 else 0
+        as_stored = stored and bare and entry.ctime_ns // SECOND < since and (content or stat.S_ISDIR(entry.mode))
+        assert known[number] == content | bare | (AS_STORED if as_stored else 0)
 
 
 @given(entries(), listings(), st.data())

@@ -36,6 +36,7 @@ make(int dir, uint8_t *data, struct entry_place *places, uint8_t *content)
 		memcpy(data + 3 * i, name, 3);
 		places[i].name = 3 * i;
 		places[i].name_len = 3;
+		places[i].len = 3 * FILES;
 		places[i].size = i * 3;
 		places[i].offset = total;
 		places[i].mtime = 9;
@@ -55,7 +56,7 @@ make(int dir, uint8_t *data, struct entry_place *places, uint8_t *content)
 
 /* Read everything in windows of random chunks; return how many files have a state in the end. */
 static size_t
-read_all(int dir, const struct entry_place *places, const uint8_t *listing, size_t len, const uint64_t *live, uint8_t *status,
+read_all(int dir, const uint8_t *data, const struct entry_place *places, const uint8_t *listing, size_t len, const uint64_t *live, uint8_t *status,
     const uint8_t *content, uint64_t total)
 {
 	size_t first = 0, end, i, left = 0;
@@ -73,7 +74,7 @@ read_all(int dir, const struct entry_place *places, const uint8_t *listing, size
 		}
 		window.out = exactly(window.len);
 		memset(window.out, 0, window.len);
-		end = compare_read(dir, places, first, FILES, listing, len, live, &window, status);
+		end = compare_read(dir, data, places, first, FILES, listing, len, live, &window, status);
 		need(end <= FILES);
 		for (i = 0; i < window.chunks; i++) {
 			uint64_t at = i ? ends[i - 1] : start;
@@ -99,7 +100,7 @@ main(int argc, char **argv)
 	struct entry_owner owner = {0, 7};
 	struct entry_owners owners = {0, 07777, 1, 0, &owner, NULL};
 	struct compare_rule rule = {&owners, 07777, 1, 8, (const uint8_t *)"n05\0zzz"};
-	struct compare_marks marks_rule = {1, 2, 4};
+	struct compare_marks marks_rule = {1, 2, 4, 1, 9};
 	struct entry_place places[FILES];
 	uint8_t data[3 * FILES], content[3 * FILES * FILES], *listing;
 	uint64_t total;
@@ -123,16 +124,22 @@ main(int argc, char **argv)
 			some[draw() % cut] = draw() % 2 ? (uint8_t)draw() : 0xff;
 			before[draw() % cut] = (uint8_t)draw();
 		}
-		for (k = 0; k < FILES; k++)
+		for (k = 0; k < FILES; k++) {
 			marks[k] = i == 0 ? 2 : (uint8_t)(draw() % 8);
+			places[k].plain = i == 0 || draw() % 4 != 0;
+			places[k].special = places[k].plain ? 0 : draw() % 4 ? (uint32_t)(draw() % 50) : ENTRY_FOLDER;
+		}
 		if (compare_known(some, cut, before, cut, marks, draw() % 8 ? FILES : draw() % FILES, &marks_rule, known) != 0)
 			memset(known, 0, room);
 		others = compare_match(data, places, FILES, some, cut, known, &rule, status, live, extra);
 		need(others == SIZE_MAX || others <= room);
 		if (i == 0)
 			need(others == 0 && status[5] == COMPARE_LOOK && status[6] == (COMPARE_UNREAD | COMPARE_XATTRS));
+		for (k = 0; i > 0 && k < FILES; k++)
+			if (draw() % 8 == 0)
+				status[k] |= COMPARE_UNREAD | COMPARE_XATTRS;
 		if (others != SIZE_MAX) {
-			size_t left = read_all(dir, places, some, cut, live, status, content, total);
+			size_t left = read_all(dir, data, places, some, cut, live, status, content, total);
 
 			need(i > 0 || left == 1);
 		}

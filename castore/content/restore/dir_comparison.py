@@ -11,14 +11,13 @@ import contextlib
 import os
 import stat
 import threading
-from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_chunks
 from castore.content.restore.large_files import holds_content
 from castore.content.restore.metadata import new_owners
-from castore.content.scan.cache import summary_of
+from castore.content.scan.cache import LINKED, summary_of
 from castore.content.scan.marks import known_marks
 from castore.content.streams import check_length
 from castore.errors import CastoreError
@@ -29,6 +28,7 @@ from castore.model.tree import NOBODY, Content, clamped_time
 from castore.store.format.pack import MAX_PLAIN
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterator
 
     from castore.content.restore.metadata import Ownership
@@ -58,13 +58,28 @@ class Difference(NamedTuple):
     """Whether the live file has the stored content; None: the caller has to compare it."""
 
 
+class Wanted(NamedTuple):
+    """A directory to compare."""
+
+    child: Child
+    path: Path
+    at: int | None
+    """The position of the last snapshot's record of it."""
+
+
 class LiveDirectory:
     """What differs between a live directory and the stored one; `fd` is open until `close`."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.differences: list[Difference] = []
-        """In the order of names."""
+        """In the order of names, once `settle` was called."""
+        self.wanted: list[Wanted] = []
+        """Subdirectories of which the content has to be compared, in the order of names."""
+        self.below: dict[bytes, LiveDirectory | Exception] = {}
+        """Subdirectories that were compared with it, and differ; an exception where that failed."""
+        self.equal: dict[bytes, Difference] = {}
+        """Wanted subdirectories of which all metadata is equal."""
         self.extra: list[Listed] = []
         """Live files that the stored directory does not have."""
         self.is_stored_empty = False
@@ -75,8 +90,34 @@ class LiveDirectory:
         self.read = 0
         """Bytes of live files that were read."""
 
+    def settle(self) -> None:
+        """Forget all subdirectories that were found to be equal, and close them."""
+        settled = set()
+        for name, below in self.below.items():
+            if isinstance(below, Exception):
+                continue
+            below.settle()
+            if below.differences or below.extra:
+                continue
+            self.compared += below.compared
+            self.read += below.read
+            below.close()
+            settled.add(name)
+            self.equal.pop(name, None)
+        if settled:
+            self.below = {name: below for name, below in self.below.items() if name not in settled}
+            self.wanted = [wanted for wanted in self.wanted if wanted.child.entry.name not in settled]
+        if self.equal:
+            self.differences += self.equal.values()
+            self.differences.sort(key=lambda difference: difference.child.entry.name)
+            self.equal.clear()
+
     def close(self) -> None:
-        """Close the directory."""
+        """Close the directory, and those below it."""
+        for below in self.below.values():
+            if isinstance(below, LiveDirectory):
+                below.close()
+        self.below.clear()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -109,12 +150,13 @@ class DirectoryComparison:
         if scan is not None and at is not None:
             record = scan.record(at)
             live.records = scan.below(record)
-            rule = known_marks(record, content=summary_of(record).ref == child.ref)
+            rule = known_marks(record, child.ref)
             known = known_files(record, listing, rule) if rule is not None else None
         live.compared = len(opened.others) + (opened.plain.plain if opened.plain is not None else 0)
         live.is_stored_empty = not opened.others and (opened.plain is None or not opened.plain.plain)
         if opened.plain is None:
             self._compare_all(live, opened.others, listing)
+            self._want(live, path)
             return
         matched = Matched(
             opened.plain,
@@ -129,6 +171,42 @@ class DirectoryComparison:
         if matched.has_any(UNREAD | XATTRS):
             live.read += self._read(live.fd, opened, matched)
         self._collect(live, opened, matched, listing, known)
+        self._want(live, path)
+
+    def _want(self, live: LiveDirectory, path: Path) -> None:
+        """Find the subdirectories of which the content has to be compared."""
+        choices = self._choices
+        for found in (*live.differences, *live.equal.values()):
+            entry, now = found.child.entry, found.live
+            # Snapshots do not enter a directory without content: another file system, or castore's own.
+            if not entry.is_dir or entry.content is Content.NONE or now is None or now.error:
+                continue
+            if not stat.S_ISDIR(now.mode):
+                continue
+            below = (*path, entry.name)
+            if choices.apart or choices.unread:
+                joined = b"/".join(below)
+                if joined in choices.apart or joined in choices.unread:
+                    continue
+            at = live.records.get(entry.name)
+            if not self._is_as_scanned(live.fd, found.child, at):
+                live.wanted.append(Wanted(found.child, below, at))
+        if live.equal:
+            live.wanted.sort(key=lambda wanted: wanted.child.entry.name)
+            names = {wanted.child.entry.name for wanted in live.wanted}
+            live.equal = {name: found for name, found in live.equal.items() if name in names}
+
+    def _is_as_scanned(self, fd: int, found: Child, at: int | None) -> bool:
+        """Whether a live directory is unchanged since the last snapshot, and that one stored the same."""
+        scan = self._choices.scan
+        if scan is None or at is None or found.ref is None:
+            return False
+        record = scan.record(at)
+        return (
+            summary_of(record).ref == found.ref
+            and not record.flags & LINKED
+            and scan.is_same(at, fd, found.entry.name)
+        )
 
     def _new_owners(self, owners: Owners) -> NewOwners:
         """Return `new_owners`; most directories of a tree have the same ones."""
@@ -151,19 +229,27 @@ class DirectoryComparison:
         self, live: LiveDirectory, opened: Opened, matched: Matched, listing: bytes, known: bytes | None
     ) -> None:
         """Add the differences of a directory whose plain files were compared."""
-        others = iter(opened.others)
-        places = places_of(listing) if known is not None else array("Q")
-        is_plain = opened.plain.plain_flags if opened.plain is not None else b""
+        if opened.plain is None:
+            return
+        is_plain = opened.plain.plain_flags
+        others = dict(zip(opened.plain.other_numbers, opened.others, strict=True))
+        for number, child in others.items():
+            if child.entry.is_dir and not matched.states[number]:
+                position = matched.live_at(number)
+                entry = entry_at(listing, position) if position is not None else None
+                live.equal[child.entry.name] = Difference(child, entry, 0)
+        places: array[int] | None = None
         for number, compared in matched.differing():
             state = compared
-            child = opened.plain_children(number, number + 1)[0] if is_plain[number] else next(others)
+            child = opened.plain_children(number, number + 1)[0] if is_plain[number] else others[number]
             position = matched.live_at(number)
             if position is None:
                 live.differences.append(Difference(child, None, MISSING))
                 continue
             entry = entry_at(listing, position)
             if state & LOOK:
-                hints = known[bisect_left(places, position)] if known is not None else 0
+                places = places or (places_of(listing) if known is not None else None)
+                hints = known[bisect_left(places, position)] if known is not None and places else 0
                 state |= (UNREAD | XATTRS) & ~hints
             holds = None if state & UNREAD else True
             if state & UNREAD and not is_plain[number]:
@@ -197,6 +283,8 @@ class DirectoryComparison:
             matched.read(fd, 0, Window(0, 0, [], memoryview(b"")))
             return 0
         count = 0
+        if not opened.small_files:
+            matched.read(fd, 0, Window(0, 0, [], memoryview(b"")))  # targets of links
         for number, stream in enumerate(opened.small_files):
             got = None if stream is None else self._read_stream(fd, opened, matched, number, stream)
             if got is None:

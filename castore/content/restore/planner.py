@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from castore.content.restore.compare_ahead import CompareAhead, Wanted
+from castore.content.restore.compare_ahead import CompareAhead
+from castore.content.restore.dir_comparison import Wanted
 from castore.content.restore.file_comparison import FileComparison
 from castore.content.restore.live_file import with_proofs
 from castore.content.restore.metadata import Ownership
 from castore.content.restore.plan import Comparison, Step, TreePlan, ids_of
 from castore.content.restore.removal import RemovalPlanner
-from castore.content.scan.cache import LINKED, summary_of
+from castore.content.scan.cache import summary_of
 from castore.errors import CastoreError, UsageError
 from castore.fs.beneath import open_top
 from castore.fs.metadata import is_cache, mounts_below
@@ -207,7 +208,7 @@ class _Planner:
     def tree(self, fd: int, child: Child) -> None:
         """Add the steps for the content of the open top directory. Raises OSError, DamageError."""
         with CompareAhead(self._reader, self.files.ownership, self._comparison) as self._ahead:
-            live = self._ahead.compare_open(os.dup(fd), Wanted(child, (), self.top_record(fd)))
+            live = self._ahead.compare_top(os.dup(fd), Wanted(child, (), self.top_record(fd)))
             self.empties = live.is_stored_empty
             try:
                 run(self._directory(live, ()))
@@ -219,7 +220,7 @@ class _Planner:
         fd = live.fd
         self._compared += live.compared
         self._read += live.read
-        level = self._ahead.enter(fd, self._to_compare(live, path))
+        level = self._ahead.enter(live)
         try:
             if live.extra and not (self._comparison.rules.exclude_caches and is_cache(fd)):
                 for entry in live.extra:
@@ -237,37 +238,6 @@ class _Planner:
                     yield self._entry(fd, below, found, found.live, level)
         finally:
             self._ahead.leave(level)
-
-    def _to_compare(self, live: LiveDirectory, path: Path) -> list[Wanted]:
-        """Return the subdirectories whose content has to be compared."""
-        wanted = []
-        for found in live.differences:
-            entry = found.child.entry
-            if not entry.is_dir or found.live is None or found.live.error:
-                continue
-            if not stat.S_ISDIR(found.live.mode):
-                continue
-            below = (*path, entry.name)
-            joined = b"/".join(below)
-            if joined in self._comparison.apart or joined in self._comparison.unread:
-                continue
-            if entry.content is Content.NONE:
-                continue  # snapshots do not enter it: another file system, or castore's own
-            at = live.records.get(entry.name)
-            if not self._is_as_scanned(live.fd, found.child, at):
-                wanted.append(Wanted(found.child, below, at))
-        return wanted
-
-    def _is_as_scanned(self, fd: int, found: Child, at: int | None) -> bool:
-        """Whether a live directory is unchanged since the last snapshot, and that one stored the same."""
-        if self._scan is None or at is None or found.ref is None:
-            return False
-        record = self._scan.record(at)
-        return (
-            summary_of(record).ref == found.ref
-            and not record.flags & LINKED
-            and self._scan.is_same(at, fd, found.entry.name)
-        )
 
     def _entry(
         self, fd: int, path: Path, difference: Difference, info: Listed, level: Level
@@ -296,6 +266,8 @@ class _Planner:
                 return
             # Steps in a directory change its time.
             changed = state & METADATA or len(self.steps) > before
+            if not (changed or state):
+                return
             if changed or self.files.metadata_differs(fd, path, found, info, bare=not state & XATTRS):
                 self._change_metadata(fd, path, found, info)
             elif entry.extra.link is not None:
