@@ -10,6 +10,8 @@ from castore.errors import CastoreError, ProgramError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from castore.fs.stamp import Stamp
+
     Bytes = bytes | memoryview
     Readinto = Callable[[memoryview], int]
     """Fills the beginning of a buffer; returns how many bytes were written, 0 at the end."""
@@ -28,6 +30,8 @@ class DumpStream:
 
     def __init__(self, readinto: Readinto) -> None:
         self.warnings: list[tuple[bytes, str]] = []
+        self.opened: tuple[int, Stamp] | None = None
+        """Of a stream that is a regular file, byte for byte: when it was opened (ns), and its stamp then."""
         self._readinto = readinto
 
     def readinto(self, view: memoryview) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Self, TypeVar
 
 from castore.engines.base import Contents, Engine
@@ -16,6 +17,7 @@ from castore.fs.beneath import Located, locate, open_entry, path_of
 from castore.fs.durable import create_file
 from castore.fs.regular import descriptor_of, exists, refuse_irregular, temporary_names
 from castore.fs.sparse import write_sparse
+from castore.fs.stamp import stamp_of
 from castore.fs.trusted import kind_of
 
 if TYPE_CHECKING:
@@ -307,17 +309,21 @@ class _FileStream(DumpStream):
     def __init__(self, descriptor: int) -> None:
         super().__init__(self._read)
         self._descriptor = descriptor
-        self._before = self._state()
+        now = time.time_ns()
+        self._before = stamp_of(descriptor)
+        self._rest = self._before.size
+        self.opened = now, self._before
 
     def _read(self, view: memoryview) -> int:
         count = os.readv(self._descriptor, [view])
-        if not count and not self.warnings and self._state() != self._before:
-            self.warnings.append((b".", "changed while being read; what was read is kept"))
+        self._rest -= count
+        if not count:
+            changed = stamp_of(self._descriptor) != self._before
+            if changed and not self.warnings:
+                self.warnings.append((b".", "changed while being read; what was read is kept"))
+            if changed or self._rest:
+                self.opened = None
         return count
-
-    def _state(self) -> tuple[int, int, int]:
-        info = os.fstat(self._descriptor)
-        return info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def _status(located: Located) -> os.stat_result:

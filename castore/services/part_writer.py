@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Self
 from castore.content.pipeline import Pipeline
 from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
+from castore.content.scan.cache import scan_path
+from castore.content.scan.file_record import FileRecord, is_proof, is_unchanged, keep
 from castore.content.streams import store_stream
 from castore.engines.dump_stream import DumpStream
 from castore.errors import ProgramError, StorageError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.content.scan.cache_writer import ScanCacheWriter
+    from castore.fs.stamp import Stamp
     from castore.model.generation import Origin
     from castore.model.refs import Ref
     from castore.services.snapshot import SnapshotRequest
@@ -44,6 +47,10 @@ class PartWriter:
         self._skip = left_out(store, request.leave_out)
         self._warnings: list[tuple[str, bytes, str]] = []
         self._scans: list[ScanCacheWriter] = []
+        self._records: list[tuple[str, FileRecord]] = []
+        """The path and the record of each dump that was read from a file."""
+        self._kept = False
+        """Whether chunks are used that this run has not seen: those of unchanged trees and files."""
 
     def __enter__(self) -> Self:
         return self
@@ -94,17 +101,18 @@ class PartWriter:
         """Keep the new scan caches, and which packs the service uses; called once it is committed."""
         for scan in self._scans:
             scan.keep()
+        for path, record in self._records:
+            keep(path, record)
         usage = self._store.index.usage
         with contextlib.suppress(StorageError):  # costs space or time at most
             used = self._session.pack_usage
-            if self._scans:
-                # The packs of unchanged trees are not known here: those used so far count as used still.
+            if self._scans or self._kept:
+                # The packs of unchanged parts are not known here: those used so far count as used still.
                 used = used | usage.of(self._request.service)
             usage.set(self._request.service, used)
             self._store.base_cache.evict(usage.total())
 
     def _store_tree(self, name: str, tree: Tree, progress: Progress) -> Ref | None:
-        from castore.content.scan.cache import scan_path
         from castore.content.scan.cache_writer import ScanCacheWriter
         from castore.content.scan.walker import store_tree
         from castore.services.last_scan import last_scan
@@ -128,6 +136,7 @@ class PartWriter:
     def _store_dump(self, name: str, source: Source, progress: Progress) -> Ref | None:
         store, service = self._store, self._request.service
         previous = last_part(store, service, name)
+        epoch = store.index.epoch()
         roots: list[Ref | None] = []
         with Pipeline(self._session, store.keys.cutter, progress) as pipeline, ExitStack() as stack:
             if previous is not None and previous.kind == "dump":
@@ -139,9 +148,33 @@ class PartWriter:
                 dump = DumpStream(_stream_reader(source))
             else:
                 raise TypeError(source)
+            if previous is not None and self._is_unchanged(name, dump, previous):
+                progress.read += previous.size
+                progress.chunks += previous.chunks
+                self._kept = True
+                return previous.content
             store_stream(pipeline, dump.readinto, roots.append)
             progress.warnings += dump.warnings
+            opened = dump.opened
+        self._record(name, opened, roots[0], epoch)
         return roots[0]
+
+    def _is_unchanged(self, name: str, dump: DumpStream, previous: Part) -> bool:
+        """Whether a dump is a file that has not changed since the previous snapshot read it."""
+        if dump.opened is None or previous.kind != "dump" or previous.content is None:
+            return False
+        path = scan_path(self._store, self._request.service, name)
+        return is_unchanged(self._store, path, dump.opened[1], previous.content)
+
+    def _record(
+        self, name: str, opened: tuple[int, Stamp] | None, content: Ref | None, epoch: bytes
+    ) -> None:
+        """Record what a file was read as, if it cannot change without a trace."""
+        stored = StoredRef.of(content)
+        if opened is None or stored is None or not is_proof(opened[1], opened[0]):
+            return
+        record = FileRecord(opened[1], stored, epoch)
+        self._records.append((scan_path(self._store, self._request.service, name), record))
 
 
 def _part(name: str, source: Source, root: Ref | None, progress: Progress) -> Part:

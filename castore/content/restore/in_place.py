@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from castore.content.restore.copying import live_entry
-from castore.content.restore.live_file import is_large, open_live, stamp_of
+from castore.content.restore.live_file import is_large, open_live
 from castore.content.restore.metadata import drop_inherited, mode_of, replace_attributes
 from castore.content.restore.range_writes import RangeWriter, with_range_plans
 from castore.content.restore.tree_writer import TreeWriter, named
@@ -25,6 +25,7 @@ from castore.content.restore.undo_journal import Journal
 from castore.errors import CastoreError, DamageError
 from castore.fs.beneath import locate, make_directory, open_below, open_content, open_entry, path_of
 from castore.fs.metadata import is_protected
+from castore.fs.stamp import stamp_of
 from castore.state.restore_runs import record_run
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from castore.content.scan.cache import is_racily_clean, summary_of
 from castore.content.stored_dirs import open_directory
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
+from castore.fs.stamp import Stamp, stamp_of
 from castore.kernel.dir_listing import DOUBTFUL, entry_at, places_of
 from castore.model.refs import Ref  # noqa: TC001 - NamedTuple needs it
 from castore.model.tree import Content
@@ -30,17 +31,6 @@ LARGE: Final = 1 << 20
 """A file of at least this size may reuse content of the file that it replaces."""
 
 
-class Stamp(NamedTuple):
-    """What is compared of a file: no user can change its content and keep all of it."""
-
-    dev: int
-    ino: int
-    size: int
-    mtime: int
-    ctime: int
-    """Times in nanoseconds."""
-
-
 class Proof(NamedTuple):
     """A stored stream that a live file has as its content, as long as the file has this stamp."""
 
@@ -56,12 +46,6 @@ class LiveFile(NamedTuple):
     """As it was when it was opened."""
     ref: Ref | None = None
     """The stored stream that is proven to be its content."""
-
-
-def stamp_of(fd: int) -> Stamp:
-    """Return the stamp of an open file."""
-    info = os.fstat(fd)
-    return Stamp(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
 def open_live(folder: int, name: bytes, proof: Proof | None) -> LiveFile | None:

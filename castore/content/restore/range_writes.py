@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.restore.difference import difference_of, write_difference
-from castore.content.restore.live_file import Stamp, is_large, may_share, open_live
+from castore.content.restore.live_file import is_large, may_share, open_live
 from castore.content.restore.metadata import is_privileged
 from castore.errors import CastoreError, DamageError
 from castore.fs.beneath import locate, open_below, path_of
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from castore.content.restore.undo_area import UndoArea
     from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
+    from castore.fs.stamp import Stamp
 
 _WRITABLE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NOT_WRITABLE: Final = {

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from castore.content.restore.copying import check_overwritable, copy, live_entry, overwrite
-from castore.content.restore.live_file import stamp_of
 from castore.content.restore.metadata import Ownership, replace_attributes
 from castore.content.restore.saved_ranges import SavedRanges, link_of, ranges_of, save, write_back
 from castore.content.restore.undo_journal import JournalFile, boot_id, same_file
@@ -35,13 +34,14 @@ from castore.fs.beneath import (
 from castore.fs.durable import create_file, sync_if_supported, write_all
 from castore.fs.filesystem import sync_file_system
 from castore.fs.removing import remove, remove_all_in, remove_directory
+from castore.fs.stamp import stamp_of
 from castore.model.tree import Entry, Owners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from castore.content.restore.live_file import Stamp
     from castore.content.restore.undo_journal import Ids, Journal, Path
+    from castore.fs.stamp import Stamp
 
 ASIDE: Final = b".castore-aside-"
 PROGRESS: Final = b"progress"
