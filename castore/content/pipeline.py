@@ -39,6 +39,8 @@ _WORKERS: Final = 2
 _UNDER_WAY: Final = 6
 """Batches in progress at once: two in tasks, and enough before and after them that no worker idles."""
 _MIN_BATCH: Final = 1 << 22
+_MOST_BATCH: Final = 1 << 23
+"""Longer batches, for long chunks, take much memory, and save little copying of unfinished chunks."""
 _MOST_OPS: Final = 512
 """A batch of more small streams than this is sent off early: each keeps a directory in memory."""
 _WINDOW: Final = 63
@@ -67,7 +69,7 @@ class Pipeline:
         self._cutter = cutter
         # Copying to the beginning of a page is two to three times faster, on Zen 3 at least.
         self._headroom = -(-cutter.max // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._size = self._headroom + max(_MIN_BATCH, 4 * cutter.max)
+        self._size = self._headroom + max(_MIN_BATCH, min(4 * cutter.max, _MOST_BATCH))
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-seal")
         self._out: deque[Batch] = deque()
         self._compared = 0

@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,16 @@ import pytest
 from castore.content.restore import range_writes
 from castore.content.restore import recover as recovering
 from castore.content.scan import cache
-from castore.errors import CastoreError, NotFoundError
+from castore.errors import NotFoundError
 from castore.services.sources import Tree
+from tests.support.call_faults import FAILED, WARNED, kill, struck_at
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
 MIB = 1 << 20
-CALLS = ("write", "pwrite", "sendfile", "ftruncate", "fsync", "rename", "unlink", "mkdir", "rmdir", "chmod", "utime")
 ORIGINAL = random.Random(1).randbytes(MIB + 300_000)
 METADATA = ((b".", "mtime"), (b"large", "mode"), (b"large", "mtime"))
 """What is only reported if it cannot be set."""
-FAILED = 9
-"""The exit code of a child whose restore failed with an error that it explained."""
-WARNED = 3
-"""The same of one that restored the file, and could not remove what it had saved."""
 
 
 @pytest.fixture(autouse=True)
@@ -91,49 +87,6 @@ def machine(tmp_path: Path) -> Machine:
     sandbox = Sandbox(tmp_path / "sandbox", average=16384)
     sandbox.snapshot("s", {"t": Tree(str(live))})
     return Machine(sandbox, live, walk(live))
-
-
-def struck_at(action: Callable[[], Any], point: int, strike: Callable[[], None], *, torn: bool = False) -> int:
-    """Run an action in a child, in which a call is struck; return its wait status.
-
-    torn: half of what the call would write is written before.
-    """
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    code = 1
-    try:
-        left = [point]
-        for name in CALLS:
-            setattr(os, name, _watched(getattr(os, name), name, left, strike, torn=torn))
-        action()
-        code = 0
-    except CastoreError:
-        code = FAILED
-    except AssertionError:
-        code = WARNED  # Sandbox.in_place expects no warnings
-    finally:
-        os._exit(code)
-
-
-def _watched(real: Callable[..., Any], name: str, left: list[int], strike: Callable[[], None], *, torn: bool) -> Any:
-    def call(*arguments: Any, **options: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            if torn and name in {"write", "pwrite"}:
-                file, data, *rest = arguments
-                real(file, memoryview(data)[: len(data) // 2], *rest)
-            elif torn and name == "sendfile":
-                real(*arguments[:3], arguments[3] // 2)
-            strike()
-        return real(*arguments, **options)
-
-    return call
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    signal.pause()
 
 
 def points(machine: Machine, *, torn: bool = False) -> Iterator[tuple[int, dict[bytes, Any], bool]]:

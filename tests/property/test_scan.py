@@ -14,27 +14,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from castore.content.allowance import Allowance
 from castore.content.diff import diff_trees
 from castore.content.restore import file_writer, tree_writer
 from castore.content.restore import in_place as inplace
 from castore.content.restore.metadata import Ownership
 from castore.content.scan import cache
 from castore.content.scan import small_files as scanfiles
-from castore.content.stored_dirs import open_directory, open_top
-from castore.content.stored_dirs import walk as walk_stored
 from castore.content.streams import StreamReader
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.kernel.dir_listing import entries_of
 from castore.model.generation import Generation
-from castore.model.tree import Content
 from castore.services.restore_in_place import plan_in_place
 from castore.services.selectors import select
 from castore.services.sources import Tree, program_source
+from tests.support.stored_streams import streams_of
 from tests.support.stores import Sandbox
 from tests.support.tree_walker import compare, walk
 
-SMALL_FILES = Content.SMALL_FILES
 STEP = 0.012
 """Longer than a tick of the kernel's clock, which dates files."""
 
@@ -245,18 +241,6 @@ def test_an_unchanged_tree_is_not_read_and_its_root_is_the_same(sandbox, live, r
     assert (one.root, one.size, one.files, one.chunks) == (two.root, two.size, two.files, two.chunks)
     assert (two.new_chunks, two.stored_bytes) == (0, 0)
     check(sandbox, live, second, tmp_path / "out")
-
-
-def streams_of(sandbox: Sandbox, taken: Generation) -> dict[bytes, int]:
-    """Return how many small-file streams each directory of a stored tree has."""
-    found = {}
-    with sandbox.open() as store, StreamReader(store) as reader:
-        top = open_top(reader, taken.parts[0].root.ref)
-        for path, child in [(b"", top), *walk_stored(reader, top, Allowance())]:
-            if child.entry.is_dir and child.ref is not None:
-                small = [one.ref for one in open_directory(reader, child.ref) if one.entry.content == SMALL_FILES]
-                found[path] = len({*small})
-    return found
 
 
 def test_of_a_directory_that_changed_only_changed_files_are_read(sandbox, live, reads, tmp_path):
