@@ -23,6 +23,7 @@ from castore.analysis.trial import trial_store
 from castore.analysis.whole_file import whole_files
 from castore.deferred import dataclass
 from castore.errors import ProgramError, UsageError
+from castore.process.own_process import release_freed_memory
 from castore.progress import Progress, unwatched
 from castore.store.format.config import DEFAULT_AVERAGE
 
@@ -132,6 +133,7 @@ class _Run:
                 index = trial.index.size()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            release_freed_memory()
         stored = sum(night.stored for night in nights)
         row = Row(
             average=setting.average,

@@ -53,7 +53,14 @@ new_bytes.restype, new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctyp
 
 def view_of(buffer: Readable, kind: str = "uint8_t[]") -> Any:
     """Return the memory of a buffer as a C array. It pins the buffer while it is referenced."""
-    return ffi.from_buffer(kind, buffer)
+    if not isinstance(buffer, memoryview):
+        return ffi.from_buffer(kind, buffer)
+    # The garbage collector of Python before 3.11.8 and 3.12.2 crashes if it breaks a reference cycle with a
+    # memoryview that is pinned (cpython issue 77894). So the object that it is a view of is pinned instead.
+    with ffi.from_buffer("uint8_t[]", buffer) as view:
+        start = ffi.cast(kind.replace("[]", " *"), view)
+    owner = ffi.from_buffer(buffer.obj)
+    return ffi.gc(start, lambda _start: owner)
 
 
 def _range_of(buffer: bytearray | mmap, start: int, end: int) -> Any:

@@ -60,6 +60,17 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def release_freed_memory() -> None:
+    """Return freed memory to the kernel, in a process of castore's own: other work comes next."""
+    if not _own:
+        return
+    import ctypes  # noqa: PLC0415
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def record_crash(path: str) -> int:
     """Have Python write to a file if this process, which must be castore's own, is killed by a fault.
 

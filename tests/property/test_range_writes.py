@@ -11,12 +11,18 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from castore.content.restore import live_file, range_writes
 from castore.content.restore import recover as recovering
@@ -76,7 +82,7 @@ def edited(rng: random.Random, data: bytes, place: float) -> bytes:
 class RangeMachine(RuleBasedStateMachine):
     """A live tree, its generations, and what the tree was when each of them was taken."""
 
-    ends: Counter[str] = Counter()
+    ends: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()

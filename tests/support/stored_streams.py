@@ -14,7 +14,9 @@ def streams_of(sandbox: Sandbox, taken: Generation) -> dict[bytes, int]:
     """Return how many small-file streams each directory of a stored tree has."""
     found = {}
     with sandbox.open() as store, StreamReader(store) as reader:
-        top = open_top(reader, taken.parts[0].root.ref)
+        root = taken.parts[0].root
+        assert root is not None
+        top = open_top(reader, root.ref)
         for path, child in [(b"", top), *walk(reader, top, Allowance())]:
             if child.entry.is_dir and child.ref is not None:
                 children = open_directory(reader, child.ref)

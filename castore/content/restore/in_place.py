@@ -180,7 +180,8 @@ class InPlace(PlanWriter):
         if lacking := [*report.damaged, *report.unmade]:
             where, reason = lacking[0]
             shown = where.decode(errors="backslashreplace")
-            raise CastoreError(f"cannot restore {self._plan.top}/{shown}: {reason}")
+            kind = DamageError if report.damaged else CastoreError
+            raise kind(f"cannot restore {self._plan.top}/{shown}: {reason}")
         self._sync(self._undo)
 
     def _sync(self, undo: UndoArea) -> None:
