@@ -180,7 +180,7 @@ class RangeMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.taken)
     @rule(pick=picks, point=points, torn=st.booleans())
-    def roll_back(self, pick: int, point: int, torn: bool) -> None:
+    def rollback(self, pick: int, point: int, torn: bool) -> None:
         number = sorted(self.taken)[pick % len(self.taken)]
         before = walk(self.live)
         self.go_to(number, point, lambda: self.sandbox.rollback(number), torn)
