@@ -26,7 +26,7 @@ PEERS: Final = (
     Peer("borg", 1 << 21, CutLimits(1 << 19, 1 << 23, 1 << 21)),
     Peer("restic", 1 << 20, CutLimits(1 << 19, 1 << 23, 1 << 20)),
     Peer("casync", 1 << 16, CutLimits(1 << 14, 1 << 18, 49535)),
-    # Its maximum is 20 MiB, and 2 % of its chunks are longer than 8 MiB. Longer buffers take more than 300 MB.
+    # Its maximum is 20 MiB, and 2 % of its chunks are longer than 8 MiB. Longer buffers exceed 300 MB.
     Peer("bupstash", 1 << 21, CutLimits(1 << 18, 1 << 23, 1 << 21)),
 )
 

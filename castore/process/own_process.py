@@ -64,7 +64,7 @@ def release_freed_memory() -> None:
     """Return freed memory to the kernel, in a process of castore's own: other work comes next."""
     if not _own:
         return
-    import ctypes  # noqa: PLC0415
+    import ctypes
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
