@@ -13,6 +13,7 @@ import pytest
 from tests.support import data_dir_templates, forked_cli
 from tests.support.feature_tree import FeatureTree, make_feature_tree, must_be_complete
 from tests.support.long_files import long_files_first
+from tests.support.passphrases import derive_keys_cheaply
 from tests.support.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _ON_DEMAND = ("slow", "sanitizers")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make what all processes of the run share."""
+    derive_keys_cheaply()
     if not hasattr(config, "workerinput"):
         data_dir_templates.begin_run()
 

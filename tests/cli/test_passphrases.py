@@ -50,6 +50,18 @@ def test_what_fails_leaves_the_identity_as_it_was(castore, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_each_guess_at_a_passphrase_takes_three_passes_over_256_mib():
+    # In a Python of its own: those of the tests derive keys cheaply.
+    script = (
+        "from castore.crypto import identity\n"
+        "text = identity.Identity.generate().locked_text('open')\n"
+        "lock = identity.read('castore-locked-', text)[:identity._LOCK.size]\n"
+        "print(*identity._LOCK.unpack(lock)[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "3 262144\n"
+
+
 # Memory
 
 DUMPABLE = "import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"

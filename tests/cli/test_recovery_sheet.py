@@ -14,7 +14,6 @@ import pytest
 
 from castore.crypto import Identity
 from castore.crypto.identity import groups
-from tests.support.passphrases import cheap_key_derivation
 
 IDENTITY = Identity(bytes(range(32)))
 LINE = IDENTITY.text()
@@ -22,8 +21,7 @@ LINE = IDENTITY.text()
 
 @pytest.fixture(scope="module")
 def locked():
-    with cheap_key_derivation():
-        return IDENTITY.locked_text("sesame")
+    return IDENTITY.locked_text("sesame")
 
 
 def secret_of(path):

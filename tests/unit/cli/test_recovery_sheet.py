@@ -14,7 +14,6 @@ from castore.cli import recovery_sheet
 from castore.crypto import Identity
 from castore.crypto.identity import GROUP, check_identity, groups
 from castore.errors import IdentityError
-from tests.support.passphrases import cheap_key_derivation
 
 IDENTITY = Identity(bytes(range(32)))
 LINE = IDENTITY.text()
@@ -22,8 +21,7 @@ LINE = IDENTITY.text()
 
 @pytest.fixture(scope="module")
 def locked():
-    with cheap_key_derivation():
-        return IDENTITY.locked_text("sesame")
+    return IDENTITY.locked_text("sesame")
 
 
 def sheet_of(line, store="/srv/it's <here>", store_id="ab" * 16):

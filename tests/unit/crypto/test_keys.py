@@ -17,9 +17,6 @@ from castore.crypto import (
     WriterKey,
     random_key,
 )
-from castore.crypto import (
-    identity as keys,
-)
 from castore.errors import DamageError, IdentityError, UsageError
 
 ZEROS = bytes(32)
@@ -61,9 +58,7 @@ def test_key_texts_round_trip_with_comments_and_any_mistyped_letter_is_refused()
             Identity.parse(text, None)
 
 
-def test_an_identity_opens_under_its_passphrase_only(monkeypatch):
-    monkeypatch.setattr(keys, "_OPERATIONS", 1)
-    monkeypatch.setattr(keys, "_MEMORY_KIB", 8)
+def test_an_identity_opens_under_its_passphrase_only():
     identity = Identity.generate()
     locked = identity.locked_text("pässword")
     assert locked.startswith("castore-locked-")

@@ -13,13 +13,6 @@ from castore.crypto import (
     identity as keys,
 )
 from castore.errors import CastoreError
-from tests.support.passphrases import cheap_key_derivation
-
-
-@pytest.fixture
-def cheap():
-    with cheap_key_derivation():
-        yield
 
 
 def test_keys_are_wiped_when_they_go():
@@ -31,7 +24,7 @@ def test_keys_are_wiped_when_they_go():
     assert all(buffer == bytes(32) for buffer in buffers)
 
 
-def test_a_key_of_a_passphrase_is_wiped(monkeypatch, cheap):
+def test_a_key_of_a_passphrase_is_wiped(monkeypatch):
     wiped = []
     real = keys.wipe
     monkeypatch.setattr(keys, "wipe", lambda buffer: (real(buffer), wiped.append(bytes(keys.taken(buffer, 8) if not isinstance(buffer, bytearray) else buffer))))
@@ -41,7 +34,7 @@ def test_a_key_of_a_passphrase_is_wiped(monkeypatch, cheap):
     assert not any(any(one) for one in wiped)
 
 
-def test_errors_and_reprs_hold_no_secret(cheap):
+def test_errors_and_reprs_hold_no_secret():
     identity = Identity.generate()
     secret = bytes(identity._secret)
     assert secret.hex() not in repr([identity, identity._secret])

@@ -12,17 +12,10 @@ from castore.crypto import (
 )
 from castore.errors import IdentityError, StorageError
 from castore.state import identity_file
-from tests.support.passphrases import cheap_key_derivation
-
-
-@pytest.fixture
-def cheap():
-    with cheap_key_derivation():
-        yield
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "rename"])
-def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, cheap, call):
+def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, call):
     identity = Identity.generate()
     path = tmp_path / "identity"
     identity_file.write_identity(str(path), identity, None)
@@ -42,7 +35,7 @@ def test_at_every_moment_there_is_a_readable_identity(tmp_path, monkeypatch, che
     assert [one.name for one in tmp_path.iterdir()] == ["identity"]
 
 
-def test_a_link_to_an_identity_stays_one_and_a_form_that_does_not_open_is_not_written(tmp_path, cheap, monkeypatch):
+def test_a_link_to_an_identity_stays_one_and_a_form_that_does_not_open_is_not_written(tmp_path, monkeypatch):
     identity = Identity.generate()
     path, link = tmp_path / "identity", tmp_path / "link"
     identity_file.write_identity(str(path), identity, None)
