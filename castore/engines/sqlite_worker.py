@@ -21,9 +21,8 @@ import stat
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
-from castore.engines.sqlite_check import connect, look
+from castore.engines.sqlite_check import connect, look, uri
 from castore.errors import CastoreError, ProgramError
 from castore.process.scratch_dir import scratch_folder
 
@@ -207,8 +206,8 @@ def _opened(path: str, seconds: float) -> Iterator[sqlite3.Connection]:
     """Open a live database. seconds: how long to wait for its lock."""
     # A pipe may replace a journal after the check: the alarm then ends this process.
     signal.alarm(int(seconds) + _OPENING_SECONDS)
-    uri = f"file:{quote(path)}?mode=rw"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=seconds)) as database:
+    where = f"{uri(path)}?mode=rw"
+    with contextlib.closing(sqlite3.connect(where, uri=True, timeout=seconds)) as database:
         database.execute("PRAGMA trusted_schema = OFF")
         _refuse_others()
         yield database

@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from castore.engines import sqlite, sqlite_process
 from castore.engines.sqlite import SQLite
-from castore.engines.sqlite_check import look
+from castore.engines.sqlite_check import look, uri
 from castore.errors import CastoreError, ProgramError
 from castore.process import open_files
 from castore.services.sources import EngineSource
@@ -141,3 +142,9 @@ def test_without_a_timeout_the_process_still_ends(anki: Path, monkeypatch: pytes
     monkeypatch.setattr(sqlite_process, "_LEAST_SPEED", 1 << 40)
     with pytest.raises(ProgramError, match="took longer than"):
         SQLite(path=str(anki)).check()
+
+
+def test_a_uri_has_any_path_of_a_database():
+    path = "/srv/" + "".join(chr(number) for number in range(1, 0x2FF)) + "€\U0001f600//app.db"
+    assert uri(path) == f"file:{quote(path)}"
+    assert uri(os.fsdecode(b"/srv/\xff")) == "file:/srv/%FF"
