@@ -191,6 +191,15 @@ def write_private(path: str, data: Data) -> None:
     make_private_directory(folder)
     try:
         write_file(path, data)
+    except OSError as error:
+        raise refusal("write", path, error) from error
+    sync_names(path)
+
+
+def sync_names(path: str) -> None:
+    """Make the name of a file that `write_private` wrote durable. Raises StorageError."""
+    folder = os.path.dirname(path)
+    try:
         sync_if_supported(folder)
         # The process that created the folder may have been killed before it synced the folder's name.
         sync_if_supported(os.path.dirname(folder))

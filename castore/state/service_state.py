@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.errors import StorageError
-from castore.fs.durable import read_private, remove_private, write_private
+from castore.fs.durable import read_private, remove_private, sync_names, write_private
 from castore.state.event_log import EventLog
 from castore.state.first_seen import FirstSeen
 from castore.state.locks import named_lock
@@ -77,7 +77,13 @@ class ServiceState:
 
     def set_live_revision(self, service: str, revision: str) -> None:
         """Record the revision that the service's state on this machine belongs to. Raises StorageError."""
-        write_private(self._file("live", service), revision.encode() + b"\n")
+        path = self._file("live", service)
+        if self.live_revision(service) == revision:
+            # The content of a file is durable before its name; a process that wrote it may have been killed
+            # before its name was.
+            sync_names(path)
+        else:
+            write_private(path, revision.encode() + b"\n")
 
     def known_origins(self, service: str) -> str | None:
         """Return where snapshots on this machine took the parts of a service from, as JSON; or None."""

@@ -286,7 +286,10 @@ class LocalStorage(Storage):
         try:
             self._files.sync_directory(path)
             if path not in self._folders:
+                # It covers the names of all folders that existed before: they need no sync of their own.
+                existing = self._files.listdir(self._root)
                 self._files.sync_directory(self._root)
+                self._folders.update(os.path.join(self._root, name) for name in existing)
                 self._folders.add(path)
         except FileNotFoundError:
             return

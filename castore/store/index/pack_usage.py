@@ -27,17 +27,24 @@ class PackUsage:
 
     def set(self, service: str, packs: Counter[bytes]) -> None:
         """Record what the last generation of a service uses, as `RecordLocations.find` counts it."""
+        with self._tables.reading() as txn:
+            recorded = txn.get(service.encode(), db=self._db["usage"])
+            if recorded == self._encoded(txn, packs):
+                return  # most snapshots: a transaction would take two flushes of the disk
         self._tables.write(self._put, service.encode(), packs)
 
     def _put(self, txn: Any, service: bytes, packs: Counter[bytes]) -> None:
-        """Put the bytes used of existing packs, limited to the bytes of their records."""
+        txn.put(service, self._encoded(txn, packs), db=self._db["usage"])
+
+    def _encoded(self, txn: Any, packs: Counter[bytes]) -> bytes:
+        """Return the bytes used of existing packs, limited to the bytes of their records."""
         usage = []
-        for number, size in packs.items():
+        for number, size in sorted(packs.items()):
             value = txn.get(number[::-1], db=self._db["packs"])
             if value is not None:
                 _, _, records = PACK.unpack(value)
                 usage.append(_USAGE.pack(number, min(size, records)))
-        txn.put(service, b"".join(usage), db=self._db["usage"])
+        return b"".join(usage)
 
     def of(self, service: str) -> Counter[bytes]:
         """Return the bytes used per pack number, as recorded by `set`."""
