@@ -94,6 +94,10 @@ class StreamReader:
             self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-open")
         return self._pool
 
+    def runs(self, chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
+        """Divide the chunks of a stream into runs for `ahead`; the first is short, to begin soon."""
+        return runs_of(chunks)
+
     def read_all(self, ref: Ref | None, most: int = _MOST_AT_ONCE) -> bytes:
         """Return the bytes of a stream of at most `most` bytes, opened on this thread. Raises DamageError."""
         if ref is not None and ref.size > most:
@@ -107,10 +111,23 @@ class StreamReader:
         return b"".join(found)
 
 
-def runs_of(chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
+class SerialReader(StreamReader):
+    """Reads streams of a store on the calling thread: for callers that have several threads themselves."""
+
+    def ahead(self, runs: Iterable[Run], work: Callable[[Run], Done]) -> Generator[Done, None, None]:
+        """Yield the results of `work` for each run, in order."""
+        for run in runs:
+            yield work(run)
+
+    def runs(self, chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
+        """Divide the chunks of a stream into runs for `ahead`."""
+        return runs_of(chunks, first=_RUN_BYTES)
+
+
+def runs_of(chunks: Iterable[Ref], first: int = _RUN_BYTES // 8) -> Iterator[list[Ref]]:
     """Divide the chunks of a stream into runs of about _RUN_BYTES; the first is short, to begin soon."""
     run: list[Ref] = []
-    room = _RUN_BYTES // 8
+    room = first
     for chunk in chunks:
         run.append(chunk)
         room -= chunk.size

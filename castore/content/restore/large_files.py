@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from castore.content.ref_tree import iter_chunks
 from castore.content.restore.difference import difference_of, write_at, write_difference
 from castore.content.restore.live_file import has_changed
-from castore.content.streams import check_length, runs_of
+from castore.content.streams import check_length
 from castore.errors import CastoreError, DamageError
 from castore.fs.filesystem import network_of
 from castore.fs.metadata import data_extents
@@ -73,7 +73,7 @@ def write_large(
                 count += end - begin
         return count
 
-    for count in reader.ahead(_runs(_placed(reader.store, child), kept), lambda one: write(*one)):
+    for count in reader.ahead(_runs(reader, child, kept), lambda one: write(*one)):
         wrote(count)
     os.ftruncate(fd, child.entry.size)
 
@@ -133,18 +133,18 @@ def is_remote(store: Store) -> bool:
 
 
 def _runs(
-    placed: Iterable[tuple[Ref, list[_Span]]], kept: Container[RecordId]
+    reader: StreamReader, child: Child, kept: Container[RecordId]
 ) -> Iterator[tuple[list[Ref], _Placed]]:
-    """Yield the chunks that are not kept in runs, each with the places of its chunks in the file."""
+    """Yield the chunks of a file that are not kept in runs, each with the places of its chunks."""
     waiting: deque[tuple[Ref, list[_Span]]] = deque()
 
     def chunks() -> Iterator[Ref]:
-        for one in placed:
+        for one in _placed(reader.store, child):
             if one[0].id not in kept:
                 waiting.append(one)
                 yield one[0]
 
-    for run in runs_of(chunks()):
+    for run in reader.runs(chunks()):
         yield run, [waiting.popleft() for _ in run]
 
 

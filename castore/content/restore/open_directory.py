@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from castore.deferred import dataclass
 
@@ -12,9 +13,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from castore.content.restore.live_file import LiveFile
+    from castore.content.restore.report import Report
     from castore.content.stored_dirs import Child
     from castore.content.streams import RangeReader
     from castore.model.refs import RecordId, Ref
+    from castore.progress import Progress
 
 
 @dataclass
@@ -36,9 +39,20 @@ class OpenDirectory:
     files: int = 0
     size: int = 0
     """Number and bytes of the plain files."""
+    others: deque[Future[tuple[Progress, Report]]] = field(default_factory=deque)
+    """Other files that workers create, each with what was done and what could not be."""
     small_files: dict[Ref | None, RangeReader] = field(default_factory=dict)
     """Readers of its small-file streams."""
     old: LiveFile | None = None
     """A file that may have some of the content to write."""
     private: bool = True
     """Whether no other user can replace files in it."""
+
+    def wait(self) -> None:
+        """Wait until no worker uses its descriptor; files that no worker has begun are not created."""
+        futures: list[Future[Any]] = [*self.others]
+        if self.plain is not None:
+            futures.append(self.plain)
+        for future in futures:
+            if not future.cancel():
+                future.exception()

@@ -22,6 +22,12 @@ class Report:
     damaged: list[tuple[bytes, str]] = field(default_factory=list)
     """(path, reason) of files that are missing because the store is damaged."""
 
+    def add(self, other: Report) -> None:
+        """Add what is in another report."""
+        self.warnings += other.warnings
+        self.unmade += other.unmade
+        self.damaged += other.damaged
+
     def warn(self, path: tuple[bytes, ...], reason: str) -> None:
         """Report a file that exists, but lacks some of its metadata."""
         self.warnings.append((b"/".join(path), reason))

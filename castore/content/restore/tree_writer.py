@@ -34,20 +34,26 @@ from castore.content.stored_dirs import (
     fetch_directory,
     open_fetched,
 )
-from castore.content.streams import RangeReader, StreamReader
+from castore.content.streams import RangeReader, SerialReader, StreamReader
 from castore.errors import DamageError
 from castore.fs.beneath import (
     OPEN_DIRECTORY,
     make_directory,
 )
+from castore.model.tree import Content
 from castore.process.own_process import raise_file_limit
+from castore.progress import Progress
 
 if TYPE_CHECKING:
     from castore.content.restore.hard_links import Link
     from castore.content.restore.live_file import LiveFile
     from castore.model.refs import Ref
-    from castore.progress import Progress
+
 _WORKERS: Final = 2
+_MOST_APART: Final = 1 << 24
+"""The largest file that a worker creates by itself; the content of larger ones is read on two threads."""
+_MOST_WAITING: Final = 64
+"""How many files of one directory wait for workers, so that progress and errors are seen soon."""
 _LEFT: Final = 32
 """How many directories' plain files may be in progress while other directories are entered."""
 
@@ -62,6 +68,19 @@ class _Work(NamedTuple):
     ahead: Prefetcher
     depth: int
     """The depth of the tree's own top."""
+
+
+def _is_for_worker(current: OpenDirectory, child: Child) -> bool:
+    """Whether a worker creates a file: its content is not read yet, and no other file depends on it."""
+    entry = child.entry
+    return (
+        entry.is_file
+        and entry.content is Content.OWN
+        and entry.extra.link is None
+        and child.ref is not None
+        and child.ref.id not in current.chunks
+        and entry.size <= _MOST_APART
+    )
 
 
 class TreeWriter:
@@ -164,11 +183,13 @@ class TreeWriter:
             for other in others:
                 if other.entry.is_dir:
                     current.children.append(other)
+                elif _is_for_worker(current, other):
+                    current.others.append(work.pool.submit(self._make_apart, current, other))
+                    self._settle(current, _MOST_WAITING)
                 else:
                     self._files.make(current, other)
         except BaseException:
-            if current.plain is not None:
-                current.plain.exception()  # it uses the descriptor
+            current.wait()
             os.close(fd)
             raise
         current.children.reverse()
@@ -176,6 +197,21 @@ class TreeWriter:
         if taken is not None:
             work.ahead.done_with(taken, current.plain)
         return current
+
+    def _make_apart(self, current: OpenDirectory, child: Child) -> tuple[Progress, Report]:
+        """Create a file with content of its own, which is read on this thread. Runs on a worker."""
+        progress, report = Progress(), Report()
+        reader = SerialReader(self._reader.store)
+        FileWriter(reader, self._top, self._ownership, progress, report).make(current, child)
+        return progress, report
+
+    def _settle(self, current: OpenDirectory, most: int) -> None:
+        """Wait for the files that workers create in a directory, until at most `most` are not done."""
+        while len(current.others) > most:
+            progress, report = current.others.popleft().result()
+            self._progress.files += progress.files
+            self._progress.read += progress.read
+            self.report.add(report)
 
     def _write_plain(self, fd: int, opened: Opened) -> list[Child]:
         """Create plain files; return those that could not be created. Runs on a worker."""
@@ -209,6 +245,7 @@ class TreeWriter:
                 self._progress.read += current.size - sum(child.entry.size for child in failed)
                 for child in failed:
                     self._files.make(current, child)
+            self._settle(current, 0)
             if current.own is not None:
                 set_attributes(
                     current.fd,
@@ -218,6 +255,7 @@ class TreeWriter:
                     lambda reason: self.report.warn(current.path, reason),
                 )
         finally:
+            current.wait()
             os.close(current.fd)
 
     def _directory(self, work: _Work, current: OpenDirectory, child: Child) -> OpenDirectory | None:
