@@ -15,6 +15,7 @@ from castore.analysis.first_seen import FirstSeen
 from castore.analysis.results import Room, RoomItem
 from castore.content.ref_tree import iter_chunks
 from castore.content.scan.previous_files import own_streams
+from castore.content.scan.record_streams import decode_streams
 from castore.kernel.dir_listing import BUNDLED, entry_at, places_of
 
 if TYPE_CHECKING:
@@ -97,13 +98,13 @@ class RoomCounter:
             at, path = todo.pop()
             record = scan.record(at)
             below = scan.below(record)
-            self._add_directory(path, scan, record, len(below))
+            self._add_directory(path, record)
             todo += [(one, f"{path}/{_text(name)}") for name, one in below.items()]
 
-    def _add_directory(self, path: str, scan: ScanCacheReader, record: Record, below: int) -> None:
-        refs = scan.references(record)
-        large = list(own_streams(scan, record))
-        entries, small = refs[:1], refs[1 : len(refs) - below - len(large)]
+    def _add_directory(self, path: str, record: Record) -> None:
+        streams = decode_streams(record)
+        large = list(own_streams(record))
+        entries, small = streams.refs[:1], streams.small_files
         plain = stored = 0.0
         for ref in entries:
             stored += self._named(METADATA, ref)

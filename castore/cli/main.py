@@ -128,9 +128,10 @@ def cli() -> None:
     # Before any secret is read. --version ends earlier, and reads none.
     from castore.cli.environment import complete_path, take_secrets
     from castore.cli.hardening import close_memory
-    from castore.process.own_process import keep_freed_memory
+    from castore.process.own_process import collect_garbage_rarely, keep_freed_memory
 
     keep_freed_memory()
+    collect_garbage_rarely()
     close_memory()
     take_secrets()
     complete_path()

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from castore.content.batches import Batch, Stretch
-from castore.content.ref_tree import ListBuilder
+from castore.content.ref_tree import ListBuilder, put_list
 from castore.errors import CastoreError
 from castore.model.refs import Ref, RefKind
 from castore.store import NewChunk
@@ -81,6 +81,8 @@ class Pipeline:
         # Not a method: a reference cycle would keep the keys of the session in memory.
         self._put_node = partial(_put_node, session, progress)
         self._builder = ListBuilder(self._put_node)
+        self.stream_chunks = 0
+        """The number of chunks of the stream that was stored last; for use in actions."""
         self._previous: PreviousStream | None = None
         self._bases: list[tuple[int, int, RecordId]] = []
         self._begins = True
@@ -188,16 +190,14 @@ class Pipeline:
 
     def put_list(self, refs: list[Ref]) -> Ref:
         """Store a list of references, not empty; for use in actions."""
-        builder = ListBuilder(self._put_node)
-        for ref in refs:
-            builder.add(ref)
-        return builder.list()
+        return put_list(self._put_node, refs)
 
     def put_node(self, refs: list[Ref]) -> RecordId:
         """Store a node; for use in actions."""
         return self._put_node(refs)
 
     def _end_list(self) -> Ref | None:
+        self.stream_chunks = self._builder.count
         ref = self._builder.stream()
         self._builder = ListBuilder(self._put_node)
         return ref

@@ -34,9 +34,12 @@ class ListBuilder:
     def __init__(self, put_node: Callable[[list[Ref]], RecordId]) -> None:
         self._put_node = put_node
         self._levels: list[list[Ref]] = [[]]
+        self.count = 0
+        """The number of references that were added."""
 
     def add(self, ref: Ref) -> None:
         """Append a reference."""
+        self.count += 1
         self._push(0, ref)
 
     def stream(self) -> Ref | None:
@@ -74,6 +77,16 @@ class ListBuilder:
         self._levels[level] = []
         inner = Ref(RefKind.INNER, self._put_node(refs), sum(ref.size for ref in refs))
         self._push(level + 1, inner)
+
+
+def put_list(put_node: Callable[[list[Ref]], RecordId], refs: list[Ref]) -> Ref:
+    """Store a list of references, not empty, that are not INNER; return its LIST."""
+    if len(refs) < _MIN_REFS:
+        return Ref(RefKind.LIST, put_node(refs), sum([ref.size for ref in refs]))
+    builder = ListBuilder(put_node)
+    for ref in refs:
+        builder.add(ref)
+    return builder.list()
 
 
 def iter_list(store: Store, ref: Ref, start: int = 0) -> Iterator[tuple[int, Ref]]:

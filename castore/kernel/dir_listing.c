@@ -227,7 +227,7 @@ whole(const struct walk *walk, uint64_t at, struct scan_record *record)
 	if (record->listing_len > left || record->entries > left - record->listing_len)
 		return (0);
 	left -= record->listing_len;
-	return (padded(record->entries) <= left && record->places_len <= left - padded(record->entries));
+	return (padded(record->entries) <= left && record->streams_len <= left - padded(record->entries));
 }
 
 /* Report that records [at .. end) changed or were not compared.  listing: the present listing of the first, or NULL. */
@@ -290,7 +290,7 @@ differ(struct walk *walk, int fd, const char *name, uint64_t at, int depth)
 	}
 	listing = walk->cache + at + sizeof(record);
 	marks = listing + record.listing_len;
-	next = at + sizeof(record) + record.listing_len + padded(record.entries) + record.places_len;
+	next = at + sizeof(record) + record.listing_len + padded(record.entries) + record.streams_len;
 	len = list_of(dir, &walk->pile);
 	same = (record.flags & SCAN_DISTRUST) == 0 && len >= 0 && (uint64_t)len == record.listing_len &&
 	    memcmp(walk->pile.listing, listing, (size_t)len) == 0;

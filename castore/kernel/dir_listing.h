@@ -21,15 +21,14 @@ struct scan_entry {
 
 /*
  * The record of a directory in a scan cache.  After it come the listing, one byte
- * (a mark) for each entry, zeros up to a multiple of 8 bytes, the places of its small
- * files, and the records of those subdirectories that the scan entered, in the order
- * of the listing.
+ * (a mark) for each entry, zeros up to a multiple of 8 bytes, its streams, and the
+ * records of those subdirectories that the scan entered, in the order of the listing.
  */
 struct scan_record {
 	uint64_t len; /* to the end of the last record below this one */
 	uint64_t listing_len, entries;
 	uint64_t flags;
-	uint64_t places_len; /* a multiple of 8; the kernel does not read them here */
+	uint64_t streams_len; /* a multiple of 8; the kernel does not read them here */
 	uint8_t summary[96]; /* of the directory; the kernel does not read it */
 };
 

@@ -63,7 +63,9 @@ _ENTRY: Final = struct.Struct("<QQQqqQQIIIIIIII")
 _SIZE_OFFSET: Final = 16
 _NAME_LENGTH: Final = struct.Struct("<I")
 _SECOND: Final = 10**9
-_RECORD: Final = struct.Struct("<QQQQQ96s")
+_SUMMARY_BYTES: Final = 96
+_RECORD: Final = struct.Struct(f"<QQQQQ{_SUMMARY_BYTES}s")
+"""struct scan_record."""
 
 _CHANGE: Final = struct.Struct("<QQQ")
 _UNLISTED: Final = (1 << 64) - 1
@@ -99,8 +101,8 @@ class Record(NamedTuple):
     """Offset of the first record below it."""
     listing: bytes
     marks: bytes
-    places: bytes
-    """Of its small files, as the scan encoded them."""
+    streams: bytes
+    """Its streams, as the scan encoded them."""
     flags: int
     summary: bytes
 
@@ -191,42 +193,48 @@ def listing_entry(name: bytes, info: os.stat_result) -> Listed:
     )
 
 
-def encode_record(listing: bytes, count: int, places: int = 0) -> bytes:
-    """Return the record of a directory with `count` entries, without marks, places and summary yet.
+def encode_record(listing: bytes, count: int, streams: int = 0) -> bytes:
+    """Return the record of a directory with `count` entries, without marks, streams and summary yet.
 
-    places: the length of the places of its small files, a multiple of 8.
+    streams: the length of its encoded streams, a multiple of 8.
     """
-    rest = count + (-count % 8) + places
+    rest = count + (-count % 8) + streams
     length = _RECORD.size + len(listing) + rest
-    return _RECORD.pack(length, len(listing), count, DISTRUST, places, b"") + listing + bytes(rest)
+    return _RECORD.pack(length, len(listing), count, DISTRUST, streams, b"") + listing + bytes(rest)
 
 
 def summary_fields(
-    length: int, summary: bytes, flags: int, marks: bytes, places: bytes, listed: int
+    length: int, summary: bytes, flags: int, marks: bytes, streams: bytes, listed: int
 ) -> list[tuple[int, bytes]]:
     """Return the bytes to write into a record once its summary is known, as (offset, bytes).
 
-    length: that of the record with all records below it. summary: that of the directory. places: those of
-    its small files. listed: the length of its listing.
+    length: that of the record with all records below it. summary: that of the directory. streams: its
+    encoded streams. listed: the length of its listing.
     """
-    head = _RECORD.pack(length, listed, len(marks), flags, len(places), summary)
-    return [(0, head), (_RECORD.size + listed, marks + bytes(-len(marks) % 8) + places)]
+    head = _RECORD.pack(length, listed, len(marks), flags, len(streams), summary)
+    return [(0, head), (_RECORD.size + listed, marks + bytes(-len(marks) % 8) + streams)]
 
 
 def decode_record(cache: mmap | bytes, at: int) -> Record:
     """Return the record at an offset of a scan cache. Raises ValueError if it is not valid."""
     try:
-        length, listing, count, flags, places, summary = _RECORD.unpack_from(cache, at)
+        length, listing, count, flags, streams, summary = _RECORD.unpack_from(cache, at)
     except struct.error as error:
         raise ValueError(str(error)) from None
     begin = at + _RECORD.size
     marks = begin + listing
     end = marks + count + (-count % 8)
-    below = end + places
+    below = end + streams
     if not below <= at + length <= len(cache):
         raise ValueError("a record extends beyond the cache")
     found = cache[begin:marks], cache[marks : marks + count], cache[end:below]
     return Record(at, at + length, below, *found, flags, summary)
+
+
+def summary_bytes(cache: mmap | bytes, at: int) -> bytes:
+    """Return the summary in the record at an offset of a scan cache."""
+    end = at + _RECORD.size
+    return cache[end - _SUMMARY_BYTES : end]
 
 
 class Change(NamedTuple):

@@ -68,6 +68,13 @@ def decode_node(data: bytes) -> list[Ref]:
     count, rest = divmod(len(data), _REF.size)
     if rest or not 0 < count <= MAX_NODE_REFS:
         raise DamageError(f"a node of {len(data)} bytes is not 1 to {MAX_NODE_REFS} references")
+    return decode_refs(data)
+
+
+def decode_refs(data: bytes) -> list[Ref]:
+    """Return references that were joined, any number of them. Raises DamageError."""
+    if len(data) % _REF.size:
+        raise DamageError(f"{len(data)} bytes are no references")
     refs = []
     for record_id, word in _REF.iter_unpack(data):
         kind, size = word >> _SIZE_BITS, word & ((1 << _SIZE_BITS) - 1)

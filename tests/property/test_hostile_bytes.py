@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
-from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from hypothesis import strategies as st
 import castore
 from castore.content.ref_tree import iter_chunks, iter_list
 from castore.content.scan.cache import summary_of
-from castore.content.scan.kept_streams import decode_places
+from castore.content.scan.record_streams import decode_streams
 from castore.content.streams import StreamReader
 from castore.crypto import Identity, Recipient, WriterKey
 from castore.errors import CastoreError, ConfigError, DamageError
@@ -677,9 +676,9 @@ def keep_all(record):
     """Keep the small files of a record that has them all, as the next scan does."""
     listing = record.listing
     found = survey(listing, 1 << 16)
-    streams = decode_places(record)
+    streams = decode_streams(record)
     if len(record.marks) == len(found.kinds):
-        keep_files(record, array("Q", streams.runs), 1 << 62, listing, found.places, found.kinds)
+        keep_files(record, streams.runs, 1 << 62, listing, found.places, found.kinds)
 
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))

@@ -22,7 +22,7 @@ LINKED: Final = 2
 """Flag of a record: it, or one below it, has a file with several names."""
 
 MAGIC: Final = b"castoren"
-VERSION: Final = 2
+VERSION: Final = 3
 HEADER: Final = struct.Struct("<8sQ32s16s32sQ")
 """Magic, version, digest of the scan's rules, the index's epoch, id and size of the root."""
 SUMMARY: Final = struct.Struct("<QQQQ32sQQQ8x")
@@ -55,7 +55,12 @@ def scan_path(store: Store, service: str, part: str) -> str:
 
 def summary_of(record: Record) -> DirectorySummary:
     """Return the summary in a record."""
-    time, files, size, chunks, ref, ref_size, dev, ino = SUMMARY.unpack(record.summary)
+    return decode_summary(record.summary)
+
+
+def decode_summary(summary: bytes) -> DirectorySummary:
+    """Return the summary of a directory from its bytes in a record."""
+    time, files, size, chunks, ref, ref_size, dev, ino = SUMMARY.unpack(summary)
     return DirectorySummary(time, files, size, chunks, Ref(RefKind.LIST, RecordId(ref), ref_size), (dev, ino))
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 from blake3 import blake3
 
-from castore.content.ref_tree import iter_list
 from castore.content.scan.cache import (
     HASH_BYTES,
     HEADER,
     MAGIC,
     VERSION,
+    decode_summary,
     summary_of,
 )
 from castore.fs.beneath import open_below
@@ -29,14 +29,15 @@ from castore.kernel.dir_listing import (
     decode_record,
     name_at,
     places_of,
+    summary_bytes,
 )
-from castore.model.refs import RefKind
 from castore.store.reachability import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+    from castore.content.scan.cache import DirectorySummary
     from castore.kernel.dir_listing import Record
     from castore.model.refs import Ref
     from castore.store import Store
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 _WORKERS: Final = 2
 _MOST_PIECES: Final = 24
 _LEAST_PIECE: Final = 1 << 15
+_LOOK_SECONDS: Final = 0.05
+"""How often a scan looks whether the index has lost anything. A commit looks once more."""
 _LISTINGS: Final = 1 << 20
 """Bytes of listings of changed directories that are kept until they are needed, for each comparison."""
 
@@ -77,8 +80,12 @@ class ScanCacheReader:
     top: Final = HEADER.size
     """The position of the top directory's record."""
 
-    def __init__(self, store: Store, data: mmap.mmap) -> None:
+    def __init__(self, store: Store, data: mmap.mmap, epoch: bytes) -> None:
+        """epoch: that of the index while it had all that the last scan references."""
         self.store = store
+        self._epoch = epoch
+        self._lost_nothing = False
+        self._next_look = 0.0
         self.data = data
         self.end = len(data) - HASH_BYTES
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-scan")
@@ -109,10 +116,9 @@ class ScanCacheReader:
                 with memoryview(data) as view:
                     hashed = blake3(view[:-HASH_BYTES]).digest()
                 # The store may have lost objects that are needed, or that no generation references any more.
-                if hashed == data[-HASH_BYTES:] and (
-                    epoch == store.index.epoch() or is_whole(store, [root])
-                ):
-                    return cls(store, data)
+                present = store.index.epoch()
+                if hashed == data[-HASH_BYTES:] and (epoch == present or is_whole(store, [root])):
+                    return cls(store, data, present)
         data.close()
         return None
 
@@ -131,6 +137,10 @@ class ScanCacheReader:
     def record(self, at: int) -> Record:
         """Return the record at an offset."""
         return decode_record(self.data, at)
+
+    def summary(self, at: int) -> DirectorySummary:
+        """Return the summary in the record at an offset."""
+        return decode_summary(summary_bytes(self.data, at))
 
     def records(self) -> Iterator[Record]:
         """Yield the records of all directories."""
@@ -157,16 +167,15 @@ class ScanCacheReader:
             self._below[record.start] = found
         return found
 
-    def has(self, refs: list[Ref]) -> bool:
-        """Whether the store has everything that these reference."""
-        locations = self.store.index.locations
-        chunks = [ref.id for ref in refs if ref.kind is RefKind.CHUNK]
-        nodes = [ref.id for ref in refs if ref.kind is not RefKind.CHUNK]
-        return all(locations.contains(chunks)) and all(locations.has_node(node) for node in nodes)
-
-    def references(self, record: Record) -> list[Ref]:
-        """Return the references of a directory. Raises DamageError, MissingError."""
-        return [ref for _, ref in iter_list(self.store, summary_of(record).ref)]
+    def has(self, directory: Ref) -> bool:
+        """Whether the store has a directory of the last scan, with everything that it references."""
+        now = time.monotonic()
+        if now > self._next_look:
+            # While the index has lost nothing since this cache was opened, the store has the last scan.
+            self._lost_nothing = self.store.index.epoch() == self._epoch
+            self._next_look = now + _LOOK_SECONDS
+        # A node is in the store only if everything that it references is.
+        return self._lost_nothing or self.store.index.locations.has_node(directory.id)
 
     def compare(self, top: int) -> None:
         """Start comparing the tree whose top is open as `top` with its records, on worker threads."""
@@ -241,7 +250,7 @@ class ScanCacheReader:
             changed = bool(changes_below(fd, name, self.data, self.end, at, 0))
         else:
             return False  # the directories below it are being compared
-        return not changed and self.store.index.locations.has_node(summary_of(self.record(at)).ref.id)
+        return not changed and self.has(self.summary(at).ref)
 
     def listing_of(self, at: int) -> tuple[bytes, int] | None:
         """Return the present listing of a record's directory, and its time (ns); None: not known."""

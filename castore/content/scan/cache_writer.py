@@ -49,13 +49,13 @@ class ScanCacheWriter:
                     os.unlink(os.path.join(folder, other))
             self._file = NewFile(f"{path}:{os.urandom(8).hex()}{_UNFINISHED}")
 
-    def begin(self, listing: bytes, count: int, places: int) -> int:
+    def begin(self, listing: bytes, count: int, streams: int) -> int:
         """Append the record of a directory of `count` entries; return its position.
 
-        places: the length of the places of its small files.
+        streams: the length of its encoded streams.
         """
         at = self._flushed + len(self._buffer)
-        self._append(encode_record(listing, count, places))
+        self._append(encode_record(listing, count, streams))
         return at
 
     def copy(self, old: ScanCacheReader, at: int) -> None:
@@ -73,17 +73,17 @@ class ScanCacheWriter:
         length: int,
         summary: DirectorySummary,
         marks: bytes | bytearray,
-        places: bytes,
+        streams: bytes,
         flags: int,
         listed: int,
     ) -> None:
         """Set the summary of the directory whose record is at `at`.
 
-        places: those of its small files. listed: the length of its listing in bytes.
+        streams: its encoded streams. listed: the length of its listing in bytes.
         """
         ref = summary.ref
         packed = SUMMARY.pack(*summary[:4], ref.id, ref.size, *summary.ids)
-        for offset, data in summary_fields(length, packed, flags, bytes(marks), places, listed):
+        for offset, data in summary_fields(length, packed, flags, bytes(marks), streams, listed):
             self._put(at + offset, data)
 
     def _append(self, data: bytes | bytearray) -> None:

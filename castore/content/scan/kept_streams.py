@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import struct
-from array import array
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from castore.content.ref_tree import iter_chunks
-from castore.errors import CastoreError, DamageError
-from castore.model.refs import REF_BYTES, decode_node, encode_node
+from castore.errors import CastoreError
+from castore.model.refs import RefKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from castore.kernel.dir_listing import Record
     from castore.kernel.small_streams import KeptFiles
     from castore.model.refs import RecordId, Ref
     from castore.store import Store
-
-_HEAD: Final = struct.Struct("<QQ")
-"""Number of streams, and whether the runs may be used. The streams and the runs follow."""
-
-
-class SmallStreams(NamedTuple):
-    """The small-file streams of a directory, as a scan cache has them."""
-
-    refs: Sequence[Ref]
-    runs: Sequence[int]
-    """Where the small files are: see castore.model.tree.Owners."""
-    usable: bool
-    """Whether the listing has the sizes that the small files have in the streams."""
-
-
-def places_length(streams: int, runs: Sequence[int]) -> int:
-    """Return the length of what `encode_places` returns for so many streams."""
-    return _HEAD.size + REF_BYTES * streams + 8 * len(runs) if streams else 0
-
-
-def encode_places(streams: SmallStreams) -> bytes:
-    """Return the places in a record of a scan cache; empty if the directory has no small-file stream."""
-    refs, runs, usable = streams
-    if not refs:
-        return b""
-    return _HEAD.pack(len(refs), usable) + encode_node([*refs]) + array("Q", runs).tobytes()
-
-
-def decode_places(record: Record) -> SmallStreams:
-    """Return the small-file streams of a record. Raises DamageError if they are not valid."""
-    if not record.places:
-        return SmallStreams((), (), usable=True)
-    try:
-        count, usable = _HEAD.unpack_from(record.places)
-        at = _HEAD.size + REF_BYTES * count
-        refs, runs = decode_node(record.places[_HEAD.size : at]), array("Q", record.places[at:])
-    except (struct.error, ValueError) as error:
-        raise DamageError(f"a record of a scan cache is damaged: {error}") from None
-    return SmallStreams(refs, runs, usable=bool(usable))
-
 
 _MOST_STREAMS: Final = 8
 _LEAST_USED: Final = 0.5
@@ -88,7 +45,10 @@ class FormerFiles:
     def bases(self, position: int, start: int, size: int) -> list[tuple[int, int, RecordId]]:
         """Return the chunks with which the file at [start, start + size) of a new stream is compared."""
         number = self._files.former[position]
-        if number >= len(self._streams):
+        # Of a list, only the last chunk could be short enough for a short file.
+        if number >= len(self._streams) or (
+            size < _LEAST_SIZE and self._streams[number].kind is not RefKind.CHUNK
+        ):
             return []
         first = self._files.offsets[position]
         found = [

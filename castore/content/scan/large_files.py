@@ -10,10 +10,11 @@ from dataclasses import field
 from typing import TYPE_CHECKING, NamedTuple
 
 from castore.content.previous_stream import PreviousStream
-from castore.content.ref_tree import iter_chunks, iter_runs_of_chunks
+from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.scan.cache import is_racily_clean, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
 from castore.content.scan.previous_files import PreviousFiles, own_streams
+from castore.content.scan.record_streams import decode_streams
 from castore.deferred import dataclass
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
@@ -46,6 +47,8 @@ class LastRead(NamedTuple):
     """The entry of its listing; empty if the file may have changed since without a trace."""
     mark: int
     stream: Ref
+    chunks: int
+    """The number of chunks of its stream."""
     ids: tuple[int, int]
     """Its device and inode."""
 
@@ -63,22 +66,27 @@ class LargeFileReader:
 
     def last_read(self, record: Record | None) -> dict[bytes, LastRead]:
         """Return the large files that the last scan read in a directory, by name."""
-        if record is None or self._old is None:
+        if record is None or self._old is None or not self._old.has(summary_of(record).ref):
             return {}
         found: dict[bytes, LastRead] = {}
         since = summary_of(record).time
         try:
-            for place, mark, ref in own_streams(self._old, record):
+            chunks = decode_streams(record).large_chunks
+            for (place, mark, ref), count in zip(own_streams(record), chunks, strict=False):
                 entry = entry_at(record.listing, place)
                 doubtful = mark & DOUBTFUL or is_racily_clean(entry.ctime_ns, since)
                 raw = b"" if doubtful else entry_bytes(record.listing, place)
-                found[entry.name] = LastRead(raw, mark, ref, (entry.dev, entry.ino))
+                found[entry.name] = LastRead(raw, mark, ref, count, (entry.dev, entry.ino))
         except CastoreError:
             return {}
         return found
 
-    def known(self, directory: Scanned, position: int, mark: int, ref: Ref) -> bool:
-        """Keep the stream of a large file from the last scan; return whether that was possible."""
+    def known(self, directory: Scanned, position: int, last: LastRead) -> bool:
+        """Keep the stream of a large file from the last scan; return whether that was possible.
+
+        The store has the directory of the last scan.
+        """
+        mark, ref = last.mark, last.stream
         entry = directory.listed(position)
         extents = None
         try:
@@ -88,10 +96,7 @@ class LargeFileReader:
                     extents = data_extents(fd, entry.size, entry.blocks)
                 finally:
                     os.close(fd)
-            found = [] if self._old is None else [one for _, one in iter_chunks(self._old.store, ref)]
-            if self._old is None or not self._old.has(found):
-                return False
-        except (OSError, CastoreError):
+        except OSError:
             return False
         if sum(length for _, length in extents or ((0, entry.size),)) != ref.size:
             return False
@@ -102,7 +107,8 @@ class LargeFileReader:
 
         def join() -> None:
             directory.files.append(ref)
-            self._progress.chunks += len(found)
+            directory.file_chunks.append(last.chunks)
+            self._progress.chunks += last.chunks
 
         self._pipeline.call_when_stored(join)
         extra = extra_of(entry, self._entries.device, xattrs, extents=extents)
@@ -137,6 +143,7 @@ class LargeFileReader:
 
             def join() -> None:
                 directory.files.append(taken.ref())
+                directory.file_chunks.append(taken.chunks)
                 if again:
                     self._progress.chunks += taken.chunks
 

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_runs_of_chunks
-from castore.content.scan.kept_streams import decode_places
+from castore.content.scan.record_streams import decode_streams
 from castore.deferred import pattern
 from castore.errors import CastoreError
 from castore.kernel.dir_listing import OWN_STREAM, entry_at, places_of
@@ -64,18 +64,16 @@ def _ranking(
     return rank
 
 
-def own_streams(old: ScanCacheReader, record: Record) -> Iterator[tuple[int, int, Ref]]:
+def own_streams(record: Record) -> Iterator[tuple[int, int, Ref]]:
     """Yield the files of a directory that have streams of their own: place in the listing, mark, stream.
 
-    Raises DamageError, MissingError.
+    Raises DamageError.
     """
     if not record.marks.translate(_OWN_STREAM).strip(b"\0"):
         return
-    refs = old.references(record)
-    first = 1 + len(decode_places(record).refs)
     marked = zip(places_of(record.listing), record.marks, strict=True)
     large = [(place, mark) for place, mark in marked if mark & OWN_STREAM]
-    for (place, mark), ref in zip(large, refs[first:], strict=False):
+    for (place, mark), ref in zip(large, decode_streams(record).large_files, strict=False):
         yield place, mark, ref
 
 
@@ -128,7 +126,7 @@ class PreviousFiles:
                     yield _LargeFile(entry, record.start, order)
 
     def _stream(self, file: _LargeFile) -> Ref | None:
-        streams = list(own_streams(self._old, self._old.record(file.directory)))
+        streams = list(own_streams(self._old.record(file.directory)))
         return streams[file.order][2] if file.order < len(streams) else None
 
     def _samples(self, fd: int, size: int) -> list[set[RecordId]]:

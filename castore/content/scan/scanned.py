@@ -6,6 +6,7 @@ from array import array
 from dataclasses import field
 from typing import TYPE_CHECKING
 
+from castore.content.scan.record_streams import RecordStreams
 from castore.deferred import dataclass
 from castore.fs.acl import acl_ids
 from castore.fs.metadata import group_name, user_name
@@ -37,6 +38,8 @@ class Scanned:
     """Positions of the subdirectories still to be entered, in reverse order."""
     small_files: list[Ref] = field(default_factory=list)
     """Its small-file streams that are stored already."""
+    small_chunks: list[int] = field(default_factory=list)
+    """The number of chunks of each of these."""
     former: Sequence[Ref] = ()
     """The small-file streams of the last scan."""
     streams: int = 0
@@ -46,11 +49,14 @@ class Scanned:
     sized: bool = True
     """Whether all small files are stored with the sizes that the listing has."""
     files: list[Ref] = field(default_factory=list)
+    """The streams of its large files that are stored already."""
+    file_chunks: list[int] = field(default_factory=list)
+    """The number of chunks of each of these."""
     directories: list[Ref] = field(default_factory=list)
     kept: list[Ref] | None = None
     """All references but those of directories, if the directory's own listing is unchanged."""
-    places_kept: bytes = b""
-    """The places of its small files in the old scan cache, if its own listing is unchanged."""
+    streams_kept: bytes = b""
+    """Its streams in the old scan cache, if its own listing is unchanged."""
     ids: tuple[int, int] = (0, 0)
     time: int = 0
     """When it was listed, in ns since 1970."""
@@ -81,6 +87,16 @@ class Scanned:
     def listed(self, position: int) -> Listed:
         """Return what the listing says about a name."""
         return entry_at(self.listing, self.places[position])
+
+    def stored_streams(self, entries: Ref, chunks: int) -> RecordStreams:
+        """Return its streams once all are stored. entries: that of its entries, which has so many chunks."""
+        return RecordStreams(
+            [entries, *self.small_files, *self.files],
+            [chunks, *self.small_chunks, *self.file_chunks],
+            len(self.small_files),
+            array("Q", self.runs),
+            usable=self.sized,
+        )
 
     def encoded(self) -> bytes:
         """Return its entries, with their owners, in the stored form."""

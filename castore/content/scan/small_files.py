@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
-from array import array
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from castore.content.ref_tree import iter_chunks
 from castore.content.scan.cache import racy_since, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
-from castore.content.scan.kept_streams import FormerFiles, decode_places, streams_to_drop
-from castore.errors import CastoreError, DamageError
+from castore.content.scan.kept_streams import FormerFiles, streams_to_drop
+from castore.content.scan.record_streams import decode_streams
+from castore.errors import DamageError
 from castore.fs.metadata import extra_of
 from castore.kernel.dir_entries import AS_LISTED
 from castore.kernel.dir_listing import (
@@ -31,19 +31,19 @@ from castore.kernel.dir_listing import (
     size_at,
 )
 from castore.kernel.small_streams import keep_files
-from castore.model.refs import Ref, RefKind
 from castore.model.tree import Content
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from castore.content.pipeline import Pipeline
     from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.scan.entries import EntryRecorder
+    from castore.content.scan.record_streams import RecordStreams
     from castore.content.scan.scanned import Scanned
     from castore.kernel.dir_listing import Listed, Record
     from castore.kernel.small_streams import KeptFiles
-    from castore.model.refs import RecordId
+    from castore.model.refs import RecordId, Ref
 
 _CONTENT: Final = (Content.NONE, Content.SMALL_FILES)
 SMALL: Final = 1 << 16
@@ -64,58 +64,51 @@ class SmallFileReader:
         Entries of kind 0 are left out. Sets kinds, marks and entries of the files that are kept.
         """
         old = self._old
-        if old is None or not record.places:
+        if old is None:
             return None
         try:
-            streams = decode_places(record)
+            streams = decode_streams(record)
         except DamageError:
             return None
-        if not streams.usable:
+        if not streams.small or not streams.usable:
             return None
         since = racy_since(summary_of(record).time)
-        runs = array("Q", streams.runs)
-        arguments = record, runs, since, directory.listing, directory.places, directory.kinds
+        arguments = record, streams.runs, since, directory.listing, directory.places, directory.kinds
         kept = keep_files(*arguments)
         if kept is None:
             return None
-        sizes = [ref.size for ref in streams.refs]
+        sizes = [ref.size for ref in streams.small_files]
         drop = streams_to_drop(sizes, kept)
         if drop:
             kept = keep_files(*arguments, drop)
-        if kept is None or not self._use(directory, record, streams.refs, kept):
+        if kept is None or not self._use(directory, record, streams, kept):
             return None
         directory.kinds, directory.take, directory.marks = kept.kinds, kept.take, kept.marks
-        directory.former = streams.refs
-        for position in [at for at, kind in enumerate(kept.kinds) if kind == KEPT_OTHER]:
+        directory.former = streams.small_files
+        others = enumerate(kept.kinds) if KEPT_OTHER in kept.kinds else ()
+        for position in [at for at, kind in others if kind == KEPT_OTHER]:
             self._as_listed(directory, position, attributed=bool(kept.marks[position] & WITH_XATTRS))
         return kept
 
     def _use(
-        self, directory: Scanned, record: Record, refs: Sequence[Ref], kept: KeptFiles
+        self, directory: Scanned, record: Record, streams: RecordStreams, kept: KeptFiles
     ) -> bool:
         """Reference the streams of which files are kept; return whether the store has them."""
         old, pipeline = self._old, self._pipeline
         used = [number for number, size in enumerate(kept.used) if size]
-        streams = [refs[number] for number in used]
-        # A node is in the store only if everything that it references is.
-        if old is None or not old.store.index.locations.has_node(summary_of(record).ref.id):
+        if old is None or not old.has(summary_of(record).ref):
             return False
-        chunks = len(streams)
-        for stream in streams:
-            if stream.kind is not RefKind.CHUNK:
-                try:
-                    chunks += sum(1 for _ in iter_chunks(old.store, stream)) - 1
-                except CastoreError:
-                    return False
+        chunks = [streams.chunks[1 + number] for number in used]
         kept.renumber(used)
-        directory.streams = len(streams)
-        directory.small_files += streams
+        directory.streams = len(used)
+        directory.small_files += [streams.refs[1 + number] for number in used]
+        directory.small_chunks += chunks
         size = sum(kept.used)
         directory.size += size
         pipeline.progress.read += size
 
         def count() -> None:
-            pipeline.progress.chunks += chunks
+            pipeline.progress.chunks += sum(chunks)
 
         pipeline.call_when_stored(count)
         return True
@@ -142,9 +135,15 @@ class SmallFileReader:
         directory.size += size
         if size:
             directory.streams += 1
-            self._pipeline.end_stream(lambda ref: directory.small_files.extend([ref] if ref else []))
+            self._pipeline.end_stream(partial(self._add_stream, directory))
         if kept is not None:
             directory.runs = kept.runs()
+
+    def _add_stream(self, directory: Scanned, ref: Ref | None) -> None:
+        """Reference a small-file stream that was just stored."""
+        if ref is not None:
+            directory.small_files.append(ref)
+            directory.small_chunks.append(self._pipeline.stream_chunks)
 
     def _read(
         self, directory: Scanned, small: list[int], large: list[int]

@@ -20,19 +20,23 @@ from typing import TYPE_CHECKING, Final
 
 from castore.content.scan.cache import LINKED, DirectorySummary, is_racily_clean, summary_of
 from castore.content.scan.entries import EntryRecorder
-from castore.content.scan.kept_streams import SmallStreams, encode_places, places_length
 from castore.content.scan.large_files import LargeFileReader
+from castore.content.scan.record_streams import decode_streams, encode_streams, encoded_length
 from castore.content.scan.scanned import Scanned, joined
 from castore.content.scan.selection import Selection
 from castore.content.scan.small_files import SMALL, SmallFileReader
-from castore.errors import CastoreError, UsageError
+from castore.deferred import pattern
+from castore.errors import CastoreError, DamageError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_top
 from castore.fs.metadata import extra_of
 from castore.kernel.dir_listing import (
     DIRECTORY,
     DISTRUST,
     ENTERED,
+    KEPT,
+    KEPT_OTHER,
     LARGE_FILE,
+    OWN_STREAM,
     PLAIN_FILE,
     SMALL_FILE,
     SPECIAL,
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     from castore.model.refs import Ref
 
 
+_NOT_KEPT: Final = pattern(b"(?s)[^%c%c]" % (KEPT, KEPT_OTHER))
 UNLISTED: Final = "cannot be listed"
 """The beginning of the reason why a directory is stored empty."""
 
@@ -166,8 +171,9 @@ class _Scanner:
         directory.linked = found.linked
         self._count_chunks(directory, 0)
         self._read(directory, record)
-        places = places_length(directory.streams, directory.runs)
-        directory.at = self._new.begin(directory.listing, len(found.kinds), places)
+        large = sum(mark & OWN_STREAM for mark in directory.marks) // OWN_STREAM
+        length = encoded_length(1 + directory.streams + large, directory.runs)
+        directory.at = self._new.begin(directory.listing, len(found.kinds), length)
         return directory
 
     def _list(self, directory: Scanned, old_at: int | None) -> None:
@@ -194,23 +200,19 @@ class _Scanner:
         old = self._old
         if old is None or record.flags & DISTRUST or directory.distrust:
             return False
-        if record.listing != directory.listing:
+        summary = summary_of(record)
+        if record.listing != directory.listing or not old.has(summary.ref):
             return False
         try:
-            refs = old.references(record)
-        except CastoreError:
+            directory.kept = list(decode_streams(record).refs)
+        except DamageError:
             return False
-        summary = summary_of(record)
-        below = [summary_of(old.record(at)) for at in directory.below.values()]
-        kept = refs[: len(refs) - len(below)]
-        if not old.has(kept):
-            return False
-        directory.kept = kept
+        below = [old.summary(at) for at in directory.below.values()]
         directory.marks = bytearray(record.marks)
         directory.linked = bool(record.flags & LINKED)
         directory.time = summary.time
-        directory.places_kept = record.places
-        directory.at = self._new.begin(directory.listing, len(record.marks), len(record.places))
+        directory.streams_kept = record.streams
+        directory.at = self._new.begin(directory.listing, len(record.marks), len(record.streams))
         if below:
             directory.places = places_of(directory.listing)
             marked = range(len(record.marks) - 1, -1, -1)
@@ -242,7 +244,9 @@ class _Scanner:
         kept = self._small.keep(directory, record) if record is not None else None
         small: list[int] = []
         large: list[int] = []
-        for position, kind in enumerate(directory.kinds):
+        # Most entries of most directories are small files that are kept.
+        for match in _NOT_KEPT.finditer(directory.kinds):
+            position, kind = match.start(), directory.kinds[match.start()]
             if kind in {PLAIN_FILE, SMALL_FILE}:
                 small.append(position)
             elif kind == DIRECTORY:
@@ -257,7 +261,7 @@ class _Scanner:
             name = name_at(directory.listing, directory.places[position])
             last = last_read.get(name)
             same = last is not None and raw == last.entry
-            if not (same and last and self._large.known(directory, position, last.mark, last.stream)):
+            if not (same and last and self._large.known(directory, position, last)):
                 self._large.read(directory, position, last)
         directory.subdirectories.reverse()
 
@@ -278,7 +282,7 @@ class _Scanner:
                 self._entries.warn(directory, entry.name, error)
                 if directory.kept is not None and self._old is not None and at is not None:
                     # The kept entries name it, so its old state has to be referenced.
-                    ref = summary_of(self._old.record(at)).ref
+                    ref = self._old.summary(at).ref
                     self._pipeline.call_when_stored(partial(directory.directories.append, ref))
                     directory.marks[position] &= ~ENTERED
                 continue
@@ -291,7 +295,7 @@ class _Scanner:
             return None, False
         at = directory.below.get(entry.name)
         ids = (entry.dev, entry.ino)
-        if at is not None and (self._rules.any_top or summary_of(self._old.record(at)).ids == ids):
+        if at is not None and (self._rules.any_top or self._old.summary(at).ids == ids):
             return at, directory.moved
         # In another place, other patterns may match its content.
         return (self._old.moved(ids) if self._rules.exclude is None else None), True
@@ -349,22 +353,20 @@ class _Scanner:
         length = new.end(directory.at) if directory.at >= 0 else 0
         flags = (DISTRUST if directory.distrust else 0) | (LINKED if directory.linked else 0)
 
-        def close(refs: list[Ref]) -> None:
-            ref = pipeline.put_list(refs)
+        def close(refs: list[Ref], streams: bytes) -> None:
+            ref = pipeline.put_list([*refs, *directory.directories])
             if directory.at >= 0:
                 chunks = self._progress.chunks - directory.chunks
                 summary = DirectorySummary(
                     directory.time, directory.count, directory.size, chunks, ref, directory.ids
                 )
-                found = SmallStreams(directory.small_files, directory.runs, directory.sized)
-                places = directory.places_kept if directory.kept is not None else encode_places(found)
                 listed = len(directory.listing)
-                new.set_summary(directory.at, length, summary, directory.marks, places, flags, listed)
+                new.set_summary(directory.at, length, summary, directory.marks, streams, flags, listed)
             directory.close(ref)
 
         if directory.kept is not None:
             kept = directory.kept
-            pipeline.call_when_stored(lambda: close([*kept, *directory.directories]))
+            pipeline.call_when_stored(lambda: close(kept, directory.streams_kept))
         else:
             entries = directory.encoded()
             if len(entries) > MAX_ENTRIES_BYTES:
@@ -376,8 +378,10 @@ class _Scanner:
             pipeline.write(entries)
 
             def end(entries: Ref | None) -> None:
-                first = [entries] if entries is not None else []
-                close([*first, *directory.small_files, *directory.files, *directory.directories])
+                if entries is None:
+                    raise AssertionError("entries are never empty: they begin with the owners")
+                streams = directory.stored_streams(entries, pipeline.stream_chunks)
+                close([*streams.refs], encode_streams(streams))
 
             pipeline.end_stream(end)
         if directory.fd >= 0:

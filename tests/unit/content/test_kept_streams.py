@@ -1,20 +1,9 @@
-"""Which small-file streams a directory keeps, and how a scan cache has them."""
+"""Which small-file streams a directory keeps."""
 
 from __future__ import annotations
 
-import pytest
-
-from castore.content.scan.kept_streams import (
-    SmallStreams,
-    decode_places,
-    encode_places,
-    places_length,
-    streams_to_drop,
-)
-from castore.errors import DamageError
-from castore.kernel.dir_listing import Record
+from castore.content.scan.kept_streams import streams_to_drop
 from castore.kernel.small_streams import KeptFiles
-from castore.model.refs import RecordId, Ref, RefKind
 
 
 def files(used: list[int], to_read: int = 5, unsure: list[int] | None = None) -> KeptFiles:
@@ -49,21 +38,3 @@ def test_it_is_not_if_that_would_make_another_stream() -> None:
     assert streams_to_drop([1000, 10], files([900, 10], 101, [100, 0])) == set(), "a file changed"
     assert streams_to_drop([1000, 100], files([900, 90], 110, [100, 10])) == set(), "two streams become one"
     assert streams_to_drop([1100, 10], files([900, 10], 100, [100, 0])) == set(), "a file was deleted"
-
-
-def record(places: bytes) -> Record:
-    return Record(0, 0, 0, b"", b"", places, 0, b"")
-
-
-def test_places_in_a_scan_cache_are_decoded_as_they_were() -> None:
-    refs = [Ref(RefKind.CHUNK, RecordId(bytes([one]) * 32), 10 + one) for one in range(3)]
-    streams = SmallStreams(refs, [1, 2, 0, 4, 0, 7], usable=True)
-    encoded = encode_places(streams)
-    assert len(encoded) == places_length(3, streams.runs)
-    found = decode_places(record(encoded))
-    assert (found.refs, list(found.runs), found.usable) == (refs, [1, 2, 0, 4, 0, 7], True)
-    assert encode_places(SmallStreams((), (), usable=True)) == b""
-    assert decode_places(record(b"")).refs == ()
-    for cut in (1, 15, 16, 40, len(encoded) - 1):
-        with pytest.raises(DamageError):
-            decode_places(record(encoded[:cut]))
