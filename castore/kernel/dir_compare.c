@@ -3,11 +3,14 @@
 #include "dir_listing.h"
 #include "listed_file.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -194,31 +197,50 @@ earlier(uint64_t a, uint64_t b)
 	return (a < b ? a : b);
 }
 
-/* Read the part [at, end) of the stream out of a live file, and list its attributes.  Return its new state. */
+/*
+ * Read the part [at, end) of the stream out of a live file, and list its attributes.  Return its new state.
+ *
+ * A file that took the place of the listed one is compared as well: that is as if it did so after the comparison.  But
+ * parts that are read in several calls have to be of one file in one state.
+ */
 static uint8_t
 read_live(int fd, int descriptors, const char *name, const struct scan_entry *entry, const struct entry_place *place,
     uint64_t at, uint64_t end, const struct compare_window *window, uint8_t state)
 {
 	struct stat info;
-	int file, same;
+	int file, read;
 
 	if ((file = listed_open(fd, name, descriptors)) < 0)
 		return (COMPARE_LOOK);
-	same = fstat(file, &info) == 0 && S_ISREG(info.st_mode) && listed_is_same(entry, &info) &&
-	    read_range(file, at - place->offset, end - at, window->out + (at - window->start));
-	if (same && (state & COMPARE_XATTRS) != 0 && !listed_has_xattrs(flistxattr(file, NULL, 0)))
+	read = read_range(file, at - place->offset, end - at, window->out + (at - window->start));
+	if (end - at < place->size)
+		read = read && fstat(file, &info) == 0 && listed_is_same(entry, &info);
+	if (read && (state & COMPARE_XATTRS) != 0 && !listed_has_xattrs(flistxattr(file, NULL, 0)))
 		state &= (uint8_t)~COMPARE_XATTRS;
-	/* If it changes while it is being read, that is as if it changed afterwards: what was read is compared. */
 	close(file);
-	return (same ? state : COMPARE_LOOK);
+	return (read ? state : COMPARE_LOOK);
 }
+
+/* listxattrat(2), of Linux 6.13.  C libraries do not have it yet. */
+#ifndef SYS_listxattrat
+#define SYS_listxattrat 465
+#endif
 
 /* Whether a file that is not open has attributes, or may have some.  It may have been replaced since it was listed. */
 static int
 has_xattrs(int fd, const char *name)
 {
+	static atomic_int lacks;
 	char path[NAME_MAX + 32];
 
+	if (!atomic_load_explicit(&lacks, memory_order_relaxed)) {
+		long len = syscall(SYS_listxattrat, fd, name, AT_SYMLINK_NOFOLLOW, NULL, (size_t)0);
+
+		/* Filters of system calls answer EPERM for those that they do not know. */
+		if (len >= 0 || (errno != ENOSYS && errno != EPERM))
+			return (listed_has_xattrs(len));
+		atomic_store_explicit(&lacks, 1, memory_order_relaxed);
+	}
 	snprintf(path, sizeof(path), "/proc/self/fd/%d/%s", fd, name);
 	return (listed_has_xattrs(llistxattr(path, NULL, 0)));
 }

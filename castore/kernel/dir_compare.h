@@ -68,11 +68,11 @@ struct compare_window {
 
 /*
  * Read the live files of places[from .. count) whose content is not compared yet and is in a window of a small-file
- * stream to their place in that window, and list the extended attributes of these and other files.  Targets of links are compared,
- * too.  fd is the live
- * directory, `listing` its listing.  A file that cannot be read, or has changed since it was listed, gets
- * COMPARE_LOOK.  Returns the index of the first file that is not completely before the window's end, or `count`.
- * Files in other streams are skipped.
+ * stream to their place in that window, and list the extended attributes of these and other files.  Targets of links
+ * are compared, too.  fd is the live directory, `listing` its listing.  A file that cannot be read, or is shorter than
+ * it was listed, gets COMPARE_LOOK; also one that is read in several windows, and has changed since it was listed.
+ * Returns the index of the first file that is not completely before the window's end, or `count`.  Files in other
+ * streams are skipped.
  */
 size_t compare_read(int fd, const uint8_t *data, const struct entry_place *places, size_t from, size_t count,
     const uint8_t *listing, size_t listing_len, const uint64_t *live, const struct compare_window *window, uint8_t *status);

@@ -133,7 +133,7 @@ class Matched:
     def read(self, fd: int, first: int, window: Window) -> int:
         """Read live files of entries from `first` on into a window; list the attributes of these and others.
 
-        fd: the live directory. A file that cannot be read, or has changed since it was listed, gets the state
+        fd: the live directory. A file that cannot be read, or is shorter than it was listed, gets the state
         LOOK. Returns the number of the first entry that is not completely before the window's end.
         """
         split = self._split

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _VERSION: Final = 1
 _TYPES: Final = {1, 2, 4, 6, 8, 10, 12}
 """File types that Linux knows: stat.S_IFMT, shifted right by 12 bits."""
+_DIRECTORY: Final = stat.S_IFDIR >> 12
+_REGULAR: Final = stat.S_IFREG >> 12
 ROOT_NAME: Final = b""
 """The name of the one entry of a part's root, which describes the top directory itself."""
 
@@ -91,12 +93,12 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     @property
     def is_dir(self) -> bool:
         """Whether this is a directory."""
-        return stat.S_ISDIR(self.st_mode)
+        return self.type == _DIRECTORY
 
     @property
     def is_file(self) -> bool:
         """Whether this is a regular file."""
-        return stat.S_ISREG(self.st_mode)
+        return self.type == _REGULAR
 
     @property
     def extents_or_whole(self) -> tuple[tuple[int, int], ...]:

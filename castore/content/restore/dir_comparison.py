@@ -24,12 +24,13 @@ from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
 from castore.kernel.dir_compare import LOOK, MISSING, UNREAD, XATTRS, Matched, Window, known_files
 from castore.kernel.dir_listing import entries_of, entry_at, list_directory, places_of
+from castore.model.refs import RefKind
 from castore.model.tree import NOBODY, Content, clamped_time
 from castore.store.format.pack import MAX_PLAIN
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import Comparison
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from castore.kernel.dir_listing import Listed
     from castore.model.refs import Ref
     from castore.model.tree import Owners
+    from castore.store import Store
 
 _WINDOW: Final = 1 << 22
 """Bytes of small files that are read at once; a longer chunk has a window of its own."""
@@ -301,7 +303,7 @@ class DirectoryComparison:
         Return None if a chunk of the stream is too long to be read.
         """
         first = start = count = 0
-        for run in _windows(chunk for _, chunk in iter_chunks(self._reader.store, stream)):
+        for run in _windows(self._reader.store, stream):
             sizes = [chunk.size for chunk in run]
             if max(sizes) > MAX_PLAIN:
                 return None
@@ -333,11 +335,15 @@ class DirectoryComparison:
         return memoryview(room)
 
 
-def _windows(chunks: Iterator[Ref]) -> Iterator[list[Ref]]:
+def _windows(store: Store, stream: Ref) -> Iterable[list[Ref]]:
     """Divide the chunks of a stream into runs of up to _WINDOW bytes, or one chunk."""
+    return [[stream]] if stream.kind is RefKind.CHUNK else _windows_of(store, stream)
+
+
+def _windows_of(store: Store, stream: Ref) -> Iterator[list[Ref]]:
     run: list[Ref] = []
     size = 0
-    for chunk in chunks:
+    for _, chunk in iter_chunks(store, stream):
         if run and size + chunk.size > _WINDOW:
             yield run
             run, size = [], 0

@@ -66,7 +66,11 @@ class RecordReader:
 
     def _is_named(self, kind: int, data: bytes | memoryview, record_id: RecordId) -> bool:
         """Return whether bytes have this id, under the present id keys or former ones."""
-        return any(blake3(data, key=keys[kind]).digest() == record_id for keys in self._id_keys)
+        # Almost always the first key. A generator would cost as much as hashing a small record.
+        present, *former = self._id_keys
+        return blake3(data, key=present[kind]).digest() == record_id or any(
+            blake3(data, key=keys[kind]).digest() == record_id for keys in former
+        )
 
     def read(self, kind: int, record_id: RecordId, depth: int = 0) -> bytes | None:
         """Return the plaintext of a chunk or node; None if it is not indexed.
