@@ -71,7 +71,7 @@ class Wiki:
     def grow(self) -> None:
         """Fill the service, as it is on night 1."""
         self.postgres.createdb(DATABASE)
-        self.postgres.pgbench_init(2, DATABASE)
+        self.postgres.pgbench_init(1, DATABASE)
         self.postgres.psql(TABLE, DATABASE)
         self.uploads.mkdir()
         for number in range(40):
