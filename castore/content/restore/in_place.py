@@ -13,7 +13,7 @@ import os
 import shlex
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from castore.content.restore.copying import live_entry
 from castore.content.restore.live_file import is_large, open_live
@@ -38,6 +38,17 @@ if TYPE_CHECKING:
     from castore.content.streams import StreamReader
     from castore.model.tree import Entry
     from castore.progress import Progress
+
+
+_FEW: Final = 4
+"""Up to this many steps, each file is synced by itself: syncing the file system also waits for what all other
+programs have written, which can take many seconds."""
+
+
+def _is_simple(step: Step) -> bool:
+    """Whether a step changes one file, or the metadata of one directory."""
+    child = step.child
+    return child is None or child.entry.is_file or (step.action == "metadata" and child.entry.is_dir)
 
 
 class PlanWriter:
@@ -187,7 +198,14 @@ class InPlace(PlanWriter):
     def _sync(self, undo: UndoArea) -> None:
         """Make the restored state durable: a rollback may record that it is done only after that."""
         undo.copied |= self._plan.crosses
+        steps = self._plan.steps
         try:
+            if len(steps) <= _FEW and all(map(_is_simple, steps)):
+                folders = {step.path[:-1] for step in steps}
+                folders |= {step.path for step in steps if step.child is not None and step.child.entry.is_dir}
+                files = [step.path for step in steps if step.child is not None and step.child.entry.is_file]
+                if undo.sync_few(files, folders):
+                    return
             undo.sync()
         except OSError as error:
             reason = f"what was restored could not be made durable: {error.strerror}"

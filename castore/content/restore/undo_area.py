@@ -29,6 +29,7 @@ from castore.fs.beneath import (
     make_directory,
     open_below,
     open_entry,
+    open_regular,
     path_of,
 )
 from castore.fs.durable import create_file, sync_if_supported, write_all
@@ -38,7 +39,7 @@ from castore.fs.stamp import stamp_of
 from castore.model.tree import Entry, Owners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from castore.content.restore.undo_journal import Ids, Journal, Path
     from castore.fs.stamp import Stamp
@@ -266,6 +267,32 @@ class UndoArea:
             sync_file_system(self._top)
         self._synced = True
 
+    def sync_few(self, files: Iterable[Path], folders: Iterable[Path]) -> bool:
+        """Make a few files and directories durable, and the undo directory: other writers are not waited for.
+
+        Returns False if `sync` has to be used: one of them cannot be opened, or several file systems may have
+        changed. Raises OSError.
+        """
+        if self.copied:
+            return False
+        try:
+            for path in files:
+                folder = open_below(self._top, path[:-1])
+                try:
+                    _sync_and_close(open_regular(folder, path[-1]))
+                finally:
+                    os.close(folder)
+            for path in folders:
+                _sync_and_close(open_below(self._top, path))
+            os.fsync(self._fd)
+            os.fsync(self._log)
+        except OSError as error:
+            if error.errno in {errno.EIO, errno.ENOSPC, errno.EDQUOT}:
+                raise
+            return False
+        self._synced = True
+        return True
+
     def discard(self) -> list[tuple[Path, str]]:
         """Keep the restored state, and clean up; return (path, reason) of what could not be removed."""
         # The replacements have to be durable before the replaced files are removed.
@@ -431,6 +458,13 @@ def explain(error: OSError) -> str:
     refused = error.errno == errno.EPERM and os.geteuid() == 0
     hint = " (an immutable file? lsattr shows it, chattr -i allows it)" if refused else ""
     return f"{error.strerror}{hint}"
+
+
+def _sync_and_close(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _exists(name: bytes, fd: int) -> bool:
