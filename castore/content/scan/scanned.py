@@ -67,6 +67,8 @@ class Scanned:
     distrust: bool = False
     linked: bool = False
     """Whether it, or a directory below it, has a file with several names."""
+    streams_length: int = 0
+    """The length of its encoded streams in the new scan cache."""
     at: int = -1
     """The position of its record in the new scan cache."""
     old_at: int | None = None

@@ -172,8 +172,8 @@ class _Scanner:
         self._count_chunks(directory, 0)
         self._read(directory, record)
         large = sum(mark & OWN_STREAM for mark in directory.marks) // OWN_STREAM
-        length = encoded_length(1 + directory.streams + large, directory.runs)
-        directory.at = self._new.begin(directory.listing, len(found.kinds), length)
+        directory.streams_length = encoded_length(1 + directory.streams + large, directory.runs)
+        directory.at = self._new.begin(directory.listing, len(found.kinds), directory.streams_length)
         return directory
 
     def _list(self, directory: Scanned, old_at: int | None) -> None:
@@ -211,7 +211,7 @@ class _Scanner:
         directory.marks = bytearray(record.marks)
         directory.linked = bool(record.flags & LINKED)
         directory.time = summary.time
-        directory.streams_kept = record.streams
+        directory.streams_kept, directory.streams_length = record.streams, len(record.streams)
         directory.at = self._new.begin(directory.listing, len(record.marks), len(record.streams))
         if below:
             directory.places = places_of(directory.listing)
@@ -356,6 +356,8 @@ class _Scanner:
         def close(refs: list[Ref], streams: bytes) -> None:
             ref = pipeline.put_list([*refs, *directory.directories])
             if directory.at >= 0:
+                if len(streams) != directory.streams_length:
+                    raise AssertionError("a record would overlap the next one")
                 chunks = self._progress.chunks - directory.chunks
                 summary = DirectorySummary(
                     directory.time, directory.count, directory.size, chunks, ref, directory.ids

@@ -91,9 +91,12 @@ class RecordLocations:
 
         True without a look if they may reference all packs.
         """
+        return self.all_stay() or self.contains([chunk])[0]
+
+    def all_stay(self) -> bool:
+        """Return whether new snapshots may reference all packs."""
         with self._tables.reading() as txn:
-            not_referenced = self._meta.not_referenced(txn)
-        return self.contains([chunk])[0] if not_referenced else True
+            return not self._meta.not_referenced(txn)
 
     def missing_base(self, chunk: RecordId) -> RecordId | None:
         """Return the chunk that prevents reconstructing a chunk: it is not indexed, or is its own base.

@@ -98,7 +98,8 @@ class Bases:
             return base
         # A chunk in a pack that is pending deletion must not become a base, even if it is cached: nothing
         # would prevent its deletion.
-        if self._pending(chunk) is None and not self._index.locations.stays(chunk):
+        stay = getattr(self._local, "all_stay", False)
+        if not stay and self._pending(chunk) is None and not self._index.locations.stays(chunk):
             return None
         try:
             base = assemble(chunk, self._stored_form, self._below)
@@ -115,7 +116,12 @@ class Bases:
         self._verified[chunk] = BaseChunk(chunk, data, 0, (), frozenset())
 
     def prepare(self, chunks: Iterable[RecordId]) -> None:
-        """Locate, for this thread, chunks that it will get, and all their bases, in one transaction."""
+        """Locate, for this thread, chunks that it will get, and all their bases, in one transaction.
+
+        Whether packs stay is looked up here, too: a commit checks the bases of what is new once more if that
+        has changed.
+        """
+        self._local.all_stay = self._index.locations.all_stay()
         self._local.locations = self._index.locations.locate_chunks(chunks)
 
     def _stored_form(self, chunk: RecordId) -> StoredForm:
