@@ -255,6 +255,24 @@ def test_what_is_immutable_is_left_and_reported_and_blocks_nothing(
     assert os.listdir(live) == ["file"]
 
 
+def test_among_many_removed_files_those_that_are_immutable_are_left_and_reported(store: Run, ext4: Path) -> None:
+    live = ext4 / "live"
+    live.mkdir()
+    for number in range(60):
+        (live / f"{number:02}").write_text("stored")
+    store("snapshot", "s", "--tree", f"t={live}", "--revision", "r1")
+    for number in range(60):
+        (live / f"{number:02}").write_text("changed, and longer")
+        (live / f"new-{number:02}").mkdir()
+        (live / f"new-{number:02}" / "file").write_text("new")
+    subprocess.run(["chattr", "+i", live / "new-07" / "file", live / "new-31" / "file"], check=True)
+    done = store("restore", "--in-place", "s@r1:t", live, expect=3)
+    assert "new-07" in done.stderr
+    assert "new-31" in done.stderr
+    assert sorted(os.listdir(live)) == [*(f"{number:02}" for number in range(60)), "new-07", "new-31"]
+    assert {(live / f"{number:02}").read_text() for number in range(60)} == {"stored"}
+
+
 def test_an_immutable_file_that_is_to_be_replaced_fails_and_names_chattr(store: Run, ext4: Path) -> None:
     live = ext4 / "live"
     live.mkdir()

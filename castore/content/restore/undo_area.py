@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
@@ -55,6 +56,9 @@ UNMOVABLE: Final = {errno.EXDEV, errno.EBUSY}
 """Errors of rename(2) for another file system, a lower layer of an overlay, and a mount point."""
 _NO_LINK: Final = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT}
 """Errors of link(2) for a file that cannot have another name in the undo directory."""
+_REMOVERS: Final = 4
+_MANY: Final = 64
+"""So many files or more are removed on several threads."""
 _BEGUN: Final = b"."
 _SPECIAL: Final = stat.S_ISUID | stat.S_ISGID
 
@@ -312,24 +316,38 @@ class UndoArea:
         Returns (path, reason) of what was moved back.
         """
         left = []
-        for number in {os.fsencode(one) for one in os.listdir(self._fd)}:
-            if not number.isdigit():
+        numbers = [number for number in map(os.fsencode, set(os.listdir(self._fd))) if number.isdigit()]
+        for number, error in zip(numbers, self._remove_aside(numbers), strict=True):
+            if error is None:
                 continue
+            action, path = self._journal.steps[int(number)]
+            if not isinstance(error, PermissionError) or action != "remove":
+                raise error
+            fd = open_below(self._top, path[:-1])
+            try:
+                if _exists(path[-1], fd):
+                    raise error
+                os.rename(number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
+            finally:
+                os.close(fd)
+            left.append((path, f"cannot be removed: {explain(error)}; what cannot be removed was left"))
+        return left
+
+    def _remove_aside(self, numbers: list[bytes]) -> list[OSError | None]:
+        """Remove what was moved aside in these steps; return the error of each."""
+
+        def attempt(number: bytes) -> OSError | None:
             try:
                 remove(number, self._fd)
-            except PermissionError as error:
-                action, path = self._journal.steps[int(number)]
-                if action != "remove":
-                    raise
-                fd = open_below(self._top, path[:-1])
-                try:
-                    if _exists(path[-1], fd):
-                        raise
-                    os.rename(number, path[-1], src_dir_fd=self._fd, dst_dir_fd=fd)
-                finally:
-                    os.close(fd)
-                left.append((path, f"cannot be removed: {explain(error)}; what cannot be removed was left"))
-        return left
+            except OSError as error:
+                return error
+            return None
+
+        if len(numbers) < _MANY:
+            return [attempt(number) for number in numbers]
+        # On a busy disk each unlink waits up to some milliseconds for the journal of the file system.
+        with ThreadPoolExecutor(_REMOVERS, thread_name_prefix="castore-remove") as pool:
+            return list(pool.map(attempt, numbers))
 
     def close(self) -> None:
         """Close its files."""
