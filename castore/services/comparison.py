@@ -9,7 +9,7 @@ from castore.content.allowance import Allowance
 from castore.content.diff import TIMES, diff_entries, diff_streams, diff_trees
 from castore.deferred import dataclass
 from castore.errors import NotFoundError, UsageError
-from castore.services.restore import child_of
+from castore.services.reading import child_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

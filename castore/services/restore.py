@@ -14,13 +14,13 @@ from castore.content.restore.planner import plan_entry
 from castore.content.restore.report import Report
 from castore.content.restore.resume import complete
 from castore.content.restore.tree_writer import restore_directory, restore_file
-from castore.content.stored_dirs import Child, look_up, open_top, read_file
 from castore.content.streams import StreamReader
 from castore.deferred import dataclass
-from castore.errors import CastoreError, DamageError, RevertInterruptedError, StorageError, UsageError
+from castore.errors import CastoreError, RevertInterruptedError, StorageError
 from castore.fs.beneath import OPEN_DIRECTORY, make_directory
 from castore.fs.durable import create_file
 from castore.fs.sparse import write_sparse
+from castore.services.reading import child_of
 from castore.services.restore_marker import Destination, RestoreMarker, open_marked
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from castore.content.restore.metadata import Ownership
     from castore.content.restore.plan import TreePlan
+    from castore.content.stored_dirs import Child
     from castore.model.generation import Part
     from castore.progress import Progress
     from castore.services.selectors import Selection
@@ -127,19 +128,6 @@ def plan_size(part: Part, plan: TreePlan) -> int:
     """Estimate the bytes of content that the steps of a plan write."""
     steps = [(step.size, step.child is not None and step.child.entry.is_dir) for step in plan.steps]
     return sum(scaled(part, size) if is_dir else size for size, is_dir in steps)
-
-
-def child_of(reader: StreamReader, part: Part, path: str) -> Child | None:
-    """Return the entry at `path` in a tree, or None for a dump. Raises UsageError, NotFoundError."""
-    if part.kind == "dump":
-        if path:
-            raise UsageError(f"{part.name!r} is a dump, which has no paths: select it without one")
-        return None
-    if part.content is None:
-        raise DamageError(f"the tree {part.name!r} has no content: look for damage with castore verify")
-    if not path:
-        return open_top(reader, part.content)
-    return look_up(reader, part.content, os.fsencode(path))
 
 
 class _PartRestorer:
@@ -255,18 +243,3 @@ def counted(pieces: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
     for data in pieces:
         yield data
         progress.read += len(data)
-
-
-def read(reader: StreamReader, selection: Selection) -> Iterator[bytes]:
-    """Yield the bytes of a selected dump, or of a selected file of a tree. Raises UsageError."""
-    part = selection.part
-    if part is None:
-        raise UsageError("name a part: SERVICE@SELECTOR:PART, or :PART/PATH for a file of a tree")
-    child = child_of(reader, part, selection.path)
-    if child is None:
-        return reader.read(part.content)
-    if not child.entry.is_file:
-        raise UsageError(
-            f"{selection.path or part.name!r} is not a regular file: list a directory with 'castore ls'"
-        )
-    return read_file(reader, child)

@@ -18,8 +18,8 @@ from castore.model.generation import MAX_DETAILS, Origin, decode_details
 from castore.model.odd_text import printable
 from castore.process.signal_shield import DeferInterrupts
 from castore.services.last_scan import last_scan
+from castore.services.reading import child_of
 from castore.services.recorded import trusted_origins
-from castore.services.restore import child_of
 from castore.services.sources import directory_ids, left_out, rules_of
 from castore.services.underway import refuse_unfinished, report_foreign
 from castore.services.unread import unread_paths

@@ -25,7 +25,7 @@ from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify
 from castore.model.refs import PackId
 from castore.services.prune import forget
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.store.format.deletion import write_deletion

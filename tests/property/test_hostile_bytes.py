@@ -830,7 +830,7 @@ def flipped_index(sandbox: Sandbox, folder: Path, dump: Path, rng: random.Random
 
 
 def copy_dump(store) -> bytes:
-    from castore.services.restore import read
+    from castore.services.reading import read
 
     with StreamReader(store) as reader:
         return b"".join(read(reader, select(store, "web@latest:d")))

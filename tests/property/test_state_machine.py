@@ -25,7 +25,7 @@ from castore.progress import Progress
 from castore.services.config import Keep, Service
 from castore.services.details import read_details
 from castore.services.prune import forget, prune
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source

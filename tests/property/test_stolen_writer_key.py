@@ -22,7 +22,7 @@ from castore.errors import CastoreError, DamageError, KeyRotatedError, Untrusted
 from castore.maintenance.compact import compact
 from castore.services.config import Keep, Service
 from castore.services.prune import judged
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import file_source
 from castore.storage import LocalStorage

@@ -27,7 +27,7 @@ from castore.content.streams import StreamReader
 from castore.crypto import Identity
 from castore.errors import EXIT_CODES
 from castore.maintenance.verify import verify
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.storage import LocalStorage
 from castore.store import MachinePaths, Store

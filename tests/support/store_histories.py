@@ -48,7 +48,7 @@ from castore.errors import StorageError
 from castore.maintenance.compact import compact as run_compact
 from castore.model.generation import Generation
 from castore.model.refs import RefKind
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.restore import restore as restore_parts
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source

@@ -21,7 +21,7 @@ from castore.errors import BusyError, DamageError, NotFoundError, ObjectMissingE
 from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify
 from castore.services.prune import forget
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.snapshot import _OvertakenError
 from castore.services.sources import Source, Tree, file_source

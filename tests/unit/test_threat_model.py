@@ -14,7 +14,7 @@ from castore.errors import IdentityError, UsageError
 from castore.kernel import padme
 from castore.maintenance.verify import verify as verify_store
 from castore.progress import Progress
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.store.format.pack import PACK_BYTES

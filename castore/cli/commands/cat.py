@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @host_option
 def cat(context: CliContext, what: str) -> None:
     """Write a dump, or a file of a tree, to standard output."""
-    with context.open_store(confined=()) as store, store.select(what).open() as file:
-        out = sys.stdout.buffer
+    out = sys.stdout.buffer
+    with context.open_store(confined=()) as store:
         # Each piece is written as it comes: before damaged content, all of the intact content is.
-        while data := file.read1(1 << 20):
-            out.write(data)
+        for piece in store.select(what).pieces():
+            out.write(piece)
         out.flush()

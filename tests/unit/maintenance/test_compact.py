@@ -19,7 +19,7 @@ from castore.maintenance.verify import verify
 from castore.progress import Progress
 from castore.services.config import Keep, Service
 from castore.services.prune import forget, prune, spans
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.storage import LocalStorage

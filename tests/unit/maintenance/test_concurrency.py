@@ -26,7 +26,7 @@ from castore.maintenance.verify import verify
 from castore.model.refs import RecordId, Ref, RefKind
 from castore.progress import Progress
 from castore.services.prune import forget
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import Stream, file_source
 from castore.state import first_seen

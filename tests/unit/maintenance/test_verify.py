@@ -18,7 +18,7 @@ from castore.maintenance.verify import verify
 from castore.model.generation import encode
 from castore.progress import Progress
 from castore.services.prune import forget
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
 from castore.store.format.envelope import seal_object

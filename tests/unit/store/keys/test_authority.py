@@ -29,7 +29,7 @@ from castore.maintenance.audit import audit
 from castore.maintenance.compact import compact
 from castore.maintenance.verify import verify as verify_store
 from castore.services.prune import forget
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import file_source
 from castore.storage import LocalStorage

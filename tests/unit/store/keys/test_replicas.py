@@ -13,7 +13,7 @@ from castore.crypto import Identity
 from castore.errors import DamageError, KeyRotatedError, StorageError, UsageError
 from castore.maintenance.verify import verify
 from castore.progress import Progress
-from castore.services.restore import read
+from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import file_source
 from castore.storage import LocalStorage
