@@ -128,8 +128,11 @@ def cli() -> None:
     # Before any secret is read. --version ends earlier, and reads none.
     from castore.cli.environment import complete_path, take_secrets
     from castore.cli.hardening import close_memory
-    from castore.process.own_process import collect_garbage_rarely, keep_freed_memory
+    from castore.cli.light_imports import import_msgspec
+    from castore.process.own_process import collect_garbage_rarely, is_own_process, keep_freed_memory
 
+    if is_own_process():
+        import_msgspec()
     keep_freed_memory()
     collect_garbage_rarely()
     close_memory()
