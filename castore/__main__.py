@@ -27,8 +27,8 @@ if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
 
 def main() -> NoReturn:
     """Run castore with the arguments of this process, and exit."""
-    # What imports create stays. Python searches it for cycles of garbage every few hundred objects, which takes
-    # 2 to 3 % of a short command. A command then sets its own threshold (`collect_garbage_rarely`).
+    # What imports create stays. Python searches it for cycles of garbage every few hundred objects, which is
+    # 2 to 3 % of a short command. Commands then set their own threshold (`collect_garbage_rarely`).
     gc.set_threshold(_CYCLES_AFTER)
     if sys.argv[1:] == ["--version"]:
         _show_version()
