@@ -34,7 +34,7 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
     """Bytes of live files that are compared."""
     steps: int = 0
     written: int = 0
-    """Bytes of content to write, which are read from the store."""
+    """Bytes to write, which are read from the store or, for the undo area, from live files."""
 
     def __add__(self, other: Work) -> Work:
         """Return what both have to do."""
