@@ -21,7 +21,7 @@ from tests.support.stores import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess]
 
-VERSION_LIMIT = 0.120
+VERSION_LIMIT = 0.040
 LOG_LIMIT = 0.250
 PYTHON = 0.020
 """What starting Python alone takes on the machine that the limits are meant for."""
