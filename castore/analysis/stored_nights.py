@@ -33,9 +33,11 @@ _LARGE: Final = 1 << 20
 
 
 @dataclass
-class _Known:
-    """What a trial store has of the trees of a generation."""
+class TrialParts:
+    """What a trial store has of a generation, for the next one to be compared with."""
 
+    roots: dict[str, Ref | None] = field(default_factory=dict)
+    """The parts, by name."""
     directories: dict[RecordId, Ref] = field(default_factory=dict)
     """The lists of directories, by their ids in the source."""
     files: dict[bytes, Ref] = field(default_factory=dict)
@@ -51,14 +53,13 @@ class StoredNight(Night):
         self._source = source
         self._generation = generation
         self._before = before
-        self._known = _Known()
-        self._roots: dict[str, Ref | None] = {}
-        """The parts in the trial store of the present setting."""
+        self.parts = TrialParts()
+        """What the trial store of the present setting has of it, until the next night is stored."""
 
     def store(self, trial: TrialStore, watch: Watch) -> Stored:
         """Store each part. Raises IdentityError, DamageError, StorageError."""
-        self._known, self._roots = _Known(), {}
-        before = self._before
+        parts = self.parts = TrialParts()
+        before = self._before.parts if self._before is not None else TrialParts()
         unique = 0
         with trial.session() as session, StreamReader(self._source) as reader:
             for part in self._generation.parts:
@@ -66,34 +67,34 @@ class StoredNight(Night):
                 watch(part.name, progress)
                 with Pipeline(session, trial.keys.cutter, progress) as pipeline:
                     if part.kind == "tree":
-                        known = before._known if before is not None else _Known()  # noqa: SLF001
-                        self._store_tree(_Refeed(trial, pipeline, reader, known, self._known), part)
+                        self._store_tree(_Refeed(trial, pipeline, reader, before, parts), part)
                     else:
-                        self._store_dump(trial, pipeline, reader, part)
+                        self._store_dump(trial, pipeline, reader, part, before.roots.get(part.name))
                 unique += progress.new_bytes
-        if before is not None:
-            before._known = _Known()  # noqa: SLF001 - of its own kind
+        if self._before is not None:
+            self._before.parts = TrialParts()
         return Stored(
             plain=self._generation.size,
             unique=unique,
             files=sum(part.files for part in self._generation.parts),
-            roots=[root for root in self._roots.values() if root is not None],
+            roots=[root for root in parts.roots.values() if root is not None],
         )
 
     def _store_tree(self, refeed: _Refeed, part: Part) -> None:
         def done(root: Ref) -> None:
-            self._roots[part.name] = root
+            self.parts.roots[part.name] = root
 
         if part.content is not None:
             refeed.tree(part.name, part.content, done)
 
-    def _store_dump(self, trial: TrialStore, pipeline: Pipeline, reader: StreamReader, part: Part) -> None:
-        previous = self._before._roots.get(part.name) if self._before is not None else None  # noqa: SLF001
+    def _store_dump(
+        self, trial: TrialStore, pipeline: Pipeline, reader: StreamReader, part: Part, previous: Ref | None
+    ) -> None:
         if previous is not None:
             pipeline.compare_with(PreviousStream(iter_runs_of_chunks(trial, previous)))
 
         def done(root: Ref | None) -> None:
-            self._roots[part.name] = root
+            self.parts.roots[part.name] = root
 
         for data in reader.read(part.content):
             pipeline.write(data)
@@ -124,14 +125,14 @@ class _Refeed:
         trial: TrialStore,
         pipeline: Pipeline,
         reader: StreamReader,
-        before: _Known,
-        known: _Known,
+        before: TrialParts,
+        parts: TrialParts,
     ) -> None:
         self._trial = trial
         self._pipeline = pipeline
         self._reader = reader
         self._before = before
-        self._known = known
+        self._parts = parts
 
     def tree(self, part: str, root: Ref, done: Callable[[Ref], None]) -> None:
         """Store a tree without recursion, because trees may be deep."""
@@ -146,7 +147,7 @@ class _Refeed:
             if same is None:
                 stack.append(self._begin(child, path, directory.directories.append))
                 continue
-            self._known.directories[child.id] = same
+            self._parts.directories[child.id] = same
             self._pipeline.progress.read += child.size
             self._join(directory, same)
 
@@ -184,7 +185,7 @@ class _Refeed:
             if found is not None:
                 directory.streams.append(found)
                 if path is not None:
-                    self._known.files[path] = found
+                    self._parts.files[path] = found
 
         self._pipeline.end_stream(end)
 
@@ -198,7 +199,7 @@ class _Refeed:
 
         def end(entries: Ref | None) -> None:
             refs = [*([entries] if entries else []), *directory.streams, *directory.directories]
-            stored = self._known.directories[directory.id] = self._pipeline.put_list(refs)
+            stored = self._parts.directories[directory.id] = self._pipeline.put_list(refs)
             directory.close(stored)
 
         self._pipeline.end_stream(end)
