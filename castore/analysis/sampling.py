@@ -13,28 +13,27 @@ from __future__ import annotations
 import math
 import os
 import random
-import stat
 import struct
-from collections import defaultdict
 from dataclasses import field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from blake3 import blake3
 
 from castore.analysis.first_seen import FirstSeen
 from castore.analysis.nights import Night, Stored
 from castore.analysis.results import ChunkClass, LevelFigures, NightFigures
+from castore.analysis.survey import LargeFile, walk
 from castore.content.pipeline import Pipeline
-from castore.content.scan.small_files import SMALL
 from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from castore.analysis.results import Row
+    from castore.analysis.survey import Identity, SmallFiles, Survey
     from castore.analysis.trial import TrialStore
     from castore.model.refs import Ref
     from castore.progress import Watch
@@ -42,144 +41,41 @@ if TYPE_CHECKING:
 WINDOW: Final = 8 << 20
 DEFAULT_SAMPLE: Final = 1 << 30
 _LEAST_WINDOWS: Final = 8
-_COPY: Final = 1 << 20
-"""Bytes: shorter files are not compared with others of the same length."""
-_PROBE: Final = 4096
 _CONFIDENCE: Final = 1.96
 """Standard deviations within which 95 % of a normal distribution are."""
-_ENTRY: Final = struct.Struct("<IIIqQ")
-Identity = tuple[int, int]
-"""Device and inode."""
+_LENGTH: Final = struct.Struct("<I")
 
 
-class _File(NamedTuple):
-    path: str
-    size: int
-    ids: Identity
+class _Piece(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a window: a range of a large file, or small files of a directory."""
+
+    window: int
+    """Its number."""
+    path: bytes = b""
+    """The large file."""
+    start: int = 0
+    end: int = 0
+    small: tuple[tuple[bytes, int], ...] = ()
+    """Paths and sizes of small files."""
+    entries: bytes = b""
+    """A share of what describes the names of their directory."""
 
 
-class _Directory(NamedTuple):
-    """The small files of a directory, and what describes all its names."""
+class _Pieces:
+    """The pieces of all windows, in a temporary file: each setting reads the same."""
 
-    small: list[_File]
-    entries: bytes
+    def __init__(self, path: str, pieces: Iterable[_Piece]) -> None:
+        self._path = path
+        with open(path, "xb") as file:
+            for piece in pieces:
+                data = msgspec.msgpack.encode(piece)
+                file.write(_LENGTH.pack(len(data)) + data)
 
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.small)
-
-
-@dataclass
-class Survey:
-    """What is known of the data before it is sampled."""
-
-    plain: int = 0
-    """Bytes of content."""
-    files: int = 0
-    copies: set[Identity] = field(default_factory=set)
-    """Large files that are copies of others."""
-    copied: int = 0
-    """Bytes of these."""
-    warnings: list[tuple[str, bytes, str]] = field(default_factory=list)
-
-    @property
-    def distinct(self) -> int:
-        """Bytes of content without the copies of large files."""
-        return self.plain - self.copied
-
-
-def survey(paths: Sequence[str], leave_out: Collection[Identity], progress: Progress) -> Survey:
-    """Walk files and directories, and find copies of large files. Raises UsageError."""
-    found = Survey()
-    sizes: dict[int, list[_File]] = defaultdict(list)
-    for item in _items(paths, leave_out, found.warnings):
-        if isinstance(item, _File):
-            found.files += 1
-            found.plain += item.size
-            if item.size >= _COPY:
-                sizes[item.size].append(item)
-        else:
-            found.files += len(item.small)
-            found.plain += item.size
-        progress.files = found.files
-    for size, files in sizes.items():
-        if len(files) < 2:
-            continue
-        seen: set[bytes] = set()
-        for file in files:
-            probe = _probe(file)
-            if probe in seen:
-                found.copies.add(file.ids)
-                found.copied += size
-            elif probe:
-                seen.add(probe)
-    return found
-
-
-def _probe(file: _File) -> bytes:
-    """Return a hash of some bytes of a file; empty if it cannot be read."""
-    hasher = blake3()
-    try:
-        with open(file.path, "rb", buffering=0) as opened:
-            for offset in (0, file.size // 3, 2 * file.size // 3, file.size - _PROBE):
-                hasher.update(os.pread(opened.fileno(), _PROBE, offset))
-    except OSError:
-        return b""
-    return hasher.digest()
-
-
-def _items(
-    paths: Sequence[str], leave_out: Collection[Identity], warnings: list[tuple[str, bytes, str]]
-) -> Iterator[_File | _Directory]:
-    """Yield the small files of each directory together, and each large file, in the order of a scan."""
-    linked: set[Identity] = set()
-    for path in paths:
-        info = os.stat(path)
-        if stat.S_ISREG(info.st_mode):
-            yield _File(path, info.st_size, (info.st_dev, info.st_ino))
-            continue
-        todo = [path]
-        while todo:
-            folder = todo.pop()
-            try:
-                with os.scandir(folder) as found:
-                    listed = sorted(found, key=lambda entry: entry.name)
-            except OSError as error:
-                warnings.append(("sample", os.fsencode(folder), str(error.strerror)))
-                continue
-            directory, large, below = _sorted_out(listed, leave_out, linked)
-            yield directory
-            yield from large
-            todo += below[::-1]
-
-
-def _sorted_out(
-    listed: Sequence[os.DirEntry[str]], leave_out: Collection[Identity], linked: set[Identity]
-) -> tuple[_Directory, list[_File], list[str]]:
-    """Return the small files, the large files and the subdirectories of a directory.
-
-    linked: files with several names that were found before; each is returned once.
-    """
-    small: list[_File] = []
-    large: list[_File] = []
-    below: list[str] = []
-    entries = bytearray()
-    for entry in listed:
-        try:
-            info = entry.stat(follow_symlinks=False)
-        except OSError:
-            continue
-        ids = (info.st_dev, info.st_ino)
-        entries += os.fsencode(entry.name)
-        entries += _ENTRY.pack(info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, info.st_size)
-        if stat.S_ISDIR(info.st_mode) and ids not in leave_out:
-            below.append(entry.path)
-        if not stat.S_ISREG(info.st_mode) or not info.st_size or ids in linked:
-            continue
-        if info.st_nlink > 1:
-            linked.add(ids)
-        (small if info.st_size <= SMALL else large).append(_File(entry.path, info.st_size, ids))
-    return _Directory(small, bytes(entries)), large, below
+    def __iter__(self) -> Iterator[_Piece]:
+        """Yield the pieces in order."""
+        with open(self._path, "rb") as file:
+            while head := file.read(_LENGTH.size):
+                yield msgspec.msgpack.decode(file.read(*_LENGTH.unpack(head)), type=_Piece)
 
 
 @dataclass
@@ -197,9 +93,17 @@ class SampledNight(Night):
     """Windows of files and directories, which represent all of them."""
 
     def __init__(
-        self, paths: Sequence[str], leave_out: Collection[Identity], found: Survey, sample: int
+        self,
+        paths: Sequence[str],
+        leave_out: Collection[Identity],
+        found: Survey,
+        sample: int,
+        folder: str,
     ) -> None:
-        """sample: bytes to read. Raises UsageError if the data is too small to be sampled."""
+        """sample: bytes to read. folder: for a temporary file.
+
+        Raises UsageError if the data is too small to be sampled.
+        """
         super().__init__("sample")
         self._paths, self._leave_out, self._found = paths, leave_out, found
         count = max(min(sample, found.distinct) // WINDOW, 1)
@@ -210,7 +114,9 @@ class SampledNight(Night):
             )
         self._step = found.distinct / count
         self._start = random.Random().random() * max(self._step - WINDOW, 0)  # noqa: S311 - a statistic
+        self._file = os.path.join(folder, "sample")
         self._windows: list[_Window] = []
+        self._pieces: _Pieces | None = None
 
     @property
     def survey(self) -> Survey:
@@ -235,28 +141,42 @@ class SampledNight(Night):
             warnings=self._found.warnings,
         )
 
-    def _feed(self, pipeline: Pipeline) -> None:
-        position, number = 0, 0
-        for item in _items(self._paths, self._leave_out, []):
-            if isinstance(item, _File) and item.ids in self._found.copies:
+    def _choose(self) -> Iterator[_Piece]:
+        """List all data, and yield what is in the windows."""
+        position = number = 0
+        for item in walk(self._paths, self._leave_out, []):
+            if isinstance(item, LargeFile) and item.ids in self._found.copies:
                 continue
             size = item.size
             while (begin := round(self._start + number * self._step)) < position + size:
                 end = begin + WINDOW
                 low, high = max(begin - position, 0), min(end - position, size)
-                window = self._windows[-1]
-                before = pipeline.progress.read
-                if isinstance(item, _File):
-                    _feed_range(pipeline, item, low, high)
-                    pipeline.end_stream(window.roots.append)
+                if isinstance(item, LargeFile):
+                    yield _Piece(number, item.path, low, high)
                 else:
-                    _feed_small(pipeline, item, low, high, window.roots.append)
-                window.read += pipeline.progress.read - before
+                    yield _part_of(item, number, low, high)
                 if end > position + size:
                     break
-                self._windows.append(_Window())
                 number += 1
             position += size
+
+    def _feed(self, pipeline: Pipeline) -> None:
+        if self._pieces is None:
+            self._pieces = _Pieces(self._file, self._choose())
+        for piece in self._pieces:
+            while len(self._windows) <= piece.window:
+                self._windows.append(_Window())
+            window = self._windows[piece.window]
+            before = pipeline.progress.read
+            if piece.path:
+                _feed_range(pipeline, piece.path, piece.start, piece.end)
+            for path, size in piece.small:
+                _feed_range(pipeline, path, 0, size)
+            pipeline.end_stream(window.roots.append)
+            if piece.entries:
+                pipeline.write(piece.entries)
+                pipeline.end_stream(window.roots.append)
+            window.read += pipeline.progress.read - before
 
     def relative_error(self) -> float:
         """Return the error bound (95 %) of the stored bytes, as a share of them, after `store`.
@@ -304,10 +224,20 @@ def scaled(row: Row, night: SampledNight) -> Row:
     )
 
 
-def _feed_range(pipeline: Pipeline, file: _File, low: int, high: int) -> None:
+def _part_of(folder: SmallFiles, window: int, low: int, high: int) -> _Piece:
+    """Return the small files of a directory that begin in a range, and their share of its entries."""
+    ends = list(accumulate((size for _, size in folder.files), initial=0))
+    small = tuple(file for file, at in zip(folder.files, ends, strict=False) if low <= at < high)
+    length, total = len(folder.entries), max(ends[-1], 1)
+    return _Piece(
+        window, small=small, entries=folder.entries[length * low // total : length * high // total]
+    )
+
+
+def _feed_range(pipeline: Pipeline, path: bytes, low: int, high: int) -> None:
     """Feed a range of a file; what cannot be read is left out."""
     try:
-        descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return
     try:
@@ -322,18 +252,3 @@ def _feed_range(pipeline: Pipeline, file: _File, low: int, high: int) -> None:
         return
     finally:
         os.close(descriptor)
-
-
-def _feed_small(
-    pipeline: Pipeline, folder: _Directory, low: int, high: int, done: Callable[[Ref | None], None]
-) -> None:
-    """Feed the small files of a directory that begin in a range, and their share of its entries."""
-    at = 0
-    for file in folder.small:
-        if low <= at < high:
-            _feed_range(pipeline, file, 0, file.size)
-        at += file.size
-    pipeline.end_stream(done)
-    share = slice(len(folder.entries) * low // max(at, 1), len(folder.entries) * high // max(at, 1))
-    pipeline.write(folder.entries[share])
-    pipeline.end_stream(done)

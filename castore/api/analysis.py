@@ -62,7 +62,7 @@ def analyze(
     with scratch_folder(_SCRATCH) as folder:
         excluded = [*leave_out, folder]
         request = AnalysisRequest(
-            nights=_sampled(data, excluded, sample, watch)
+            nights=_sampled(data, excluded, sample, folder, watch)
             if sample
             else _nights(data, program, folder, excluded, watch, apart=nights),
             settings=settings_of(tuple(dict.fromkeys(average_chunk_sizes)), peers=peers),
@@ -118,10 +118,12 @@ def _sampled(
     data: Sequence[str | os.PathLike[str] | Generation],
     leave_out: Sequence[str],
     sample: int,
+    folder: str,
     watch: Watch,
 ) -> list[Night]:
     """Return a sample of files and directories as one night. Raises UsageError."""
-    from castore.analysis.sampling import SampledNight, survey
+    from castore.analysis.sampling import SampledNight
+    from castore.analysis.survey import survey
     from castore.services.sources import directory_ids
 
     paths = [absolute(os.fspath(path)) for path in data if not isinstance(path, Generation)]
@@ -132,7 +134,7 @@ def _sampled(
     skipped = frozenset(directory_ids(leave_out))
     tally = Progress()
     watch("listing", tally)
-    return [SampledNight(paths, skipped, survey(paths, skipped, tally), sample)]
+    return [SampledNight(paths, skipped, survey(paths, skipped, tally), sample, folder)]
 
 
 def _stored(generations: Sequence[Generation], given: int) -> list[Night]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 import castore
 from castore.analysis import sampling
-from castore.analysis.sampling import survey
+from castore.analysis.survey import survey
 from castore.progress import Progress
 
 _MB = 1_000_000
@@ -58,6 +59,22 @@ def test_copies_of_large_files_are_found_and_other_names_are_not(tmp_path: Path)
     found = survey([str(tmp_path)], frozenset(), Progress())
     assert found.copied == 2 * _MB
     assert found.plain == 6 * _MB + 1000
+
+
+def test_all_data_is_listed_twice_whatever_the_number_of_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_data(tmp_path / "data")
+    monkeypatch.setattr(sampling, "WINDOW", 1 << 18)
+    listed: list[object] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or real(folder))
+    found = castore.analyze(
+        tmp_path / "data", sample=6 * _MB, average_chunk_sizes=[16384, 65536], levels=False, peers=False
+    )
+    assert len(found.rows) == 4
+    data = os.fsencode(tmp_path / "data")
+    assert sum(os.fsencode(folder).startswith(data) for folder in listed if not isinstance(folder, int)) == 2 * 4
 
 
 def test_small_data_is_not_sampled(tmp_path: Path) -> None:
