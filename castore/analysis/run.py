@@ -6,6 +6,7 @@ base cache.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING
 from castore.analysis.advice import recommend
 from castore.analysis.census import Census
 from castore.analysis.levels import SAMPLE_BYTES, estimate_levels
-from castore.analysis.results import Analysis, ChunkClass, NightFigures, Room, Row, Sample, WholeFile
+from castore.analysis.results import (
+    Analysis,
+    ChunkClass,
+    NightFigures,
+    Room,
+    Row,
+    Sample,
+    Scatter,
+    WholeFile,
+)
 from castore.analysis.room import RoomCounter
 from castore.analysis.sampling import SampledNight, scaled
 from castore.analysis.scatter import measure_scatter
@@ -115,25 +125,12 @@ class _Run:
 
     def _try(self, setting: Setting, *, count_room: bool) -> Row:
         """Return the figures of one setting. count_room: also count what takes the room."""
-        folder = os.path.join(self._request.folder, "trial")
         levels = self._request.levels and setting.peer is None
         census = Census(SAMPLE_BYTES if levels else 0)
-        began = time.monotonic()
-        try:
-            with trial_store(folder, setting, census) as trial:
-                empty = trial.storage.total
-                nights, self._newest = self._store_nights(trial, setting)
-                nights[0].stored += empty
-                seconds = time.monotonic() - began
-                if count_room:
-                    counter = RoomCounter(trial)
-                    self._request.nights[-1].count_room(trial, counter)
-                    self._room = counter.result()
-                scatter = measure_scatter(trial, self._newest.roots)
-                index = trial.index.size()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            release_freed_memory()
+        nights, index, scatter, seconds = self._measure(setting, census, count_room=count_room)
+        # Most memory of the trial store is freed now, and the next work needs other sizes.
+        gc.collect()
+        release_freed_memory()
         stored = sum(night.stored for night in nights)
         row = Row(
             average=setting.average,
@@ -154,6 +151,26 @@ class _Run:
         )
         night = self._request.nights[0]
         return scaled(row, night) if isinstance(night, SampledNight) else row
+
+    def _measure(
+        self, setting: Setting, census: Census, *, count_room: bool
+    ) -> tuple[list[NightFigures], int, Scatter, float]:
+        """Store all nights; return their figures, the bytes of the index, the scatter, and the seconds."""
+        folder = os.path.join(self._request.folder, "trial")
+        began = time.monotonic()
+        try:
+            with trial_store(folder, setting, census) as trial:
+                empty = trial.storage.total
+                nights, self._newest = self._store_nights(trial, setting)
+                nights[0].stored += empty
+                seconds = time.monotonic() - began
+                if count_room:
+                    counter = RoomCounter(trial)
+                    self._request.nights[-1].count_room(trial, counter)
+                    self._room = counter.result()
+                return nights, trial.index.size(), measure_scatter(trial, self._newest.roots), seconds
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _store_nights(self, trial: TrialStore, setting: Setting) -> tuple[list[NightFigures], Stored]:
         """Store all nights; return the figures of each, and what the store has of the newest."""

@@ -27,13 +27,13 @@ def whole_files(paths: Sequence[str]) -> list[WholeFile]:
     """Return the figures of each file; [] if the program zstd is not installed. Raises ProgramError."""
     if shutil.which("zstd") is None:
         return []
-    found = [WholeFile(compressed=_compressed([], path)) for path in paths]
-    for figures, (before, path) in zip(found[1:], pairwise(paths), strict=True):
+    figures_of_files = [WholeFile(compressed=_compressed([], path)) for path in paths]
+    for figures, (before, path) in zip(figures_of_files[1:], pairwise(paths), strict=True):
         # zstd refuses to make a patch of a file with itself.
         same = os.path.samefile(before, path)
         if not same and max(os.path.getsize(before), os.path.getsize(path)) <= _MOST:
             figures.patch = _compressed(["--long=31", f"--patch-from={before}"], path)
-    return found
+    return figures_of_files
 
 
 def _compressed(options: Sequence[str], path: str) -> int:

@@ -143,12 +143,12 @@ def _stored(generations: Sequence[Generation], given: int) -> list[Night]:
 
     if len(generations) < given:
         raise UsageError("give either paths or generations to analyze, not both")
-    found: list[StoredNight] = []
+    nights: list[StoredNight] = []
     for generation in generations:
         source = generation.opened
         source.keys.identity()
-        found.append(StoredNight(source, generation.record, found[-1] if found else None))
-    return [*found]
+        nights.append(StoredNight(source, generation.record, nights[-1] if nights else None))
+    return [*nights]
 
 
 def _source(path: str, *, any_top: bool = False) -> Source:

@@ -264,10 +264,10 @@ class Service:
 
     def _numbered(self, numbers: Iterable[int]) -> list[Record]:
         """Return the generations with these numbers. Raises NotFoundError."""
-        found = {number: self._owner.internal.generations.get(self.name, number) for number in numbers}
-        if missing := [number for number, generation in found.items() if generation is None]:
+        generations = {number: self._owner.internal.generations.get(self.name, number) for number in numbers}
+        if missing := [number for number, generation in generations.items() if generation is None]:
             raise NotFoundError(f"there is no generation {missing[0]} of {self.name!r}")
-        return [generation for generation in found.values() if generation is not None]
+        return [generation for generation in generations.values() if generation is not None]
 
     # Rollbacks
 

@@ -147,10 +147,10 @@ class Store:
     def excluded_paths(self) -> tuple[str, ...]:
         """Paths that trees store empty, and that a restore never removes: castore's own, and identities."""
         store = self.internal
-        found = [store.paths.state, store.paths.cache, *self._excluded_paths()]
+        excluded = [store.paths.state, store.paths.cache, *self._excluded_paths()]
         with contextlib.suppress(NoHomeError):
-            found.append(identity_path(store.store_id))
-        return tuple(dict.fromkeys(found))
+            excluded.append(identity_path(store.store_id))
+        return tuple(dict.fromkeys(excluded))
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +10,7 @@ from castore.cli import formatting
 from castore.cli.document import times
 from castore.cli.messages import is_quiet, summarize
 from castore.cli.options import Percent, Seconds, print_json
-from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS
+from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,18 +55,10 @@ def compaction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-class SpaceLimits(TypedDict):
-    """The thresholds of `Store.prune` and `Store.compact`."""
-
-    max_unused: float
-    grace_seconds: float
-    unfinished_seconds: float
-
-
-def limits_of(max_unused: float, grace_seconds: float, *, delete_unfinished: bool) -> SpaceLimits:
+def limits_of(max_unused: float, grace_seconds: float, *, delete_unfinished: bool) -> Limits:
     """Return the thresholds by the options of a command."""
     kept = 0 if delete_unfinished else UNFINISHED_SECONDS
-    return {"max_unused": max_unused, "grace_seconds": grace_seconds, "unfinished_seconds": kept}
+    return Limits(max_unused=max_unused, grace_seconds=grace_seconds, unfinished_seconds=kept)
 
 
 def print_plan(store: Store, plan: PrunePlan, *, as_json: bool) -> None:
@@ -177,5 +169,5 @@ def refuse_damaged(done: PruneReport) -> None:
     from castore.errors import DamageError
 
     if done.damaged:
-        found = "; ".join(done.damaged)
-        raise DamageError(f"{found}: not changed; repair the store with: castore repair")
+        damaged_packs = "; ".join(done.damaged)
+        raise DamageError(f"{damaged_packs}: not changed; repair the store with: castore repair")

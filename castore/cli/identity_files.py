@@ -90,10 +90,10 @@ def runs_identity_program(option: str | None) -> bool:
 def files_in_use(option: str | None, default: Callable[[], str]) -> list[str]:
     """Return the files that may contain the identity. The arguments are those of `identity_provider`."""
     given = option or value_of("CASTORE_IDENTITY")
-    found = [expanded(given)] if given and not is_identity_text(given) else []
+    files = [expanded(given)] if given and not is_identity_text(given) else []
     with contextlib.suppress(CastoreError):
-        found.append(default())
-    return found
+        files.append(default())
+    return files
 
 
 def passphrase_from_command(variable: str = "CASTORE_PASSPHRASE_COMMAND") -> str | None:

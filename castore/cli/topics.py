@@ -22,8 +22,8 @@ _COMMENT: Final = re.compile(r"^<!--.*?-->\n+", re.DOTALL | re.MULTILINE)
 
 def topics() -> dict[str, str]:
     """Return the title of each topic by its name, in alphabetical order."""
-    found = {name: _title(page) for name, page in _pages()}
-    return dict(sorted(found.items()))
+    titles = {name: _title(page) for name, page in _pages()}
+    return dict(sorted(titles.items()))
 
 
 def read_topic(name: str) -> str | None:

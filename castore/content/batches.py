@@ -37,8 +37,8 @@ class Stretch:
         """Return at most MAX_BASES chunks that have earlier versions of parts of a piece of the stream."""
         if not self.bases:
             return ()
-        found = [base for start, end, base in self.bases if start < offset + size and offset < end]
-        return tuple(dict.fromkeys(found))[:MAX_BASES]
+        bases = [base for start, end, base in self.bases if start < offset + size and offset < end]
+        return tuple(dict.fromkeys(bases))[:MAX_BASES]
 
 
 class Batch:

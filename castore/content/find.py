@@ -208,10 +208,10 @@ def _read_wanted(
     def work(batch: list[_Key]) -> list[tuple[_Key, _Listed]]:
         return list(_read_batch(reader, [(key, wanted[key][1]) for key in batch], query))
 
-    found: dict[_Key, _Listed] = {}
+    listings: dict[_Key, _Listed] = {}
     for some in reader.ahead(batches, work):
-        found.update(some)
-    return found
+        listings.update(some)
+    return listings
 
 
 def _read_batch(

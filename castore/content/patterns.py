@@ -78,9 +78,9 @@ class PathPattern:
     def _after(self, states: States, name: bytes) -> States:
         """Return the states after a directory's name; none if nothing in it can match."""
         text = os.fsdecode(name)
-        found = {state for state in states if self._deep[state]}
-        found.update(state + 1 for state in states if not self._deep[state] and self._matchers[state](text))
-        return self._closed(found)
+        after = {state for state in states if self._deep[state]}
+        after.update(state + 1 for state in states if not self._deep[state] and self._matchers[state](text))
+        return self._closed(after)
 
     def last(self, states: States) -> Callable[[bytes], bool] | None:
         """Return the function that decides whether a name ends a match here; None if no name does."""

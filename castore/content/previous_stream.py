@@ -70,8 +70,8 @@ class Window:
         if not overlaps:
             return ()
         least = min(size // _SLIVER, max(overlaps)[0])
-        found = [at for common, at in overlaps if common >= least]
-        return tuple(self._chunks[at].id for at in found[:MAX_BASES])
+        positions = [at for common, at in overlaps if common >= least]
+        return tuple(self._chunks[at].id for at in positions[:MAX_BASES])
 
 
 class PreviousStream:

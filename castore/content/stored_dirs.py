@@ -247,10 +247,10 @@ def look_up(reader: StreamReader, root: Ref, path: bytes) -> Child:
         shown = escaped(os.fsdecode(seen)) or "the top of the tree"
         if not child.entry.is_dir:
             raise UsageError(f"{shown} is not a directory: 'castore ls' lists the tree")
-        found = [c for c in open_directory(reader, child.ref) if c.entry.name == name]
-        if not found:
+        matches = [c for c in open_directory(reader, child.ref) if c.entry.name == name]
+        if not matches:
             raise NotFoundError(f"there is no {os.fsdecode(name)!r} in {shown}; 'castore ls' lists it")
-        child = found[0]
+        child = matches[0]
         seen = seen + b"/" + name if seen else name
     return child
 

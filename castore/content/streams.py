@@ -104,11 +104,11 @@ class StreamReader:
             raise DamageError(
                 f"the stream {ref.id.hex()} has {ref.size:,} bytes; castore writes at most {most:,} there"
             )
-        found = []
+        pieces = []
         for run in runs_of(chunk for _, chunk in iter_chunks(self.store, ref)):
             opened = self.store.read_chunks([chunk.id for chunk in run])
-            found += [check_length(chunk, data) for chunk, data in zip(run, opened, strict=True)]
-        return b"".join(found)
+            pieces += [check_length(chunk, data) for chunk, data in zip(run, opened, strict=True)]
+        return b"".join(pieces)
 
 
 class SerialReader(StreamReader):

@@ -28,11 +28,11 @@ def doubts(
     Parts that do not exist live give no reason. recorded: where the parts came from. origins: where they
     would be restored. Raises ProgramError.
     """
-    found = []
+    reasons = []
     # A new machine has noted no revision of the service, and its servers may have other addresses.
     same = _NO_PATHS if store.state.live_revision(target.service) is not None else _NO_PATHS | _ADDRESS
     if not store.hosts.is_own(target) and any(_is_live(part, origins) for part in target.parts):
-        found.append(
+        reasons.append(
             f"{target.service}@{target.number} was taken on host {target.host}, and this is "
             f"{store.hosts.name}"
         )
@@ -40,8 +40,8 @@ def doubts(
         before, now = recorded.get(part.name), origins.get(part.name)
         paths = _different(before, now, same) if before is not None and now is not None else None
         if paths is not None and _is_live(part, origins):
-            found.append(f"{part.name} was taken from {paths[0]}, and would be restored to {paths[1]}")
-    return found
+            reasons.append(f"{part.name} was taken from {paths[0]}, and would be restored to {paths[1]}")
+    return reasons
 
 
 def _is_live(part: Part, origins: dict[str, Origin]) -> bool:

@@ -198,9 +198,9 @@ def _newest(generations: list[Generation], otherwise: str) -> Generation:
 
 
 def _numbered(generations: list[Generation], service: str, text: str) -> Generation:
-    found = [g for g in generations if str(g.number) == text.lstrip("0")]
+    numbered = [g for g in generations if str(g.number) == text.lstrip("0")]
     newest = max(generation.number for generation in generations)
-    return _newest(found, f"there is no generation {text} of {service!r}; the newest is {newest}")
+    return _newest(numbered, f"there is no generation {text} of {service!r}; the newest is {newest}")
 
 
 def _of_revision(generations: list[Generation], service: str, revision: str) -> Generation:

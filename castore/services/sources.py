@@ -138,14 +138,14 @@ def sources_of(settings: Service) -> dict[str, Source]:
 
 def present_parts(sources: Mapping[str, Source]) -> dict[str, Source]:
     """Return the parts that exist now: one for all databases becomes one for each. Raises ProgramError."""
-    found: dict[str, Source] = {}
+    present: dict[str, Source] = {}
     for name, source in sources.items():
         expanded = source.engine.expand(name) if isinstance(source, EngineSource) else {}
         if not expanded:
-            found[name] = source
+            present[name] = source
         for part, (engine, own) in expanded.items():
-            found[part] = EngineSource(engine, own)
-    return found
+            present[part] = EngineSource(engine, own)
+    return present
 
 
 def origin(source: Source) -> Origin:

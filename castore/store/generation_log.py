@@ -219,8 +219,8 @@ class GenerationLog:
         Pre-rollback and partial generations are found by number only.
         """
         numbers = self._index.generations.numbers_by_revision(service, prefix)
-        found = (self.get(service, number) for number in numbers)
-        return [generation for generation in found if generation is not None]
+        generations = (self.get(service, number) for number in numbers)
+        return [generation for generation in generations if generation is not None]
 
     def next_number(self, service: str) -> int:
         """Return the number for the next generation of a service.

@@ -39,12 +39,17 @@ def compact(
     with context.open_store() as store:
         if dry_run:
             plan = store.plan_compact(
-                max_unused=limits["max_unused"], unfinished_seconds=limits["unfinished_seconds"]
+                max_unused=limits.max_unused, unfinished_seconds=limits.unfinished_seconds
             )
             print_plan(store, plan, as_json=as_json)
             return
         with show_progress() as progress:
-            done = store.compact(progress=progress, **limits)
+            done = store.compact(
+                progress=progress,
+                max_unused=limits.max_unused,
+                grace_seconds=limits.grace_seconds,
+                unfinished_seconds=limits.unfinished_seconds,
+            )
     if as_json:
         print_json(plain_compaction(done.compacted))
     else:

@@ -46,7 +46,7 @@ def drill(
             progress=progress,
         )
     if as_json:
-        found = {"seconds": done.seconds, "parts": done.parts}
-        print_json({"service": service, "number": generation.number, **found})
+        result = {"seconds": done.seconds, "parts": done.parts}
+        print_json({"service": service, "number": generation.number, **result})
     else:
         summarize(f"{service}@{generation.number} is sound, {done.seconds:.1f} s")

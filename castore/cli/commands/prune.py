@@ -97,12 +97,26 @@ def prune(
     limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
         if dry_run:
-            plan = store.prune(keep, services=services, dry_run=True, **limits)
+            plan = store.prune(
+                keep,
+                services=services,
+                dry_run=True,
+                max_unused=limits.max_unused,
+                grace_seconds=limits.grace_seconds,
+                unfinished_seconds=limits.unfinished_seconds,
+            )
             print_plan(store, plan, as_json=as_json)
             _raise_worst(plan.left_out)
             return
         with show_progress() as progress:
-            done = store.prune(keep, services=services, progress=progress, **limits)
+            done = store.prune(
+                keep,
+                services=services,
+                progress=progress,
+                max_unused=limits.max_unused,
+                grace_seconds=limits.grace_seconds,
+                unfinished_seconds=limits.unfinished_seconds,
+            )
     numbers = [(generation.service, generation.number) for generation in done.deleted]
     if as_json:
         forgotten = [{"service": service, "number": number} for service, number in numbers]

@@ -220,12 +220,12 @@ class DirectoryComparison:
 
     def _compare_all(self, live: LiveDirectory, stored: list[Child], listing: bytes) -> None:
         """Report all entries of a directory that the kernel cannot decode."""
-        found = {entry.name: entry for entry in entries_of(listing)}
+        live_entries = {entry.name: entry for entry in entries_of(listing)}
         for child in stored:
-            entry = found.pop(child.entry.name, None)
+            entry = live_entries.pop(child.entry.name, None)
             state = MISSING if entry is None else LOOK | UNREAD | XATTRS
             live.differences.append(Difference(child, entry, state))
-        live.extra = list(found.values())
+        live.extra = list(live_entries.values())
 
     def _collect(
         self, live: LiveDirectory, opened: Opened, matched: Matched, listing: bytes, known: bytes | None

@@ -118,12 +118,12 @@ def _kept_chunks(store: Store, fd: int, child: Child, old: LiveFile) -> dict[Rec
     wanted = {chunk.id for _, chunk in iter_chunks(store, child.ref)}
     if old.ref is None:
         return find_chunks(store, old.fd, wanted)
-    found: dict[RecordId, int] = {}
+    offsets: dict[RecordId, int] = {}
     with contextlib.suppress(DamageError):  # the generation of the live file may be damaged
         for offset, chunk in iter_chunks(store, old.ref):
             if chunk.id in wanted:
-                found.setdefault(chunk.id, offset)
-    return found
+                offsets.setdefault(chunk.id, offset)
+    return offsets
 
 
 def is_remote(store: Store) -> bool:
@@ -174,7 +174,7 @@ def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, 
 
     The file is cut as castore cuts streams, and chunks are compared by id, which proves their content.
     """
-    found: dict[RecordId, int] = {}
+    offsets: dict[RecordId, int] = {}
     # Not closed here: frames of an exception, such as an interrupt, still hold views of the window, and
     # closing it would then raise BufferError in place of that exception.
     window = mmap.mmap(-1, _WINDOW + store.keys.cutter.max)
@@ -189,12 +189,12 @@ def find_chunks(store: Store, fd: int, wanted: set[RecordId]) -> dict[RecordId, 
         for end in store.keys.cutter.scan(window, 0, length, final=final):
             chunk = store.reader.chunk_id(view[at:end])
             if chunk in wanted:
-                found.setdefault(chunk, start + at)
+                offsets.setdefault(chunk, start + at)
             at = end
         view[: length - at] = view[at:length]
         start += at
         length -= at
-    return found
+    return offsets
 
 
 def holds_content(store: Store, fd: int, child: Child) -> bool:

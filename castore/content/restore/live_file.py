@@ -81,16 +81,16 @@ def with_proofs(
     if scan is None or summary_of(scan.record(scan.top)).ids != ids:
         return list(steps)
     proofs: dict[Path, dict[bytes, Proof]] = {}
-    found = []
+    proven = []
     for step in steps:
         if not is_large(step):
-            found.append(step)
+            proven.append(step)
             continue
         folder = step.path[:-1]
         if folder not in proofs:
             proofs[folder] = _proofs(reader, scan, folder)
-        found.append(replace(step, proof=proofs[folder].get(step.path[-1])))
-    return found
+        proven.append(replace(step, proof=proofs[folder].get(step.path[-1])))
+    return proven
 
 
 def _proofs(reader: StreamReader, scan: ScanCacheReader, folder: Path) -> dict[bytes, Proof]:

@@ -47,20 +47,20 @@ class RemovalPlanner:
         except OSError as error:
             self.skip(path, f"cannot be read: {error.strerror}")
             return Removal([], complete=False)
-        found: list[Removal] = []
+        removals: list[Removal] = []
         try:
             if self._comparison.rules.exclude_caches and is_cache(below):
                 return Removal([], complete=False)
             for one in entries_of(list_directory(below)):
                 removal = yield self.plan(below, (*path, one.name), one)
-                found.append(removal)
+                removals.append(removal)
         except OSError as error:
             self.skip(path, f"cannot be read: {error.strerror}")
             return Removal([], complete=False)
         finally:
             os.close(below)
-        steps = [step for removal in found for step in removal.steps]
-        if all(removal.complete for removal in found):
+        steps = [step for removal in removals for step in removal.steps]
+        if all(removal.complete for removal in removals):
             count = 1 + sum(step.removed for step in steps)
             return Removal([Step("remove", path, removed=count, ids=ids_of(entry))], complete=True)
         return Removal(steps, complete=False)

@@ -163,8 +163,8 @@ def journals(folder: str) -> list[Record]:
     except FileNotFoundError:
         return []
     # A journal that was killed while being written leaves only a partial file with a longer name.
-    found = [read(os.path.join(folder, name)) for name in names if "." not in name]
-    return sorted((one for one in found if one is not None), key=lambda one: -one.journal.created)
+    all_journals = [read(os.path.join(folder, name)) for name in names if "." not in name]
+    return sorted((one for one in all_journals if one is not None), key=lambda one: -one.journal.created)
 
 
 def read(path: str) -> Record | None:
@@ -211,8 +211,8 @@ def unfinished(folder: str, path: bytes) -> Iterator[Record]:
 
 def interrupted(folder: str) -> list[str]:
     """Return the directories of interrupted restores in place that are not part of a service's rollback."""
-    found = [journal for journal in journals(folder) if not journal.journal.owner and not is_at_work(journal)]
-    return list(dict.fromkeys(one.journal.shown for one in found))
+    of_trees = [file for file in journals(folder) if not file.journal.owner and not is_at_work(file)]
+    return list(dict.fromkeys(file.journal.shown for file in of_trees))
 
 
 def _drop_if_cleared(record: Record) -> None:

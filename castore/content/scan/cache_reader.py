@@ -152,20 +152,20 @@ class ScanCacheReader:
 
     def below(self, record: Record) -> dict[bytes, int]:
         """Return the positions of the records of a directory's subdirectories."""
-        found = self._below.get(record.start)
-        if found is not None:
-            return found
-        found = {}
+        positions = self._below.get(record.start)
+        if positions is not None:
+            return positions
+        positions = {}
         at = record.below
         if at == record.end:
-            return found
+            return positions
         for place, mark in zip(places_of(record.listing), record.marks, strict=True):
             if mark & ENTERED and at < record.end:
-                found[name_at(record.listing, place)] = at
+                positions[name_at(record.listing, place)] = at
                 at += self.length(at)
         if record.end - record.start > self._most:
-            self._below[record.start] = found
-        return found
+            self._below[record.start] = positions
+        return positions
 
     def has(self, directory: Ref) -> bool:
         """Whether the store has a directory of the last scan, with everything that it references."""

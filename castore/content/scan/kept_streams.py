@@ -51,14 +51,14 @@ class FormerFiles:
         ):
             return []
         first = self._files.offsets[position]
-        found = [
+        chunks = [
             chunk
             for offset, chunk in self._chunks_of(number)
             if offset < first + size and first < offset + chunk.size
         ]
         return [
             (start, start + size, chunk.id)
-            for chunk in found
+            for chunk in chunks
             if size >= _LEAST_SIZE or chunk.size <= _MOST_SHARE * size
         ]
 

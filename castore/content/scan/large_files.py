@@ -68,7 +68,7 @@ class LargeFileReader:
         """Return the large files that the last scan read in a directory, by name."""
         if record is None or self._old is None or not self._old.has(summary_of(record).ref):
             return {}
-        found: dict[bytes, LastRead] = {}
+        files: dict[bytes, LastRead] = {}
         since = summary_of(record).time
         try:
             chunks = decode_streams(record).large_chunks
@@ -76,10 +76,10 @@ class LargeFileReader:
                 entry = entry_at(record.listing, place)
                 doubtful = mark & DOUBTFUL or is_racily_clean(entry.ctime_ns, since)
                 raw = b"" if doubtful else entry_bytes(record.listing, place)
-                found[entry.name] = LastRead(raw, mark, ref, count, (entry.dev, entry.ino))
+                files[entry.name] = LastRead(raw, mark, ref, count, (entry.dev, entry.ino))
         except CastoreError:
             return {}
-        return found
+        return files
 
     def known(self, directory: Scanned, position: int, last: LastRead) -> bool:
         """Keep the stream of a large file from the last scan; return whether that was possible.

@@ -131,9 +131,9 @@ class PreviousFiles:
 
     def _samples(self, fd: int, size: int) -> list[set[RecordId]]:
         """Return, for each chunk of a few samples of the file, which stored chunks it is or resembles."""
-        found: list[set[RecordId]] = []
+        candidates: list[set[RecordId]] = []
         length = _SAMPLE_CHUNKS * self._pipeline.average
         for number in range(_SAMPLES):
             offset = size * (2 * number + 1) // (2 * _SAMPLES)
-            found += self._pipeline.find_stored(os.pread(fd, length, offset))
-        return found
+            candidates += self._pipeline.find_stored(os.pread(fd, length, offset))
+        return candidates

@@ -142,10 +142,10 @@ class PostgreSQL(ServerEngine[PostgreSQLSwap], frozen=True):
 
     def creates(self, contents: Callable[[], Iterable[bytes | memoryview]]) -> list[str]:
         """Return the database and the roles that a rollback would create."""
-        found = [] if self.exists() else [f"the database {self.database}"]
+        created = [] if self.exists() else [f"the database {self.database}"]
         with valid_record():
             lacking = missing_roles(read_preamble(contents()), self._client.roles())
-        return [*found, *(f"the role {role}" for role in lacking)]
+        return [*created, *(f"the role {role}" for role in lacking)]
 
     def swap(self, state: PostgreSQLSwap, contents: Contents) -> list[str]:
         """Swap the names of the two databases, in one transaction."""

@@ -111,11 +111,11 @@ def damaged_removals(storage: Storage, writer: WriterKey) -> dict[str, str]:
 def _read(storage: Storage, writer: WriterKey, service: str) -> dict[str, tuple[Removal, bytes]]:
     """Return the accepted records of a service, each with its signer, by name."""
     tags = writer.tags(service)
-    found = {}
+    records = {}
     for short in storage.list(REMOVALS):
         if tag_of_removal(short) not in tags:
             continue
         name = full_name(REMOVALS, short)
         with contextlib.suppress(DamageError, FormatError, ObjectMissingError):
-            found[name] = open_removal(name, storage.get(name), writer)
-    return found
+            records[name] = open_removal(name, storage.get(name), writer)
+    return records

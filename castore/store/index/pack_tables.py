@@ -259,22 +259,22 @@ class PackTable:
         """Delete all entries of packs by a scan; return the ids whose first location was there."""
         listed = b"".join(numbers)
         for name in ("copies", "bases"):
-            found: list[bytes] = []
+            chunks: list[bytes] = []
             for keys in batches(txn.cursor(self._db[name]).iternext(keys=True, values=False)):
                 # The number comes after the id.
                 count, is_listed = are_listed(b"".join(keys)[32:] + bytes(32), 36, listed)
                 if count:
-                    found += itertools.compress(keys, is_listed)
-            for key in found:
+                    chunks += itertools.compress(keys, is_listed)
+            for key in chunks:
                 txn.delete(key, db=self._db[name])
         listed = b"".join(sorted(number[::-1] for number in numbers))
         dead: dict[str, list[bytes]] = {"chunks": [], "nodes": []}
-        for name, found in dead.items():
+        for name, chunks in dead.items():
             for batch in batches(iter(txn.cursor(self._db[name]))):
                 count, is_listed = are_listed(b"".join([value for _, value in batch]), LOCATION.size, listed)
                 if count:
-                    found += [key for key, _ in itertools.compress(batch, is_listed)]
-            for key in found:
+                    chunks += [key for key, _ in itertools.compress(batch, is_listed)]
+            for key in chunks:
                 txn.delete(key, db=self._db[name])
         return dead
 
@@ -282,10 +282,10 @@ class PackTable:
         """Delete the features of chunks that are missing now."""
         database = self._db["features"]
         starts = {one[:8] for one in ids}
-        found: list[bytes] = []
+        features: list[bytes] = []
         for batch in batches(iter(txn.cursor(database))) if ids else ():
-            found += [feature for feature, start in batch if start in starts and not self._has(txn, start)]
-        for feature in found:
+            features += [feature for feature, start in batch if start in starts and not self._has(txn, start)]
+        for feature in features:
             txn.delete(feature, db=database)
 
     def _has(self, txn: Any, start: bytes) -> bool:

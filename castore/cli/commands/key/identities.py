@@ -28,8 +28,8 @@ def new(file: str, passphrase: bool, as_json: bool) -> None:
     identity = Identity.generate()
     write_identity(file, identity, new_passphrase() if passphrase else None)
     if as_json:
-        found = {"recipient": identity.recipient.text, "admin": Admin(identity.admin.public).text}
-        print_json({"identity": file, **found, "locked": passphrase})
+        public_keys = {"recipient": identity.recipient.text, "admin": Admin(identity.admin.public).text}
+        print_json({"identity": file, **public_keys, "locked": passphrase})
     else:
         print(identity.recipient.text)
 
