@@ -12,8 +12,8 @@ from castore.crypto import Admin, Recipient
 from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.process.signal_shield import interrupt_note
-from castore.state.directories import absolute, home, machine_paths
-from castore.storage import LocalStorage
+from castore.state.directories import absolute, home, machine_paths, store_address
+from castore.storage import open_storage
 from castore.store import NewStore, StoreOptions
 from castore.store import Store as OpenStore
 from castore.store.format.config import DEFAULT_AVERAGE
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class OpenRequest:
     """How to open a store: the arguments of `open`, and what only the command line needs."""
 
-    path: str
+    address: str
+    """The path of the store's directory, or its URL."""
     identity: Callable[[], Identity] | None = None
     settings: Settings | None = None
     """castore.toml."""
@@ -64,7 +65,7 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
     paths: MachinePaths | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Store:
-    """Open the store in the directory `path`, or the store that castore.toml names if `path` is None.
+    """Open the store at `path`, a directory or a URL, or the one that castore.toml names if `path` is None.
 
     identity: the file of an identity, an identity, or a function that returns one when content is first
         read. Snapshots, pruning and verifying need none on a machine that has a writer key.
@@ -87,9 +88,9 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
     if path is None:
         path = settings.store if settings is not None else None
     if path is None:
-        raise UsageError("no store is named: give its path, or a config with the key 'store'")
+        raise UsageError("no store is named: give its path or URL, or a config with the key 'store'")
     request = OpenRequest(
-        path=absolute(os.fspath(path)),
+        address=store_address(os.fspath(path)),
         identity=provider_of(identity, passphrase),
         settings=settings,
         paths=paths or machine_paths(),
@@ -107,7 +108,7 @@ def open_store(request: OpenRequest) -> Store:
     """Open a store as the request says. Raises as `open` does."""
     messages = Messages(request.note)
     options = _options(request, messages)
-    opened = OpenStore.open(LocalStorage(request.path), request.paths, request.identity, options)
+    opened = OpenStore.open(open_storage(request.address), request.paths, request.identity, options)
     for name, reason in opened.keys.passed_over.items():
         messages(
             f"{name} is not accepted, and nothing depends on it: {reason} ('castore repair' with the "
@@ -141,7 +142,8 @@ def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
 class CreateRequest:
     """How to create a store: the arguments of `create`, and what only the command line needs."""
 
-    path: str
+    address: str
+    """The path of the store's directory, or its URL."""
     paths: MachinePaths
     recipients: Sequence[Recipient]
     owner: Identity | None = None
@@ -166,7 +168,7 @@ def create(
     host: str = "",
     paths: MachinePaths | None = None,
 ) -> Store:
-    """Create a store in the directory `path`, which must be new or empty, and open it.
+    """Create a store at `path`, a directory or a URL, which must be new or empty, and open it.
 
     identity: as in `open`. It can decrypt and administer the store.
     passphrase: the passphrase of the identity's file.
@@ -185,7 +187,7 @@ def create(
     if owner is not None:
         known.insert(0, owner.recipient)
     request = CreateRequest(
-        path=absolute(os.fspath(path)),
+        address=store_address(os.fspath(path)),
         paths=paths or machine_paths(),
         recipients=list(dict.fromkeys(known)),
         owner=owner,
@@ -204,7 +206,7 @@ def create_store(request: CreateRequest, *, excluded_paths: Callable[[], Sequenc
     if not request.recipients:
         raise UsageError("nobody could read the store: give an identity, or recipients")
     admins = [Admin.parse(admin).key for admin in request.admins]
-    refuse_others(request.path)
+    refuse_others(request.address)
     owner, messages = request.owner, Messages(None)
     new = NewStore(
         average_chunk_size=request.average_chunk_size,
@@ -215,7 +217,7 @@ def create_store(request: CreateRequest, *, excluded_paths: Callable[[], Sequenc
     )
     with interrupt_note("the store is not complete: repeat the command to create it"):
         opened = OpenStore.create(
-            LocalStorage(request.path, create=True),
+            open_storage(request.address, create=True),
             request.paths,
             [(recipient, "") for recipient in request.recipients],
             None if owner is None else lambda: owner,

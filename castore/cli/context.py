@@ -44,11 +44,11 @@ class CliContext:
 
         return load(path, home=directories.home(), programs=False, tolerant=True)
 
-    def store_path(self, argument: str | None = None) -> str:
-        """Return the path of the store, which may not exist."""
+    def store_address(self, argument: str | None = None) -> str:
+        """Return the path or URL of the store, which may not exist."""
         explicit = argument or self.store or environment.store_from_environment()
         if explicit:
-            return directories.absolute(explicit)
+            return directories.store_address(explicit)
         configured = self.settings.store if self.settings is not None else None
         return configured or environment.default_store()
 
@@ -70,15 +70,15 @@ class CliContext:
         from castore.api.opening import OpenRequest, open_store
         from castore.errors import NotFoundError
 
-        path = self.store_path()
-        if create_default and path == environment.default_store() and not os.path.exists(path):
+        address = self.store_address()
+        if create_default and address == environment.default_store() and not os.path.exists(address):
             from castore.cli.new_store import make_first
 
-            make_first(self, path)
+            make_first(self, address)
         if confined is not None:
-            self._confine(path, confined)
+            self._confine(address, confined)
         request = OpenRequest(
-            path=path,
+            address=address,
             identity=self.identity(),
             settings=self.settings,
             paths=directories.machine_paths(),
@@ -94,7 +94,7 @@ class CliContext:
         try:
             return open_store(request)
         except NotFoundError as error:
-            raise NotFoundError(f"{error}: {missing_store.hint_for(path)}") from None
+            raise NotFoundError(f"{error}: {missing_store.hint_for(address)}") from None
 
     def open_internal(self, *, confined: Sequence[str] | None = None) -> OpenStore:
         """Open the store for a command that the Python API does not offer."""
@@ -135,10 +135,10 @@ class CliContext:
 
     def default_identity(self) -> str:
         """Return where `init` writes the identity of this store by default."""
-        from castore.storage import LocalStorage
+        from castore.storage import open_storage
         from castore.store import Store
 
-        store_ids = Store.read_ids(LocalStorage(self.store_path()))
+        store_ids = Store.read_ids(open_storage(self.store_address()))
         paths = [directories.identity_path(store_id) for store_id in store_ids]
         return next((path for path in paths if os.path.exists(path)), paths[0])
 

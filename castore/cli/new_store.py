@@ -50,7 +50,7 @@ def make_store(context: CliContext, wanted: NewStore) -> dict[str, Any]:
 
     owners = _owners(context, wanted.recipients)
     phrase = wanted.passphrase() if wanted.passphrase is not None and owners.is_new else None
-    path = context.store_path(wanted.path)
+    address = context.store_address(wanted.path)
     written = None
 
     def keep_identity(store_id: bytes) -> None:
@@ -61,9 +61,9 @@ def make_store(context: CliContext, wanted: NewStore) -> dict[str, Any]:
             write_identity(written, owners.admin, phrase)
 
     if not wanted.replace_lost:
-        missing_store.refuse_replacement(path)
+        missing_store.refuse_replacement(address)
     request = CreateRequest(
-        path=path,
+        address=address,
         paths=machine_paths(),
         recipients=owners.recipients,
         owner=owners.admin,
@@ -74,7 +74,7 @@ def make_store(context: CliContext, wanted: NewStore) -> dict[str, Any]:
     )
     create_store(request).close()
     texts = [recipient.text for recipient in owners.recipients]
-    return {"store": path, "identity": written, "recipients": texts}
+    return {"store": address, "identity": written, "recipients": texts}
 
 
 def _owners(context: CliContext, recipients: Sequence[str]) -> _Owners:

@@ -33,7 +33,7 @@ def show_preview(
     from castore.state.directories import machine_paths
 
     filed = _revision(context, service, revision)
-    excluded = [context.store_path(), *context.excluded_paths()]
+    excluded = [context.store_address(), *context.excluded_paths()]
     parts = list(preview(sources, excluded, machine_paths().journals))
     plain = [_plain(part) for part in parts]
     entry = {"service": service, "revision": filed, "dry_run": True, "parts": plain}

@@ -257,9 +257,9 @@ def recorded_engine(name: str, settings: Mapping[str, Any]) -> EngineSource:
 
 
 def directory_ids(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (device, inode) of the paths that exist."""
+    """Return (device, inode) of the absolute paths that exist; the URL of a store is no path."""
     ids = []
-    for path in paths:
+    for path in filter(os.path.isabs, paths):
         try:
             info = os.stat(path)
         except OSError:

@@ -7,6 +7,7 @@ import pwd
 
 from castore.errors import UsageError
 from castore.state.paths import MachinePaths
+from castore.storage import is_url, normalized_url
 
 
 class NoHomeError(UsageError):
@@ -46,6 +47,11 @@ def absolute(path: str) -> str:
             f"{path!r} is relative to the working directory, which was deleted: change to one that exists, "
             "or name an absolute path"
         ) from None
+
+
+def store_address(text: str) -> str:
+    """Return the address of a store: an absolute path, or the one form of its URL. Raises UsageError."""
+    return normalized_url(text) if is_url(text) else absolute(text)
 
 
 def machine_paths() -> MachinePaths:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from castore.state.paths import MachinePaths
-from castore.storage import LocalStorage
+from castore.storage import open_storage
 from castore.store.options import NewStore, StoreOptions
 from castore.store.store import Store
 
@@ -34,14 +34,14 @@ __all__ = [
 
 
 def open_store(
-    path: str,
+    address: str,
     paths: MachinePaths,
     identity: Callable[[], Identity] | None = None,
     *,
     accept_older: bool = False,
 ) -> Store:
-    """Open the store in a directory, as `Store.open` does."""
-    return Store.open(LocalStorage(path), paths, identity, StoreOptions(accept_older=accept_older))
+    """Open the store at an address, as `Store.open` does."""
+    return Store.open(open_storage(address), paths, identity, StoreOptions(accept_older=accept_older))
 
 
 def __getattr__(name: str) -> Any:

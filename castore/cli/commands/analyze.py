@@ -161,7 +161,7 @@ def analyze(
             levels=not no_levels,
             peers=not no_peers,
             price=price,
-            leave_out=[context.store_path(), *context.excluded_paths()],
+            leave_out=[context.store_address(), *context.excluded_paths()],
             progress=progress,
         )
     if as_json:

@@ -45,7 +45,7 @@ def write_config(context: CliContext, file: str | None) -> None:
         raise UsageError(f"{path} exists and is not overwritten; print a new one with: castore config init -")
     store = context.store or environment.store_from_environment()
     found = list(detect())
-    body = document(directories.absolute(store) if store else None, found)
+    body = document(directories.store_address(store) if store else None, found)
     if path == "-":
         click.echo(body, nl=False)
         return

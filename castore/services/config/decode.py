@@ -116,7 +116,7 @@ class _Decoder:
         store = size = None
         recipients: tuple[str, ...] = ()
         with self._problems.collecting():
-            store = None if top.store is None else self._values.absolute(top.store, ("store",))
+            store = None if top.store is None else self._values.store_address(top.store, ("store",))
         with self._problems.collecting():
             recipients = self._values.check_recipients(top.recipients)
         self._read_defaults(top.defaults)

@@ -12,6 +12,7 @@ from castore.deferred import pattern
 from castore.errors import ConfigError, UsageError
 from castore.model.names import check_host, check_name
 from castore.process.users import account_of
+from castore.storage import is_url, normalized_url
 
 if TYPE_CHECKING:
     from castore.services.config.problems import Keys, Problems
@@ -121,6 +122,18 @@ class ValueChecks:
         if "\0" in path:
             raise self._problems.error(keys, f"{path!r} cannot be a path: it has a NUL byte")
         return os.path.normpath(path)
+
+    def store_address(self, address: str, keys: Keys) -> str:
+        """Return the address of a store: an absolute path as `absolute` does, or the one form of a URL.
+
+        Raises ConfigError.
+        """
+        if not is_url(address):
+            return self.absolute(address, keys)
+        try:
+            return normalized_url(address)
+        except UsageError as error:
+            raise self._problems.error(keys, str(error)) from None
 
     def check_program(self, argv: tuple[str, ...], keys: Keys) -> None:
         """Raise ConfigError for a program that cannot be run, or, if it is looked for, is missing."""

@@ -90,7 +90,7 @@ def _sheet(context: CliContext) -> Sheet:
     from castore.cli.recovery_sheet import Sheet
     from castore.crypto.identity import Identity, check_identity, is_locked
     from castore.errors import CastoreError, IdentityError
-    from castore.storage import LocalStorage
+    from castore.storage import open_storage
     from castore.store import Store
 
     text, source = context.identity_text()
@@ -103,10 +103,10 @@ def _sheet(context: CliContext) -> Sheet:
         recipient = noted[1] if noted else ""
     else:
         recipient = Identity.parse(line, None).recipient.text
-    store, store_id = context.store_path(), ""
+    store, store_id = context.store_address(), ""
     # The store may be on another machine, or its disk not mounted: the sheet then has no store id.
     with contextlib.suppress(CastoreError):
-        store_id = Store.read_id(LocalStorage(store)).hex()
+        store_id = Store.read_id(open_storage(store)).hex()
     return Sheet(line, recipient, store, store_id, dt.datetime.now().astimezone().date().isoformat())
 
 

@@ -1,0 +1,56 @@
+"""The address of a store: the path of a directory, or a URL such as `s3://bucket/folder`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from castore.errors import UsageError
+from castore.storage.local import LocalStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from castore.storage.base import Storage
+    from castore.storage.url import StoreUrl
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_url(text: str) -> bool:
+    """Return whether the address of a store is a URL, of any scheme."""
+    return _URL.match(text) is not None
+
+
+def _parsed(text: str) -> StoreUrl:
+    from castore.storage.url import StoreUrl  # noqa: PLC0415 - urllib takes 3 ms, and most stores are directories
+
+    return StoreUrl(text)
+
+
+def normalized_url(text: str) -> str:
+    """Return the one form of a URL of a store. Raises UsageError, also if no backend knows the scheme."""
+    url = _parsed(text)
+    if url.scheme not in _BACKENDS:
+        known = ", ".join(f"{scheme}://" for scheme in _BACKENDS)
+        raise UsageError(
+            f"{text!r}: castore knows no store of the kind {url.scheme}://; name a directory "
+            f"(./{url.scheme}:... for one of that name), or a URL that begins with one of {known}"
+        )
+    return str(url)
+
+
+def open_storage(address: str, *, create: bool = False) -> Storage:
+    """Open the storage at an address, an absolute path or a URL.
+
+    create: create the directory of the store if there is none. Raises UsageError, NotFoundError,
+    StorageError.
+    """
+    if not is_url(address):
+        return LocalStorage(address, create=create)
+    url = _parsed(normalized_url(address))
+    return _BACKENDS[url.scheme](url, create)
+
+
+_BACKENDS: Final[dict[str, Callable[[StoreUrl, bool], Storage]]] = {}
+"""How to open the storage of each scheme: a function of the URL and of `create`."""
