@@ -27,6 +27,11 @@ The tree, with the exit code of the command line::
     |   +-- ObjectExistsError          1   create-only: an object of that name exists
     |   +-- ObjectMissingError         1   no object of that name exists
     |   +-- StorageFullError           1   no space for a new object; the store did not change
+    |   +-- StoragePermissionError     1   the user or the credentials may not do that
+    |   +-- TransientStorageError      1   the server failed; a repetition may succeed
+    |       +-- ThrottledError         1   it asks for fewer requests
+    |       +-- StorageTimeoutError    1   it did not answer in time
+    |       +-- UnreachableError       1   no connection, or it broke
     +-- FormatError                    1   the store has a version that this castore does not know
 
 A message says what failed on which object, why, and what to do next.
@@ -187,6 +192,26 @@ class ObjectMissingError(StorageError):
 
 class StorageFullError(StorageError):
     """There is no space for a new object. The store did not change, so objects can still be deleted."""
+
+
+class StoragePermissionError(StorageError):
+    """The user or the credentials of castore do not allow the operation. A repetition does not help."""
+
+
+class TransientStorageError(StorageError):
+    """The server failed, and a repetition may succeed. What was asked may have been done all the same."""
+
+
+class ThrottledError(TransientStorageError):
+    """The server asks for fewer requests. Nothing was done."""
+
+
+class StorageTimeoutError(TransientStorageError):
+    """The server did not answer in time."""
+
+
+class UnreachableError(TransientStorageError):
+    """The server cannot be reached, or the connection broke."""
 
 
 class FormatError(CastoreError):

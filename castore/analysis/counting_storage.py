@@ -62,13 +62,14 @@ class CountingStorage(Storage):
             raise ObjectMissingError(f"{name} does not exist in a trial store")
         return self._sizes[name]
 
-    def list(self, folder: str) -> Iterator[str]:
+    def list(self, folder: str, after: str = "") -> Iterator[str]:
         """Yield the names of the objects directly in a folder."""
         before = folder + "/"
         yield from [
             name.removeprefix(before)
             for name in list(self._sizes)
             if name.startswith(before) and "/" not in name.removeprefix(before)
+            if name > before + after
         ]
 
     def delete(self, name: str) -> None:

@@ -49,8 +49,18 @@ def open_storage(address: str, *, create: bool = False) -> Storage:
     if not is_url(address):
         return LocalStorage(address, create=create)
     url = _parsed(normalized_url(address))
-    return _BACKENDS[url.scheme](url, create)
+    from castore.storage.retrying import RetryingStorage  # noqa: PLC0415 - most stores are directories
+
+    return RetryingStorage(_BACKENDS[url.scheme](url, create))
 
 
-_BACKENDS: Final[dict[str, Callable[[StoreUrl, bool], Storage]]] = {}
+def _object_storage(url: StoreUrl, _create: bool) -> Storage:
+    from castore.storage.object_store import ObjectStorage  # noqa: PLC0415 - needs castore[s3]
+
+    return ObjectStorage(url)
+
+
+_BACKENDS: Final[dict[str, Callable[[StoreUrl, bool], Storage]]] = dict.fromkeys(
+    ("s3", "gs", "az"), _object_storage
+)
 """How to open the storage of each scheme: a function of the URL and of `create`."""

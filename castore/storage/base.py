@@ -77,7 +77,7 @@ class Storage(ABC):
     def create(self) -> Writer:
         """Begin a new object. Raises StorageError."""
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Write a complete object: `create`, `write` and `commit` in one call."""
         with self.create() as writer:
             writer.write(data)
@@ -96,10 +96,11 @@ class Storage(ABC):
         """Return an object's length in bytes. Raises ObjectMissingError, StorageError."""
 
     @abstractmethod
-    def list(self, folder: str) -> Iterator[str]:
+    def list(self, folder: str, after: str = "") -> Iterator[str]:
         """Yield the names, without `folder` and `/`, of the objects directly in `folder`, in any order.
 
-        A folder that was never written to is empty. Raises StorageError.
+        after: only those that sort after this name. A folder that was never written to is empty. Raises
+        StorageError.
         """
 
     def sync_dir(self, folder: str) -> None:  # noqa: B027 - most storages show only what is durable

@@ -220,7 +220,7 @@ class LocalStorage(Storage):
         except OSError as error:
             raise self._read_error(path, error) from error
 
-    def list(self, folder: str) -> Iterator[str]:
+    def list(self, folder: str, after: str = "") -> Iterator[str]:
         """Yield the names in a folder."""
         path = os.path.join(self._root, folder)
         try:
@@ -231,7 +231,7 @@ class LocalStorage(Storage):
             return
         except OSError as error:
             raise _refusal("list", path, error) from error
-        yield from names
+        yield from (name for name in names if name > after) if after else names
 
     def delete(self, name: str) -> None:
         """Delete an object, durably."""

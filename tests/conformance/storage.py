@@ -265,6 +265,20 @@ class StorageContract:
         assert set(found) == names
         assert list(storage.list("sessions")) == ["0123.0"]
 
+    def test_list_begins_after_a_name(self, storage):
+        names = [f"{i:03}" for i in range(0, 40, 2)]
+        for name in names:
+            storage.put(f"packs/{name}", b"")
+        for after in ("", "000", "001", "017", "018", "038", "039", "zz", "-"):
+            assert sorted(storage.list("packs", after)) == [name for name in names if name > after]
+
+    def test_delete_all_ignores_missing_objects(self, storage):
+        for name in ("a", "b", "c"):
+            storage.put(f"packs/{name}", b"")
+        storage.delete_all(["packs/a", "packs/x", "packs/c"])
+        storage.delete_all([])
+        assert contents(storage) == {"packs/b": b""}
+
     def test_a_folder_whose_name_begins_another_is_distinguished(self, storage):
         storage.put("pack/ab", b"")
         storage.put("packs/cd", b"")

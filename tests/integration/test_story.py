@@ -89,7 +89,7 @@ class App:
 
     def post(self, name: str) -> None:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/", data=name.encode(), method="POST")
-        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - a server of this test
+        urllib.request.urlopen(request, timeout=10).close()
 
     def castore(self, command: str, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess:
         return self.run(command, "--config", str(self.top / "castore.toml"), *arguments, expect=expect)

@@ -116,7 +116,7 @@ class OneObject(castore.storage.Storage):
     def size(self, name):
         return len(self.data)
 
-    def list(self, folder):
+    def list(self, folder, after=""):
         return iter(())
 
     def delete(self, name):

@@ -507,8 +507,8 @@ class CuttingStorage(Storage):
     def size(self, name):
         return self._inner.size(name)
 
-    def list(self, folder):
-        return self._inner.list(folder)
+    def list(self, folder, after=""):
+        return self._inner.list(folder, after)
 
     def delete(self, name):
         self._change(f"delete {name}", lambda: self._inner.delete(name))
