@@ -23,6 +23,7 @@ _LATER_SECONDS: Final = 0.005
 _SECTIONS: Final = {
     "Set up": {
         "init": "Create a store.",
+        "serve": "Give castore on other machines access to a store.",
         "config": "Check, show or write castore.toml.",
         "key": "Manage identities, recipients, admins and machines.",
     },

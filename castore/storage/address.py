@@ -60,7 +60,16 @@ def _object_storage(url: StoreUrl, _create: bool) -> Storage:
     return ObjectStorage(url)
 
 
-_BACKENDS: Final[dict[str, Callable[[StoreUrl, bool], Storage]]] = dict.fromkeys(
-    ("s3", "gs", "az"), _object_storage
-)
+def _ssh_storage(url: StoreUrl, create: bool) -> Storage:
+    from castore.storage.ssh import SshStorage  # noqa: PLC0415 - most stores are directories
+
+    return SshStorage(url, create=create)
+
+
+_BACKENDS: Final[dict[str, Callable[[StoreUrl, bool], Storage]]] = {
+    "s3": _object_storage,
+    "gs": _object_storage,
+    "az": _object_storage,
+    "ssh": _ssh_storage,
+}
 """How to open the storage of each scheme: a function of the URL and of `create`."""
