@@ -122,6 +122,9 @@ class Storage(ABC):
             with contextlib.suppress(ObjectMissingError):
                 self.delete(name)
 
+    def close(self) -> None:  # noqa: B027 - most storages hold nothing open
+        """Close connections; a further operation opens them again."""
+
     @contextlib.contextmanager
     def lock(self, *, exclusive: bool = False) -> Iterator[bool]:
         """Hold the store's lock during the block: exclusively (`exclusive`), or shared.

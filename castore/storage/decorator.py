@@ -57,6 +57,10 @@ class StorageDecorator(RemoteStorage):
         """Delete objects."""
         self.inner.delete_all(names)
 
+    def close(self) -> None:
+        """Close connections."""
+        self.inner.close()
+
     @contextlib.contextmanager
     def lock(self, *, exclusive: bool = False) -> Iterator[bool]:
         """Hold the lock."""

@@ -187,6 +187,7 @@ class Store:
         self.keys.close()
         self.base_cache.close()
         self.index.close()
+        self.storage.close()
 
     def reopened(self) -> Store:
         """Return this store for reading in a newly forked process: LMDB needs an index handle of its own."""

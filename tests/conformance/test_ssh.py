@@ -43,11 +43,22 @@ def _fresh() -> SshStorage:
     return _opened[-1]
 
 
+@pytest.fixture(scope="module")
+def connected(server):
+    """One connection for most tests: each costs a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        storage = _fresh()
+        yield storage
+        storage.close()
+
+
 @pytest.fixture
-def storage():
-    storage = _fresh()
-    yield storage
-    storage.close()
+def storage(connected):
+    for folder in ("config", "sessions", "packs", "pack", "generations"):
+        connected.delete_all([f"{folder}/{name}" for name in connected.list(folder)])
+    return connected
 
 
 class TestSshStorage(StorageContract):
@@ -78,6 +89,7 @@ def test_an_append_only_key_adds_and_reads_and_deletes_nothing(server, storage):
     with storage.lock() as held:
         assert held
     assert sorted(storage.list("packs")) == ["ab", "cd"]
+    storage.close()
 
 
 @pytest.mark.parametrize("name", ["../x", "packs/../x", "/etc/passwd", "packs/a/b", "tmp/x", "packs/", "packs/..", "packs/.", "packs"])
