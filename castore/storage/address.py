@@ -66,10 +66,17 @@ def _ssh_storage(url: StoreUrl, create: bool) -> Storage:
     return SshStorage(url, create=create)
 
 
+def _sftp_storage(url: StoreUrl, create: bool) -> Storage:
+    from castore.storage.sftp import SftpStorage  # noqa: PLC0415 - needs castore[sftp]
+
+    return SftpStorage(url, create=create)
+
+
 _BACKENDS: Final[dict[str, Callable[[StoreUrl, bool], Storage]]] = {
     "s3": _object_storage,
     "gs": _object_storage,
     "az": _object_storage,
     "ssh": _ssh_storage,
+    "sftp": _sftp_storage,
 }
 """How to open the storage of each scheme: a function of the URL and of `create`."""

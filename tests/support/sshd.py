@@ -120,10 +120,10 @@ class Sshd:
             self._process.wait()
             self._process = None
 
-    def connections(self) -> list[int]:
-        """Return the process ids of the servers of the connections that exist."""
-        found = subprocess.run(["pgrep", "-f", "castore serve --stdio"], stdout=subprocess.PIPE, check=False)
-        return [int(pid) for pid in found.stdout.split()]
+    @property
+    def process_id(self) -> int | None:
+        """The process whose children serve the connections."""
+        return None if self._process is None else self._process.pid
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
