@@ -70,4 +70,4 @@ def _decoded(text: str, url: str) -> str:
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r":[^@]*@", "@", url.replace("://", "\0", 1)).replace("\0", "://", 1)
+    return re.sub(r":.*@", "@", url.replace("://", "\0", 1)).replace("\0", "://", 1)
