@@ -100,20 +100,29 @@ class CliContext:
         """Open the store for a command that the Python API does not offer."""
         return self.open_store(confined=confined).internal
 
-    def _confine(self, path: str, writable: Sequence[str]) -> None:
-        """Confine this process to the store, castore's own files and the paths in `writable`."""
+    def _confine(self, address: str, writable: Sequence[str]) -> None:
+        """Confine this process to the store, castore's own files and the paths in `writable`.
+
+        Not if it must start programs: one that prints the identity, or the ssh that reaches the store.
+        """
         from castore.cli.confinement import confine
         from castore.errors import StorageError
         from castore.fs.durable import make_private_directory
+        from castore.storage import is_url
 
-        if not os.path.isdir(path) or identity_files.runs_identity_program(self.identity_file):
+        is_remote = is_url(address)
+        starts_ssh = address.startswith("ssh://")
+        if starts_ssh or identity_files.runs_identity_program(self.identity_file):
+            return
+        if not is_remote and not os.path.isdir(address):
             return
         own = directories.machine_paths()
         for folder in (own.state, own.cache):
             with contextlib.suppress(StorageError):
                 make_private_directory(folder)
         # A restore looks up names of users, and a directory service may provide them.
-        confine([path, own.state, own.cache, *writable], network=bool(writable))
+        store = [] if is_remote else [address]
+        confine([*store, own.state, own.cache, *writable], network=is_remote or bool(writable))
 
     def identity(self) -> Callable[[], Identity]:
         """Return a function that gets the identity when it is needed."""

@@ -25,6 +25,7 @@ _SECTIONS: Final = {
         "init": "Create a store.",
         "serve": "Give castore on other machines access to a store.",
         "config": "Check, show or write castore.toml.",
+        "store": "Test the places that stores are kept in.",
         "key": "Manage identities, recipients, admins and machines.",
     },
     "Take and look": {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from castore.cli import identity_files, missing_store
 from castore.cli.messages import report
 from castore.deferred import dataclass
+from castore.storage import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ class NewStore:
     """Asks for the passphrase of a new identity; None: it has none."""
     replace_lost: bool = False
     """Create it even if this machine has used a store there that is missing now."""
+    no_conditional_writes: bool = False
+    """Accept a place that replaces objects, so that only one machine may add at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def make_store(context: CliContext, wanted: NewStore) -> dict[str, Any]:
 
     if not wanted.replace_lost:
         missing_store.refuse_replacement(address)
+    if is_url(address):
+        _refuse_unsound(address, no_conditional_writes=wanted.no_conditional_writes)
     request = CreateRequest(
         address=address,
         paths=machine_paths(),
@@ -75,6 +80,32 @@ def make_store(context: CliContext, wanted: NewStore) -> dict[str, Any]:
     create_store(request).close()
     texts = [recipient.text for recipient in owners.recipients]
     return {"store": address, "identity": written, "recipients": texts}
+
+
+def _refuse_unsound(address: str, *, no_conditional_writes: bool) -> None:
+    """Refuse a place that does not keep what a store needs. Raises StorageError."""
+    from castore.errors import StorageError
+    from castore.storage import open_storage
+    from castore.storage.probe import CREATE_ONLY, DELETION, probe
+
+    accepted = {DELETION} | ({CREATE_ONLY} if no_conditional_writes else set())
+    storage = open_storage(address, create=True)
+    try:
+        failed = [check for check in probe(storage) if check.failure is not None]
+    finally:
+        storage.close()
+    for check in failed:
+        if check.name not in accepted:
+            way_out = (
+                "; if only one machine at a time will ever add, --no-conditional-writes accepts the place"
+                if check.name == CREATE_ONLY
+                else ""
+            )
+            raise StorageError(
+                f"no store can be kept at {address}: {check.name}: {check.failure}; {check.consequence}"
+                f"{way_out}"
+            )
+        report(f"{address}: {check.name}: {check.failure}; {check.consequence}")
 
 
 def _owners(context: CliContext, recipients: Sequence[str]) -> _Owners:

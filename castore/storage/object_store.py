@@ -168,8 +168,8 @@ class ObjectStorage(RemoteStorage):
             return ObjectExistsError(f"{what} exists already, and objects are never replaced")
         if status in _DENIED:
             return StoragePermissionError(
-                f"{failed}the server refuses these credentials ({reason}); look at what they need to be "
-                f"allowed with: castore store policy {self._url}"
+                f"{failed}the server refuses these credentials ({reason}); what they need to be allowed is "
+                "in: castore help remote"
             )
         return _other_refusal(failed, error, status, reason)
 

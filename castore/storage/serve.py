@@ -19,6 +19,7 @@ from blake3 import blake3
 from castore.errors import (
     CastoreError,
     DamageError,
+    NotFoundError,
     ObjectExistsError,
     ObjectMissingError,
     StorageError,
@@ -38,6 +39,7 @@ KINDS: Final[dict[str, type[CastoreError]]] = {
     "full": StorageFullError,
     "permission": StoragePermissionError,
     "damage": DamageError,
+    "no-store": NotFoundError,
     "failed": StorageError,
 }
 """The errors that an answer can carry, the most specific ones first."""
@@ -55,11 +57,13 @@ Reply = tuple[Answer, bytes]
 class Server:
     """Answers the requests of a client about one storage, several at a time.
 
-    append_only: refuse to delete, and to hold the lock exclusively.
+    open_storage: called by the first request, so that its error reaches the client. append_only: refuse to
+    delete, and to hold the lock exclusively.
     """
 
-    def __init__(self, storage: Storage, frames: Frames, *, append_only: bool) -> None:
-        self._storage = storage
+    def __init__(self, open_storage: Callable[[], Storage], frames: Frames, *, append_only: bool) -> None:
+        self._open_storage = open_storage
+        self._opened: Storage | None = None
         self._frames = frames
         self._append_only = append_only
         self._writing = threading.Lock()
@@ -92,6 +96,12 @@ class Server:
                 waiting.acquire()
                 threads.submit(self._answer, request, frame[1], waiting)
                 del frame
+
+    @property
+    def _storage(self) -> Storage:
+        if self._opened is None:
+            raise StorageError("the first request must be 'hello'")
+        return self._opened
 
     @contextlib.contextmanager
     def _unlocking(self) -> Iterator[None]:
@@ -127,6 +137,7 @@ class Server:
                 f"the client speaks version {request.version} of the protocol, and this castore version "
                 f"{VERSION}: install the same castore on both machines"
             )
+        self._opened = self._open_storage()
         return Answer(request.number, flag=self._append_only), b""
 
     def _put(self, request: Request, body: bytes) -> Reply:

@@ -202,7 +202,7 @@ class _Connection:
         answer, _ = self.ask("hello", b"", {}, _PATIENCE)
         if answer.error is not None:
             self.close()
-            raise StorageError(f"{url}: {answer.message}")
+            raise KINDS.get(answer.error, StorageError)(f"{url}: {answer.message}")
 
     @property
     def process_id(self) -> int:

@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Create a new store although this machine has used one there that is missing now.",
 )
+@click.option(
+    "--no-conditional-writes",
+    is_flag=True,
+    help="Accept a server that replaces objects; only one machine at a time may add then.",
+)
 @json_option
 @common
 def init(
@@ -54,9 +59,10 @@ def init(
     average: int,
     passphrase: bool,
     replace_lost: bool,
+    no_conditional_writes: bool,
     as_json: bool,
 ) -> None:
-    """Create a store in the directory STORE, and an identity unless recipients are given.
+    """Create a store at STORE, a directory or a URL, and an identity unless recipients are given.
 
     Only the identity decrypts what is stored: move it off this machine. It is written to --identity FILE,
     else to CASTORE_IDENTITY. An identity that exists there, or that CASTORE_IDENTITY_COMMAND prints, is used
@@ -72,6 +78,7 @@ def init(
         average=average,
         passphrase=new_passphrase if passphrase else None,
         replace_lost=replace_lost,
+        no_conditional_writes=no_conditional_writes,
     )
     made = make_store(context, wanted)
     if as_json:

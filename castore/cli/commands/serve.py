@@ -33,10 +33,11 @@ def serve(stdio: bool, append_only: bool, create: bool, path: str) -> None:
     if sys.stdin.isatty() or sys.stdout.isatty():
         raise UsageError("'castore serve --stdio' is started by a castore on another machine, through ssh")
     # What is printed by accident must not end up between the answers.
+    directory = absolute(path)
     with os.fdopen(os.dup(1), "wb") as answers, os.fdopen(os.dup(0), "rb") as requests:
         os.dup2(2, 1)
         server = Server(
-            LocalStorage(absolute(path), create=create), Frames(requests, answers), append_only=append_only
+            lambda: LocalStorage(directory, create=create), Frames(requests, answers), append_only=append_only
         )
         try:
             server.run()

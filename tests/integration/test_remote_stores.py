@@ -1,0 +1,112 @@
+"""Stores on other machines, by the command line: an S3 server, a directory behind ssh, an SFTP server."""
+
+from __future__ import annotations
+
+import filecmp
+import itertools
+import os
+import random
+import shutil
+
+import pytest
+
+from tests.support.seaweedfs import SeaweedFS
+from tests.support.sshd import Sshd
+
+KINDS = ("s3", "ssh", "sftp")
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with SeaweedFS() as s3, Sshd() as sshd:
+        s3.make_bucket("castore-test")
+        yield s3, sshd
+
+
+@pytest.fixture(params=KINDS)
+def remote(request, servers, monkeypatch):
+    """The URL of a place for a new store."""
+    s3, sshd = servers
+    for name, value in {**s3.environment, **sshd.environment}.items():
+        monkeypatch.setenv(name, value)
+    number = next(_numbers)
+    places = {
+        "s3": f"s3://castore-test/store-{number}",
+        "ssh": f"ssh://castore-test{sshd.folder}/store-{number}",
+        "sftp": f"sftp://castore-test{sshd.folder}/store-{number}",
+    }
+    monkeypatch.setenv("CASTORE_STORE", places[request.param])
+    return places[request.param]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    top = tmp_path / "tree"
+    top.mkdir()
+    for number in range(20):
+        (top / f"small-{number}").write_bytes(random.Random(number).randbytes(3000))
+    (top / "large").write_bytes(random.Random(99).randbytes(3 << 20))
+    return top
+
+
+def _same(one, other):
+    names = sorted(os.listdir(one))
+    assert names == sorted(os.listdir(other))
+    assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
+
+
+def test_a_store_on_another_machine_is_used_as_one_on_this_one(castore, remote, tree, tmp_path, home):
+    made = castore("init").stdout
+    assert f"store:     {remote}\n" in made
+    castore("snapshot", "wiki", "--revision", "r1", "--tree", f"d={tree}")
+    shutil.copytree(tree, tmp_path / "r1")
+    (tree / "large").write_bytes(random.Random(99).randbytes(2 << 20) + b"changed")
+    (tree / "small-3").unlink()
+    castore("snapshot", "wiki", "--revision", "r2", "--tree", f"d={tree}")
+    shutil.copytree(tree, tmp_path / "r2")
+    castore("restore", "wiki@r1:d", tmp_path / "restored")
+    _same(tmp_path / "restored", tmp_path / "r1")
+    castore("rollback", "wiki", "--to", "r1", "--yes")
+    _same(tree, tmp_path / "r1")
+    assert castore("cat", "wiki@r2:d/large", binary=True).stdout == (tmp_path / "r2" / "large").read_bytes()
+    assert "no damage found" in castore("verify", "--packs").stdout
+    castore("forget", "wiki@r2", "--yes")
+    castore("prune")
+    assert "no damage found" in castore("verify").stdout
+
+    # A machine that never saw the store needs the URL and the identity.
+    identity = made.split("identity:  ")[1].split("\n")[0]
+    new = {f"XDG_{kind}_HOME": str(tmp_path / "new" / kind) for kind in ("STATE", "CACHE", "DATA")}
+    castore("restore", "wiki@r1:d", tmp_path / "new-machine", "--identity", identity, env=new)
+    _same(tmp_path / "new-machine", tmp_path / "r1")
+
+
+def test_a_second_store_at_the_same_place_is_refused(castore, remote):
+    castore("init")
+    assert f"{remote} holds a castore store already" in castore("init", expect=2).stderr
+
+
+def test_a_place_without_a_store_is_named_with_the_way_out(castore, remote):
+    failed = castore("log", expect=6).stderr
+    assert remote in failed
+    assert f"castore init {remote}" in failed
+
+
+def test_an_unknown_scheme_makes_no_directory(castore, home):
+    failed = castore("init", "s4://bucket/x", expect=2).stderr
+    assert "no store of the kind s4://" in failed
+    assert "s3://" in failed
+    castore("snapshot", "x", "--tree", "d=/etc/hostname", expect=2, env={"CASTORE_STORE": "gopher://x/y"})
+    assert sorted(os.listdir(home)) == []
+
+
+def test_a_url_in_castore_toml_names_the_store(castore, remote, tree, home, monkeypatch):
+    monkeypatch.delenv("CASTORE_STORE")
+    config = home / "castore.toml"
+    config.write_text(f'store = "{remote}"\n[service.wiki]\nrevision.value = "r1"\n[service.wiki.parts.d]\nengine = "tree"\npath = "{tree}"\n')
+    castore("init", "--config", config)
+    castore("snapshot", "wiki", "--config", config)
+    assert "wiki" in castore("log", "--config", config).stdout
+    config.write_text('store = "s4://bucket/x"\n')
+    assert "store: 's4://bucket/x'" in castore("config", "check", "--config", config, expect=2).stderr
