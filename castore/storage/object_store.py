@@ -212,7 +212,7 @@ def _opened(url: StoreUrl) -> Any:
         "connect_timeout": _CONNECT_TIMEOUT,
         "timeout": _REQUEST_TIMEOUT,
         "user_agent": "castore",
-        # Whoever names an endpoint without TLS wants it: objects are encrypted, their names are not secret.
+        # An endpoint without TLS is the user's decision: objects are encrypted, their names are not secret.
         "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
     }
     try:

@@ -6,7 +6,13 @@ import random
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from castore.errors import ObjectExistsError, ObjectMissingError, ThrottledError, TransientStorageError
+from castore.errors import (
+    ObjectExistsError,
+    ObjectMissingError,
+    StorageError,
+    ThrottledError,
+    TransientStorageError,
+)
 from castore.storage.decorator import StorageDecorator
 
 if TYPE_CHECKING:
@@ -21,6 +27,8 @@ _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 20.0
 _PATIENCE: Final = 180.0
 """Seconds from the first request after which nothing is repeated: a server that restarts needs less."""
+_FIRST_PATIENCE: Final = 15.0
+"""The same before the first success: the URL or the server's address may be wrong, and somebody waits."""
 _COMPARED: Final = 1 << 20
 """An object up to this length is read back completely; of a longer one, its length and its end."""
 
@@ -42,35 +50,40 @@ class RetryingStorage(StorageDecorator):
     ) -> None:
         super().__init__(inner)
         self._patience = patience
+        self._has_succeeded = False
         self._sleep = sleep
         self._clock = clock
 
-    def _pauses(self) -> Iterator[None]:
-        """Yield after each pause, as long as there is patience: full jitter (AWS, 2015) spreads clients."""
-        end = self._clock() + self._patience
+    def _tries(self) -> Iterator[None]:
+        """Yield at once, and then after each pause, as long as there is patience.
+
+        A pause is random from none to the longest, which spreads clients ("full jitter", AWS 2015).
+        """
+        patience = self._patience if self._has_succeeded else min(self._patience, _FIRST_PATIENCE)
+        end = self._clock() + patience
         longest = _FIRST_PAUSE
-        while True:
-            pause = random.uniform(0, longest)  # noqa: S311 - spreads clients, hides nothing
-            if self._clock() + pause > end:
-                return
-            self._sleep(pause)
+        pause = 0.0
+        while self._clock() + pause <= end:
+            if pause:
+                self._sleep(pause)
             yield
+            pause = random.uniform(0, longest)  # noqa: S311 - spreads clients, hides nothing
             longest = min(2 * longest, _LONGEST_PAUSE)
 
     def _repeat(self, request: Callable[[], Result]) -> Result:
-        try:
-            return request()
-        except TransientStorageError as error:
-            failure = error
-        for _ in self._pauses():
+        failure: TransientStorageError | None = None
+        for _ in self._tries():
             try:
-                return request()
+                result = request()
             except TransientStorageError as error:
                 failure = error
-        raise failure
+            else:
+                self._has_succeeded = True
+                return result
+        raise failure or StorageError("the clock of this machine went backwards")
 
     def put(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Write an object; what a lost reply left behind is accepted if it is the same."""
+        """Write an object; an object that exists because a reply was lost is accepted if it is the same."""
         uncertain = False
 
         def request() -> None:

@@ -1,7 +1,7 @@
 """Stores on other machines: `ssh://`, through the system's ssh and `castore serve --stdio` on the far side.
 
 One connection carries the requests of all threads. If it breaks, the next request makes a new one; but a lock
-is lost with it, and whoever held the lock must not go on.
+is lost with it, and its holder must not continue.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ _KEPT_ERRORS: Final = 2000
 
 
 class SshStorage(RemoteStorage):
-    """A directory behind `castore serve`. `program` is the command of ssh. Raises UsageError."""
+    """A directory that `castore serve` gives access to.
+
+    program: the command of ssh; by default that of CASTORE_SSH. Raises UsageError.
+    """
 
     def __init__(self, url: StoreUrl, program: str | None = None, *, create: bool = False) -> None:
         if not url.path:

@@ -1,4 +1,4 @@
-"""A directory behind `castore serve` keeps the contract of storage: through OpenSSH."""
+"""A directory that `castore serve` gives access to keeps the contract of storage: through OpenSSH."""
 
 from __future__ import annotations
 

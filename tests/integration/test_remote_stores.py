@@ -1,4 +1,4 @@
-"""Stores on other machines, by the command line: an S3 server, a directory behind ssh, an SFTP server."""
+"""Stores on other machines, by the command line: an S3 server, a directory reached by ssh, an SFTP server."""
 
 from __future__ import annotations
 

@@ -126,11 +126,21 @@ def test_a_deletion_whose_reply_was_lost_is_done():
 
 
 def test_patience_ends_with_the_failure_of_the_last_try():
-    _, storage, clock = _failing(["before"] * 1000, patience=60)
+    inner, storage, clock = _failing([None, *["before"] * 1000], patience=60)
+    inner.objects["packs/a"] = b""
+    storage.get("packs/a")
     with pytest.raises(TransientStorageError, match="get packs/a failed"):
         storage.get("packs/a")
     assert 20 < clock.now <= 60
     assert len(clock.pauses) > 4
+
+
+def test_patience_is_short_before_the_first_success():
+    """The URL may be wrong, and somebody waits."""
+    _, storage, clock = _failing(["before"] * 1000)
+    with pytest.raises(TransientStorageError, match="get packs/a failed"):
+        storage.get("packs/a")
+    assert 5 < clock.now <= 15
 
 
 @given(st.integers(0, 1000))
