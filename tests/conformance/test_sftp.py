@@ -64,6 +64,8 @@ def storage(connected):
 class TestSftpStorage(StorageContract):
     """The suite, through SFTP."""
 
+    listed = 40
+
 
 class TestSftpStorageAgainstADict(machine(_fresh, examples=4, steps=25)):
     """The state machine, through SFTP."""

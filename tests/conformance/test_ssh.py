@@ -64,6 +64,8 @@ def storage(connected):
 class TestSshStorage(StorageContract):
     """The suite, through ssh."""
 
+    listed = 40
+
 
 class TestSshStorageAgainstADict(machine(_fresh, examples=4, steps=25)):
     """The state machine, through ssh."""
