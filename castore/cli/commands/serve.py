@@ -7,10 +7,7 @@ import click
 from castore.cli.options import LocalPath
 
 
-@click.command(
-    epilog="Example, in ~/.ssh/authorized_keys, before the key of a machine: "
-    'restrict,command="castore serve --stdio --append-only /srv/store"'
-)
+@click.command(epilog="Example: castore serve --stdio --append-only /srv/castore")
 @click.option("--stdio", is_flag=True, required=True, help="Answer on standard input and output.")
 @click.option("--append-only", is_flag=True, help="Only add and read: refuse to delete.")
 @click.option("--create", is_flag=True, help="Create the directory if there is none.")
@@ -18,7 +15,8 @@ from castore.cli.options import LocalPath
 def serve(stdio: bool, append_only: bool, create: bool, path: str) -> None:
     """Answer the requests of a castore that uses the store at PATH by an ssh:// URL.
 
-    That castore starts this command through ssh. It encrypts and decrypts; this side needs no key.
+    That castore starts this command through ssh. It encrypts and decrypts; this side needs no key. 'castore
+    help remote' has the line for ~/.ssh/authorized_keys that allows a key this command only.
     """
     import os
     import sys
