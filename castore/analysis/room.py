@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 from castore.analysis.first_seen import FirstSeen
 from castore.analysis.results import Room, RoomItem
 from castore.content.ref_tree import iter_chunks
-from castore.content.scan.previous_files import own_streams
-from castore.content.scan.record_streams import decode_streams
+from castore.content.scan.record_streams import decode_streams, own_streams
 from castore.kernel.dir_listing import BUNDLED, entry_at, places_of
 
 if TYPE_CHECKING:
@@ -103,15 +102,12 @@ class RoomCounter:
 
     def _add_directory(self, path: str, record: Record) -> None:
         streams = decode_streams(record)
-        large = list(own_streams(record))
-        entries, small = streams.refs[:1], streams.small_files
-        plain = stored = 0.0
-        for ref in entries:
-            stored += self._named(METADATA, ref)
-            plain += ref.size
-        for place, _, ref in large:
-            stored += self._named(_type_of(entry_at(record.listing, place).name), ref)
-            plain += ref.size
+        small = streams.small_files
+        stored = self._named(METADATA, streams.entries)
+        plain = streams.entries.size
+        for own in own_streams(record):
+            stored += self._named(_type_of(entry_at(record.listing, own.place).name), own.ref)
+            plain += own.ref.size
         size = sum(ref.size for ref in small)
         taken = sum(self._seen.weigh(ref) for ref in small)
         marked = zip(places_of(record.listing), record.marks, strict=True)

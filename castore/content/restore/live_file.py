@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import replace
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from castore.content.restore.metadata import is_privileged
 from castore.content.restore.undo_journal import Path  # noqa: TC001 - NamedTuple needs it
 from castore.content.scan.cache import is_racily_clean, summary_of
-from castore.content.stored_dirs import open_directory
-from castore.errors import CastoreError
+from castore.content.scan.record_streams import own_streams
+from castore.errors import DamageError
 from castore.fs.beneath import open_regular
 from castore.fs.stamp import Stamp, stamp_of
-from castore.kernel.dir_listing import DOUBTFUL, entry_at, places_of
+from castore.kernel.dir_listing import DOUBTFUL, SPARSE, entry_at
 from castore.model.refs import Ref  # noqa: TC001 - NamedTuple needs it
 from castore.model.tree import Content
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from castore.content.restore.plan import Step
     from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.stored_dirs import Child
-    from castore.content.streams import StreamReader
 
 LARGE: Final = 1 << 20
 """A file of at least this size may reuse content of the file that it replaces."""
@@ -70,9 +70,7 @@ def is_large(step: Step) -> bool:
     return own and step.action == "replace" and step.size >= LARGE
 
 
-def with_proofs(
-    reader: StreamReader, scan: ScanCacheReader | None, ids: tuple[int, int], steps: Sequence[Step]
-) -> list[Step]:
+def with_proofs(scan: ScanCacheReader | None, ids: tuple[int, int], steps: Sequence[Step]) -> list[Step]:
     """Add to the steps that replace large files what the last snapshot's scan proves of their content.
 
     ids: device and inode of the top. The rules are those by which a snapshot does not read a file again: its
@@ -88,12 +86,12 @@ def with_proofs(
             continue
         folder = step.path[:-1]
         if folder not in proofs:
-            proofs[folder] = _proofs(reader, scan, folder)
+            proofs[folder] = _proofs(scan, folder)
         proven.append(replace(step, proof=proofs[folder].get(step.path[-1])))
     return proven
 
 
-def _proofs(reader: StreamReader, scan: ScanCacheReader, folder: Path) -> dict[bytes, Proof]:
+def _proofs(scan: ScanCacheReader, folder: Path) -> dict[bytes, Proof]:
     """Return what the scan proves of the large files of the directory at a path."""
     record = scan.record(scan.top)
     for name in folder:
@@ -101,26 +99,16 @@ def _proofs(reader: StreamReader, scan: ScanCacheReader, folder: Path) -> dict[b
         if at is None:
             return {}
         record = scan.record(at)
-    summary = summary_of(record)
-    try:
-        stored = open_directory(reader, summary.ref)
-    except CastoreError:
-        return {}
-    # A file with holes is left out: offsets in its stream are not those in the file.
-    streams = {
-        child.entry.name: child.ref
-        for child in stored
-        if child.entry.content is Content.OWN and child.entry.is_file and child.entry.extra.extents is None
-    }
+    since = summary_of(record).time
     proofs = {}
-    for place, mark in zip(places_of(record.listing), record.marks, strict=True):
-        entry = entry_at(record.listing, place)
-        ref = streams.get(entry.name)
-        if ref is None or mark & DOUBTFUL or is_racily_clean(entry.ctime_ns, summary.time):
-            continue
-        if ref.size == entry.size:
-            stamp = Stamp(entry.dev, entry.ino, entry.size, entry.mtime_ns, entry.ctime_ns)
-            proofs[entry.name] = Proof(ref, stamp)
+    with contextlib.suppress(DamageError):
+        for place, mark, ref, _ in own_streams(record):
+            entry = entry_at(record.listing, place)
+            # Of a file with holes, offsets in its stream are not those in the file.
+            unsure = mark & (DOUBTFUL | SPARSE) or is_racily_clean(entry.ctime_ns, since)
+            if not unsure and ref.size == entry.size:
+                stamp = Stamp(entry.dev, entry.ino, entry.size, entry.mtime_ns, entry.ctime_ns)
+                proofs[entry.name] = Proof(ref, stamp)
     return proofs
 
 

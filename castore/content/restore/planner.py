@@ -57,7 +57,7 @@ def plan_tree(
         if b"" in comparison.unread:
             return planner.nothing(top)
         planner.tree(fd, child)
-        steps = planner.steps = with_proofs(reader, comparison.scan, ids, planner.steps)
+        steps = planner.steps = with_proofs(comparison.scan, ids, planner.steps)
         if steps or planner.files.metadata_differs(fd, (), child, listing_entry(b".", os.fstat(fd))):
             steps.append(planner.metadata((), child, ids))
     except OSError as error:

@@ -13,8 +13,8 @@ from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.scan.cache import is_racily_clean, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
-from castore.content.scan.previous_files import PreviousFiles, own_streams
-from castore.content.scan.record_streams import decode_streams
+from castore.content.scan.previous_files import PreviousFiles
+from castore.content.scan.record_streams import own_streams
 from castore.deferred import dataclass
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
@@ -71,12 +71,11 @@ class LargeFileReader:
         files: dict[bytes, LastRead] = {}
         since = summary_of(record).time
         try:
-            chunks = decode_streams(record).large_chunks
-            for (place, mark, ref), count in zip(own_streams(record), chunks, strict=False):
+            for place, mark, ref, chunks in own_streams(record):
                 entry = entry_at(record.listing, place)
                 doubtful = mark & DOUBTFUL or is_racily_clean(entry.ctime_ns, since)
                 raw = b"" if doubtful else entry_bytes(record.listing, place)
-                files[entry.name] = LastRead(raw, mark, ref, count, (entry.dev, entry.ino))
+                files[entry.name] = LastRead(raw, mark, ref, chunks, (entry.dev, entry.ino))
         except CastoreError:
             return {}
         return files

@@ -11,17 +11,17 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_runs_of_chunks
-from castore.content.scan.record_streams import decode_streams
+from castore.content.scan.record_streams import marked_own, own_streams
 from castore.deferred import pattern
 from castore.errors import CastoreError
-from castore.kernel.dir_listing import OWN_STREAM, entry_at, places_of
+from castore.kernel.dir_listing import entry_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from castore.content.pipeline import Pipeline
     from castore.content.scan.cache_reader import ScanCacheReader
-    from castore.kernel.dir_listing import Listed, Record
+    from castore.kernel.dir_listing import Listed
     from castore.model.refs import RecordId, Ref
 
 _LEAST: Final = 8 << 20
@@ -33,8 +33,6 @@ _CANDIDATES: Final = 8
 _SIZES: Final = 4
 """A candidate is at most this many times longer or shorter."""
 _DIGITS: Final = pattern(rb"\d+")
-_OWN_STREAM: Final = bytes(mark & OWN_STREAM for mark in range(256))
-"""Translates marks: all others are dropped."""
 
 
 class _LargeFile(NamedTuple):
@@ -62,19 +60,6 @@ def _ranking(
         )
 
     return rank
-
-
-def own_streams(record: Record) -> Iterator[tuple[int, int, Ref]]:
-    """Yield the files of a directory that have streams of their own: place in the listing, mark, stream.
-
-    Raises DamageError.
-    """
-    if not record.marks.translate(_OWN_STREAM).strip(b"\0"):
-        return
-    marked = zip(places_of(record.listing), record.marks, strict=True)
-    large = [(place, mark) for place, mark in marked if mark & OWN_STREAM]
-    for (place, mark), ref in zip(large, decode_streams(record).large_files, strict=False):
-        yield place, mark, ref
 
 
 class PreviousFiles:
@@ -119,15 +104,14 @@ class PreviousFiles:
 
     def _iter_files(self) -> Iterator[_LargeFile]:
         for record in self._old.records():
-            marked = zip(places_of(record.listing), record.marks, strict=True)
-            large = [entry_at(record.listing, place) for place, mark in marked if mark & OWN_STREAM]
-            for order, entry in enumerate(large):
+            for order, (place, _) in enumerate(marked_own(record)):
+                entry = entry_at(record.listing, place)
                 if entry.size >= _LEAST // _SIZES:
                     yield _LargeFile(entry, record.start, order)
 
     def _stream(self, file: _LargeFile) -> Ref | None:
         streams = list(own_streams(self._old.record(file.directory)))
-        return streams[file.order][2] if file.order < len(streams) else None
+        return streams[file.order].ref if file.order < len(streams) else None
 
     def _samples(self, fd: int, size: int) -> list[set[RecordId]]:
         """Return, for each chunk of a few samples of the file, which stored chunks it is or resembles."""

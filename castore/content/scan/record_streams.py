@@ -11,18 +11,20 @@ from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.errors import DamageError
-from castore.model.refs import REF_BYTES, decode_refs, encode_node
+from castore.kernel.dir_listing import OWN_STREAM, places_of
+from castore.model.refs import REF_BYTES, Ref, decode_refs, encode_node
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from castore.kernel.dir_listing import Record
-    from castore.model.refs import Ref
 
 _HEAD: Final = struct.Struct("<QQQ")
 """Number of streams, number of small-file streams among them, and whether the runs may be used. The streams,
 their chunk counts, and the runs follow.
 """
+_OWN_STREAM: Final = bytes(mark & OWN_STREAM for mark in range(256))
+"""Translates marks: all others are dropped."""
 
 
 class RecordStreams(NamedTuple):
@@ -38,6 +40,11 @@ class RecordStreams(NamedTuple):
     """Where the small files are: see castore.model.tree.Owners."""
     usable: bool
     """Whether the listing has the sizes that the small files have in the streams."""
+
+    @property
+    def entries(self) -> Ref:
+        """The stream of its entries."""
+        return self.refs[0]
 
     @property
     def small_files(self) -> Sequence[Ref]:
@@ -78,3 +85,34 @@ def decode_streams(record: Record) -> RecordStreams:
     if not 1 + small <= len(refs) == count <= len(numbers):
         raise DamageError("a record of a scan cache is damaged: it lacks streams")
     return RecordStreams(refs, numbers[:count], small, numbers[count:], usable=bool(usable))
+
+
+class OwnStream(NamedTuple):
+    """A file of a directory that has a stream of its own."""
+
+    place: int
+    """The place of its entry in the listing."""
+    mark: int
+    ref: Ref
+    chunks: int
+    """The number of chunks of the stream."""
+
+
+def own_streams(record: Record) -> Iterator[OwnStream]:
+    """Yield the files of a directory that have streams of their own, in the order of names.
+
+    Raises DamageError.
+    """
+    large = marked_own(record)
+    if large:
+        streams = decode_streams(record)
+        found = zip(large, streams.large_files, streams.large_chunks, strict=False)
+        yield from (OwnStream(place, mark, ref, chunks) for (place, mark), ref, chunks in found)
+
+
+def marked_own(record: Record) -> list[tuple[int, int]]:
+    """Return place in the listing and mark of the files that have streams of their own."""
+    if not record.marks.translate(_OWN_STREAM).strip(b"\0"):
+        return []
+    marked = zip(places_of(record.listing), record.marks, strict=True)
+    return [(place, mark) for place, mark in marked if mark & OWN_STREAM]
