@@ -118,8 +118,8 @@ def commands():
 
 
 def test_every_command_with_data_has_json_and_a_section():
-    """The others print what is itself the data: a file, a page, a sheet to print, a castore.toml."""
-    without = {"castore cat", "castore help", "castore key paper", "castore config init"}
+    """The others print what is itself the data: a file, a page, a sheet to print, a castore.toml, a protocol."""
+    without = {"castore cat", "castore help", "castore key paper", "castore config init", "castore serve"}
     sections = set(documented())
     for path, command in commands():
         has = any("--json" in parameter.opts for parameter in command.params)
@@ -142,6 +142,7 @@ def test_the_fields_of_every_command_are_documented(machine):
         return value
 
     check("init")
+    check("store probe", machine.folder / "store")
     check("snapshot", "--dry-run", "s")
     first = check("snapshot", "s")
     assert first["number"] == 1

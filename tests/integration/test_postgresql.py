@@ -144,7 +144,7 @@ def test_what_a_database_is_comes_back_with_it(server: Postgres, sandbox: Sandbo
 
 
 def without_preamble(stream, readinto, _preamble) -> None:
-    stream.warnings, stream._readinto = [], readinto  # noqa: SLF001 - what the engine asks its server
+    dump_stream.DumpStream.__init__(stream, readinto)
 
 
 def test_a_dump_without_recorded_properties_comes_back_as_the_live_database_is(server: Postgres, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
