@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field
 
-from castore.deferred import dataclass
+import msgspec
 
 
-@dataclass
-class Progress:
+class Progress(msgspec.Struct):
     """The work done so far. All numbers except `total` only grow."""
 
     files: int = 0
@@ -34,7 +32,7 @@ class Progress:
     """What remains of `after_delta` after compression, in bytes."""
     stored: int = 0
     """Bytes that the new chunks and nodes took in the store, compressed and sealed."""
-    warnings: list[tuple[bytes, str]] = field(default_factory=list)
+    warnings: list[tuple[bytes, str]] = []
     """(path, reason) of each file that is missing or possibly inconsistent."""
 
     def warn(self, path: bytes, reason: str) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import dataclass
 from castore.engines.file import File
 from castore.errors import CastoreError
 from castore.fs.durable import write_all

@@ -10,6 +10,7 @@ import gc
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from castore.analysis.advice import recommend
@@ -31,7 +32,6 @@ from castore.analysis.scatter import measure_scatter
 from castore.analysis.settings import Setting
 from castore.analysis.trial import trial_store
 from castore.analysis.whole_file import whole_files
-from castore.deferred import dataclass
 from castore.errors import ProgramError, UsageError
 from castore.process.own_process import release_freed_memory
 from castore.progress import Progress, unwatched

@@ -14,7 +14,7 @@ import math
 import os
 import random
 import struct
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +25,6 @@ from castore.analysis.nights import Night, Stored
 from castore.analysis.results import ChunkClass, LevelFigures, NightFigures
 from castore.analysis.survey import LargeFile, walk
 from castore.content.pipeline import Pipeline
-from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.progress import Progress
 

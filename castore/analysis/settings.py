@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-from castore.deferred import dataclass
 from castore.kernel import CutLimits
 
 AVERAGES: Final = tuple(1 << exponent for exponent in range(13, 21))

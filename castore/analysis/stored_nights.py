@@ -6,7 +6,7 @@ The same streams in the same order are what a scan of the tree would pass to the
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from castore.analysis.nights import Night, Stored
@@ -15,7 +15,6 @@ from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.stored_dirs import open_directory, references
 from castore.content.streams import StreamReader
-from castore.deferred import dataclass
 from castore.model.tree import Content
 from castore.progress import Progress
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blake3 import blake3
 
 from castore.content.scan.small_files import SMALL
-from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

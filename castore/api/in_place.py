@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import field
 from typing import TYPE_CHECKING, TypedDict
+
+import msgspec
 
 from castore.api.progress import counters
 from castore.api.selection import RestoreReport
-from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.services.ownership import stored_ownership
 from castore.services.restore import plan_size
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from castore.state.restore_runs import Estimate
 
 
-@dataclass(frozen=True)
-class InPlacePlan:
+class InPlacePlan(msgspec.Struct, frozen=True):
     """What a restore in place would do, with all that it needs to do exactly that."""
 
     directory: str
@@ -42,8 +41,8 @@ class InPlacePlan:
     """Why it may change other files than those of the stored tree; empty: it does not."""
     estimate: Estimate | None
     """How long it probably takes; None: no earlier run on this machine is known."""
-    selection: Selection = field(repr=False)
-    ownership: Ownership = field(repr=False)
+    selection: Selection
+    ownership: Ownership
 
 
 class InPlaceOptions(TypedDict, total=False):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from castore.crypto import Admin, Recipient
-from castore.deferred import dataclass
 from castore.errors import NotFoundError, UsageError
 from castore.process.signal_shield import interrupt_note
 from castore.store.format.config import LabelledAdmin
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 _REPEAT: Final = "the store can be used; repeat the command to complete the change"
 
 
-@dataclass(frozen=True)
-class KeyHolder:
+class KeyHolder(msgspec.Struct, frozen=True):
     """A recipient or an admin of a store."""
 
     key: str

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from castore.api.identity import files_of, provider_of
 from castore.api.store import Messages, Store
 from castore.crypto import Admin, Recipient
-from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.process.signal_shield import interrupt_note
 from castore.state.directories import absolute, home, machine_paths, store_address
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from castore.store.keys.trust import Agree
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenRequest:
+class OpenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How to open a store: the arguments of `open`, and what only the command line needs."""
 
     address: str
@@ -128,7 +127,7 @@ def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
     )
     if (settings := request.settings) is None:
         return options
-    return replace(
+    return msgspec.structs.replace(
         options,
         host=settings.host or "",
         former_hosts=frozenset(settings.former_hosts),
@@ -138,8 +137,7 @@ def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CreateRequest:
+class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How to create a store: the arguments of `create`, and what only the command line needs."""
 
     address: str

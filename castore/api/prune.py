@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
 
 if TYPE_CHECKING:
     from castore.api.generation import Generation
@@ -15,17 +14,16 @@ if TYPE_CHECKING:
     from castore.services.retention import RetentionDecision
 
 
-@dataclass
-class PrunePlan:
+class PrunePlan(msgspec.Struct):
     """What `prune`, `compact` or `forget` would do."""
 
     space: Plan
     """The packs that compaction would delete and rewrite, after the generations were deleted."""
-    deleted: list[Generation] = field(default_factory=list)
+    deleted: list[Generation] = []
     """The generations that would be deleted."""
-    left_out: list[CastoreError] = field(default_factory=list)
+    left_out: list[CastoreError] = []
     """An error for each service that would not be pruned, because its settings are wrong."""
-    decisions: list[RetentionDecision] = field(default_factory=list)
+    decisions: list[RetentionDecision] = []
     """The rules that keep each generation."""
 
     @property
@@ -34,14 +32,13 @@ class PrunePlan:
         return self.space.freed
 
 
-@dataclass
-class PruneReport:
+class PruneReport(msgspec.Struct):
     """What `prune` or `compact` did."""
 
     compacted: Compacted
     """What compaction did."""
-    deleted: list[Generation] = field(default_factory=list)
-    left_out: list[CastoreError] = field(default_factory=list)
+    deleted: list[Generation] = []
+    left_out: list[CastoreError] = []
     """An error for each service that was not pruned: its settings are wrong, another castore uses it, or a
     rollback was interrupted."""
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
 
 if TYPE_CHECKING:
     from castore.maintenance.repair import RepairPlan, RepairResult
     from castore.maintenance.verify import Verification
 
 
-@dataclass(frozen=True)
-class RepairReport:
+class RepairReport(msgspec.Struct, frozen=True):
     """What a repair found and did."""
 
     plan: RepairPlan

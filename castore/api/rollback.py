@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from castore.api.generation import Generation
-from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.progress import Progress
 from castore.services.follow import after_rollback_note
@@ -23,17 +23,16 @@ if TYPE_CHECKING:
     from castore.state.restore_runs import Estimate
 
 
-@dataclass(frozen=True)
-class RollbackPlan:
+class RollbackPlan(msgspec.Struct, frozen=True):
     """What a rollback would do. `rollback` computes the steps again once the service has stopped."""
 
     target: Generation
     doubts: tuple[str, ...]
     """Why it may replace other state than the target's own: that of another host, or at another place."""
-    request: RollbackRequest = field(repr=False)
+    request: RollbackRequest
     """The rollback, as castore's own functions need it."""
-    trees: dict[str, TreePlan] = field(default_factory=dict)
-    estimates: dict[str, Estimate] = field(default_factory=dict)
+    trees: dict[str, TreePlan] = {}
+    estimates: dict[str, Estimate] = {}
     """How long each tree probably takes; those without are not known yet on this machine."""
     dumps: tuple[DumpPlan, ...] = ()
     added_parts: tuple[AddedPart, ...] = ()
@@ -44,7 +43,7 @@ class RollbackPlan:
     """Directories above parts that are created first."""
     creations: tuple[str, ...] = ()
     """What engines would create, each as "PART: the role NAME"."""
-    hooks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    hooks: dict[str, tuple[str, ...]] = {}
     """The programs of castore.toml that are run: `stop`, `start`, `health`."""
     run_as: str | None = None
     """The user that runs the hooks."""
@@ -90,8 +89,7 @@ def make_plan(
     )
 
 
-@dataclass
-class RollbackResult:
+class RollbackResult(msgspec.Struct):
     """What a rollback did."""
 
     generation: Generation

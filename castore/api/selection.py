@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+import msgspec
 
 from castore.api.generation import Generation, Part
 from castore.api.progress import counters
 from castore.content.streams import StreamReader
-from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.progress import Progress
 from castore.services.listing import list_entries
@@ -39,17 +39,16 @@ class RestoreOptions(TypedDict, total=False):
     progress: Watch | None
 
 
-@dataclass
-class RestoreReport:
+class RestoreReport(msgspec.Struct):
     """What a restore wrote, and what it could not restore."""
 
-    placed: list[str] = field(default_factory=list)
+    placed: list[str] = []
     """The files and directories that were restored."""
-    warnings: list[tuple[bytes, str]] = field(default_factory=list)
+    warnings: list[tuple[bytes, str]] = []
     """(path, reason) of what could not be restored as it was, such as an owner."""
-    damaged: list[tuple[bytes, str]] = field(default_factory=list)
+    damaged: list[tuple[bytes, str]] = []
     """(path, reason) of files that are missing since they are damaged in the store."""
-    progress: Progress = field(default_factory=Progress)
+    progress: Progress = msgspec.field(default_factory=Progress)
     """The files and bytes that were restored."""
 
     @property
@@ -66,8 +65,7 @@ class RestoreReport:
 _KINDS: Final = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "link", 12: "socket"}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A file, a directory or another entry of a stored tree; or a dump."""
 
     path: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,7 @@ def origins_of(parts: AnyParts | None) -> dict[str, Origin] | None:
 
 def _source(part: AnySource) -> Source:
     if isinstance(part, Tree):
-        return dataclasses.replace(part, path=absolute(os.fspath(part.path)))
+        return msgspec.structs.replace(part, path=absolute(os.fspath(part.path)))
     if not isinstance(part, Engine):
         return part
     given = {name: value for name in part.paths if isinstance(value := getattr(part, name), str)}

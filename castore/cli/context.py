@@ -7,9 +7,10 @@ import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from castore.cli import environment, formatting, identity_files, missing_store
 from castore.cli.messages import note, report, report_first
-from castore.deferred import dataclass
 from castore.state import directories
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from castore.store import Store as OpenStore
     from castore.store.keys.trust import Agree
 
-@dataclass(frozen=True)
-class CliContext:
+class CliContext(msgspec.Struct, frozen=True, dict=True):
     """The options that all commands share, and the configuration, store and identity that they select."""
 
     store: str | None

@@ -11,16 +11,14 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.deferred import pattern
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _EXACT: Final = 1 << 53
 """Readers that hold numbers as binary64, jq among them, know integers up to this."""
 # Neither has false negatives; where one matches, the entire value is converted.
-_SURROGATE: Final = pattern(r"\\ud[89a-f]", re.IGNORECASE)
-_LONG_NUMBER: Final = pattern(r"[\[ -]\d{16}")
+_SURROGATE: Final = r"(?i)\\ud[89a-f]"
+_LONG_NUMBER: Final = r"[\[ -]\d{16}"
 _KINDS: Final = {
     "DeploymentRevertedError": "deployment-failed",
     "CastoreError": "failed",
@@ -134,7 +132,7 @@ def as_text(value: Any) -> str:
     if isinstance(value, list) and value:
         return "[\n" + ",\n".join(map(element_text, value)) + "\n]"
     text = _dumped(value)
-    if _SURROGATE.search(text) or _LONG_NUMBER.search(text):
+    if re.search(_SURROGATE, text) or re.search(_LONG_NUMBER, text):
         text = _dumped(_readable(value))
     return text
 
@@ -142,7 +140,7 @@ def as_text(value: Any) -> str:
 def element_text(value: Any) -> str:
     """Return an element of a list as JSON, in ASCII, on one line."""
     text = json.dumps(value, default=_escaped)
-    if _SURROGATE.search(text) or _LONG_NUMBER.search(text):
+    if re.search(_SURROGATE, text) or re.search(_LONG_NUMBER, text):
         text = json.dumps(_readable(value), default=_escaped)
     return text
 

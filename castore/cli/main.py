@@ -90,6 +90,11 @@ class _Group(click.Group):
         """Return a command, imported."""
         if cmd_name not in _COMMANDS:
             return super().get_command(ctx, cmd_name)
+        from castore.cli.light_imports import import_msgspec
+        from castore.process.own_process import is_own_process
+
+        if is_own_process():
+            import_msgspec()  # before a module that imports it
         module = importlib.import_module(f"castore.cli.commands.{_SHARED_MODULES.get(cmd_name, cmd_name)}")
         return add_quiet(getattr(module, cmd_name))
 
@@ -130,11 +135,8 @@ def cli() -> None:
     # Before any secret is read. --version ends earlier, and reads none.
     from castore.cli.environment import complete_path, take_secrets
     from castore.cli.hardening import close_memory
-    from castore.cli.light_imports import import_msgspec
-    from castore.process.own_process import collect_garbage_rarely, is_own_process, keep_freed_memory
+    from castore.process.own_process import collect_garbage_rarely, keep_freed_memory
 
-    if is_own_process():
-        import_msgspec()
     keep_freed_memory()
     collect_garbage_rarely()
     close_memory()

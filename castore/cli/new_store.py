@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from castore.cli import identity_files, missing_store
 from castore.cli.messages import report
-from castore.deferred import dataclass
 from castore.storage import is_url
 
 if TYPE_CHECKING:
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from castore.crypto import Identity, Recipient
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewStore:
+class NewStore(msgspec.Struct, frozen=True, kw_only=True):
     """The options of `castore init`."""
 
     path: str | None = None
@@ -33,8 +33,7 @@ class NewStore:
     """Accept a place that replaces objects, so that only one machine may add at a time."""
 
 
-@dataclass(frozen=True)
-class _Owners:
+class _Owners(msgspec.Struct, frozen=True):
     """Who can read a new store."""
 
     recipients: list[Recipient]

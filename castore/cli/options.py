@@ -13,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import msgspec
+
     _Floats = click.ParamType[float]
     _Texts = click.ParamType[str]
 else:
@@ -91,9 +93,9 @@ def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_host(context: Any, *, host: str | None, **others: Any) -> Any:
-        import dataclasses
+        import msgspec
 
-        return command(dataclasses.replace(context, host=host), **others)
+        return command(msgspec.structs.replace(context, host=host), **others)
 
     return click.option(
         "--host",
@@ -102,12 +104,14 @@ def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(with_host)
 
 
-def collected(argument: str, kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Pass the options that are fields of the dataclass `kind` to a command as one argument.
+def collected(
+    argument: str, kind: type[msgspec.Struct]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Pass the options that are fields of the struct `kind` to a command as one argument.
 
     Apply it first, directly to the command.
     """
-    names = list(kind.__dataclass_fields__)
+    names = list(kind.__struct_fields__)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)

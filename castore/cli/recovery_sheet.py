@@ -7,7 +7,7 @@ import io
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import dataclass
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,8 +65,7 @@ svg {{ width: 58mm; height: 58mm }}
 """
 
 
-@dataclass(frozen=True, repr=False)
-class Sheet:
+class Sheet(msgspec.Struct, frozen=True):
     """The content of a sheet. Its only secret is the identity, in its locked or unlocked form."""
 
     line: str
@@ -77,6 +76,8 @@ class Sheet:
     store_id: str
     """In hex; empty if the store cannot be read."""
     date: str
+
+    __repr__ = object.__repr__  # without the identity
 
     @property
     def about(self) -> list[tuple[str, str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from castore.cli import formatting
 from castore.cli.options import print_json
@@ -66,7 +67,7 @@ def _revision(context: CliContext, service: str, revision: str | None) -> str:
 
 def _plain(part: PartPreview) -> dict[str, Any]:
     return {
-        **dataclasses.asdict(part),
+        **msgspec.structs.asdict(part),
         "excluded_paths": [formatting.printable(path) for path in part.excluded_paths],
         "unreadable": [
             {"path": formatting.printable(path), "reason": reason} for path, reason in part.unreadable

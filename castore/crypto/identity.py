@@ -127,7 +127,7 @@ def _near(body: str, length: int) -> Iterator[tuple[int, str]]:
             yield at, body[:at] + body[at : at + 2][::-1] + body[at + 2 :]
 
 
-class Recipient(PublicKey):
+class Recipient(PublicKey, frozen=True):
     """The public half of an identity: it seals data that only that identity opens."""
 
     kind = "a recipient"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Final, Self
 
+import msgspec
+
 from castore.crypto.key_text import one_line, read, write
-from castore.deferred import dataclass
 from castore.errors import UsageError
 
 PUBLIC_BYTES: Final = 32
 
 
-@dataclass(frozen=True, repr=False)
-class PublicKey:
+class PublicKey(msgspec.Struct, frozen=True):
     """The public half of a secret key. Each role is a class of its own: keys of two roles are never equal."""
 
     key: bytes

@@ -44,7 +44,7 @@ def is_signed_by(public: bytes, message: bytes, signature: bytes) -> bool:
     return not lib.crypto_sign_open(opened, NULL, pointer(signed), len(signed), public)
 
 
-class Admin(PublicKey):
+class Admin(PublicKey, frozen=True):
     """The public half of an admin key, which signs configurations."""
 
     kind = "an admin key"

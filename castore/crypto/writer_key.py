@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from blake3 import blake3
 
 from castore.crypto.identity import Identity
@@ -17,7 +17,6 @@ from castore.crypto.object_aead import ObjectSealer
 from castore.crypto.public_key import PUBLIC_BYTES
 from castore.crypto.signing import SigningKey
 from castore.crypto.sodium import Secret
-from castore.deferred import dataclass
 from castore.errors import DamageError, IdentityError, RevokedKeyError, SignerError, UsageError
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ class MachineKey:
         return Identity(derive("castore 1 writer seal", self.seed))
 
 
-@dataclass(frozen=True, repr=False)
-class KeyHistory:
+class KeyHistory(msgspec.Struct, frozen=True):
     """The keys that a writer key replaced, and what was stored under them."""
 
     previous_secrets: tuple[bytes, ...]
@@ -71,15 +69,16 @@ class KeyHistory:
     accepted_objects: Callable[[], Mapping[str, bytes]]
     """Returns the hash, by name, of each object that existed when the last of them was replaced."""
 
+    __repr__ = object.__repr__  # without the secrets
 
-@dataclass(frozen=True, repr=False)
-class Signers:
+
+class Signers(msgspec.Struct, frozen=True):
     """The Ed25519 public keys whose signatures the configuration accepts."""
 
     admins: frozenset[bytes] = frozenset()
-    machines: Mapping[bytes, frozenset[str]] = field(default_factory=dict)
+    machines: Mapping[bytes, frozenset[str]] = {}
     """The present and earlier host names of each machine with a valid certificate."""
-    ended: Mapping[bytes, frozenset[str]] = field(default_factory=dict)
+    ended: Mapping[bytes, frozenset[str]] = {}
     """The same for revoked machines and former admins: what they signed before is accepted."""
     maintainers: frozenset[bytes] = frozenset()
     """The machines and former admins that may remove what others added."""

@@ -8,12 +8,12 @@ import fcntl
 import grp
 import os
 import pwd
+import re
 import stat
 import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import pattern
 from castore.fs.beneath import open_regular
 from castore.model.tree import NO_EXTRA, Extra
 
@@ -28,7 +28,7 @@ CACHE_TAG_CONTENT: Final = b"Signature: 8a477f597d28d172789f06886806bc55"
 
 ATTRIBUTE: Final = "attribute"
 """Beginning of the reason why attributes of a file are not stored, though its content is."""
-_ESCAPED: Final = pattern(rb"\\([0-7]{3})")
+_ESCAPED: Final = rb"\\([0-7]{3})"
 _GET_FLAGS: Final = 0x80086601
 """FS_IOC_GETFLAGS of ioctl(2)."""
 _PROTECTING: Final = 0x30
@@ -49,7 +49,7 @@ def mounts_below(top: str) -> set[tuple[bytes, ...]]:
     above = os.fsencode(os.path.realpath(top)).rstrip(b"/") + b"/"
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
         for line in table:
-            point = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), line.split()[4])
+            point = re.sub(_ESCAPED, lambda match: bytes([int(match[1], 8)]), line.split()[4])
             if point.startswith(above):
                 mounts.add(tuple(point[len(above) :].split(b"/")))
     return mounts

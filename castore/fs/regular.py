@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import pattern
 from castore.errors import CastoreError, UsageError
 from castore.fs.trusted import kind_of
 
 if TYPE_CHECKING:
     from castore.fs.beneath import Located
 
-_DESCRIPTOR: Final = pattern(r"/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?fd/(\d+)")
+_DESCRIPTOR: Final = r"/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?fd/(\d+)"
 _LINKS: Final = 40
 _LONGEST: Final = 100
 """Bytes of a name that a temporary name keeps: with its suffix it fits any file system."""
@@ -24,7 +24,7 @@ def descriptor_of(path: str) -> int | None:
     for _ in range(_LINKS):
         folder, name = os.path.split(os.path.abspath(path))
         path = os.path.join(os.path.realpath(folder), name)
-        if match := _DESCRIPTOR.fullmatch(path):
+        if match := re.fullmatch(_DESCRIPTOR, path):
             return int(match[1])
         try:
             path = os.path.join(os.path.dirname(path), os.readlink(path))

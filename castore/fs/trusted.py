@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import stat
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import pattern
 from castore.fs.beneath import locate, open_entry, path_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST: Final = 1 << 24
 """Bytes of the largest such file."""
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-_OWN_DESCRIPTOR: Final = pattern(r"/dev/(?:stdin|fd/(\d+))|/proc/self/fd/(\d+)")
+_OWN_DESCRIPTOR: Final = r"/dev/(?:stdin|fd/(\d+))|/proc/self/fd/(\d+)"
 _BLOCK: Final = 1 << 16
 
 
@@ -58,7 +58,7 @@ def open_trusted(path: str, also: Iterable[int] = ()) -> int:
     every directory on the way to it. An open file of this process, such as /dev/stdin, is not checked. Raises
     OSError (UntrustedFileError says what to do) and UntrustedPathError.
     """
-    own = _OWN_DESCRIPTOR.fullmatch(path)
+    own = re.fullmatch(_OWN_DESCRIPTOR, path)
     if own is not None:
         return os.dup(int(own[1] or own[2] or 0))
     trusted = frozenset((0, os.geteuid(), *also))

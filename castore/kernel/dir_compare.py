@@ -8,7 +8,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.kernel import TOO_MANY, ffi, lib, view_of
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ _ALL_READ: Final = bytes(state & ~UNREAD for state in range(256))
 """Translates states: everything that has not been found different is equal."""
 
 
-@dataclass(frozen=True)
-class MarksRule:
+class MarksRule(msgspec.Struct, frozen=True):
     """Which marks of a scan cache a file must have, and must not have, to be known."""
 
     any_of: int

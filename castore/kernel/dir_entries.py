@@ -7,12 +7,12 @@ directory. Most files are plain. dir_entries.h describes the structures, castore
 from __future__ import annotations
 
 import struct
-from dataclasses import field
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.kernel import TOO_MANY, ffi, lib, view_of
 
 if TYPE_CHECKING:
@@ -83,17 +83,16 @@ def join_entries(
     return ffi.buffer(out, length)[:], pairs
 
 
-@dataclass(frozen=True)
-class NewOwners:
+class NewOwners(msgspec.Struct, frozen=True, dict=True):
     """How stored owners and modes are applied to restored files."""
 
     change: bool
     """Whether to set owners and groups; if not, files belong to castore's user."""
     mode: int
     """Mask of the mode bits that are set."""
-    users: Mapping[int, int] = field(default_factory=dict)
+    users: Mapping[int, int] = {}
     """User ids that differ from the stored ones, by the stored ones."""
-    groups: Mapping[int, int] = field(default_factory=dict)
+    groups: Mapping[int, int] = {}
     """Group ids that differ from the stored ones, by the stored ones."""
 
     @cached_property

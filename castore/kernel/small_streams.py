@@ -6,10 +6,10 @@ small_streams.h describes how a directory encodes the places of its small files:
 from __future__ import annotations
 
 from array import array
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.kernel import TOO_MANY, ffi, lib, view_of
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ _NO_STREAM: Final = lib.SMALL_NO_STREAM
 _SECOND: Final = 10**9
 
 
-@dataclass
-class KeptFiles:
+class KeptFiles(msgspec.Struct):
     """The small files of a listing that keep their places: which they are, and where."""
 
     kinds: bytearray
@@ -38,11 +37,11 @@ class KeptFiles:
     """The stream of the earlier scan with an earlier version of each file that is not kept."""
     offsets: array[int]
     sizes: array[int]
-    used: list[int] = field(default_factory=list)
+    used: list[int] = []
     """The bytes that are kept of each stream of the earlier scan."""
     to_read: int = 0
     """The bytes of the small files that are not kept."""
-    unsure: list[int] = field(default_factory=list)
+    unsure: list[int] = []
     """Those of them that may have changed, unnoticed, by stream of the earlier scan."""
 
     @classmethod

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from castore.content.ref_tree import MAX_DEPTH
-from castore.deferred import dataclass
 from castore.errors import DamageError, IdentityError
 from castore.model.generation import MAX_DETAILS, decode_details
 from castore.model.refs import Ref, RefKind
@@ -26,15 +26,14 @@ MOST_PATHS: Final = 1000
 """Paths listed for a part; further lost paths are only counted."""
 
 
-@dataclass(frozen=True)
-class Affected:
+class Affected(msgspec.Struct, frozen=True):
     """A part of a generation that does not restore completely."""
 
     service: str
     number: int
     part: str
     reason: str
-    paths: tuple[str, ...] = field(default=())
+    paths: tuple[str, ...] = ()
     """The lost paths of a tree, up to MOST_PATHS; empty if no identity is at hand to read names."""
     more: int = 0
     """Number of lost paths beyond those in `paths`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from castore.deferred import dataclass
+import msgspec
 
 MAX_UNUSED: Final = 0.1
 """A pack is rewritten if no generation needs more than this share of its records."""
@@ -15,8 +15,7 @@ UNFINISHED_SECONDS: Final = 7 * 86400
 """Packs of a session that no generation names are kept this long: its snapshot may still be running."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The thresholds of a compaction."""
 
     max_unused: float = MAX_UNUSED

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import field
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from castore.content.scan.cache import scan_path
 from castore.content.streams import StreamReader
-from castore.deferred import dataclass
 from castore.errors import (
     BusyError,
     DamageError,
@@ -48,8 +48,7 @@ _WALKS: Final = 5
 """How often the graph is walked if the store changes meanwhile."""
 
 
-@dataclass
-class Verification:
+class Verification(msgspec.Struct):
     """What was examined, and what is wrong."""
 
     generations: int = 0
@@ -61,11 +60,11 @@ class Verification:
     """Number of packs whose bytes were read in this run."""
     resumed: int = 0
     """When the interrupted run began that this run continues: ns since 1970; 0 if it continues none."""
-    damage: list[str] = field(default_factory=list)
+    damage: list[str] = []
     """What is wrong, one line for each object of the store or chunk."""
-    damaged_packs: list[PackId] = field(default_factory=list)
+    damaged_packs: list[PackId] = []
     """Packs whose footer, length or bytes are wrong, or that hold a record that does not open."""
-    affected: list[Affected] = field(default_factory=list)
+    affected: list[Affected] = []
 
     @property
     def sound(self) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ ALL_HOSTS: Final = "*"
 _SHORTEST_PREFIX: Final = 4
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(msgspec.Struct, frozen=True):
     """A host as recorded in a generation."""
 
     name: str

@@ -6,22 +6,24 @@ every holder of a writer key can write records that castore never writes.
 
 from __future__ import annotations
 
-from castore.deferred import pattern
+import re
+from typing import Final
+
 from castore.errors import UsageError
 
-_NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_HOST_ID = pattern(r"(?:[0-9a-f]{16}(?:[0-9a-f]{48})?)?")
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_HOST_ID: Final = r"(?:[0-9a-f]{16}(?:[0-9a-f]{48})?)?"
 MAX_HOST = 255
 MAX_PATH = 1 << 16
 """The most bytes in a recorded path; far more than any system call accepts."""
 MAX_REVISION_BYTES = 255
-_STORE_PATH = pattern(r"/(?:[^/]+/)*store/(?P<hash>[0-9a-z]{8,})-[^/]+")
+_STORE_PATH: Final = r"/(?:[^/]+/)*store/(?P<hash>[0-9a-z]{8,})-[^/]+"
 _SHOWN_HASH = 12
 
 
 def check_name(what: str, name: str) -> str:
     """Return `name` if it can name a service or part (`what` says which), else raise UsageError."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise UsageError(
             f"{name!r} cannot name a {what}: 1 to 100 letters, digits, dots, dashes and "
             "underscores, the first a letter or digit"
@@ -47,7 +49,7 @@ def host_name(name: str) -> str:
 
 def check_host_id(host_id: str) -> str:
     """Return `host_id` if it identifies a host, else raise UsageError. If it is empty, the name does."""
-    if not _HOST_ID.fullmatch(host_id):
+    if not re.fullmatch(_HOST_ID, host_id):
         raise UsageError(f"{host_id[:80]!r} cannot identify a host: 16 or 64 hexadecimal digits")
     return host_id
 
@@ -92,5 +94,5 @@ def revision_begins(revision: str, prefix: str) -> bool:
 
 def short_revision(revision: str) -> str:
     """Return a revision for tables: for a path in the store of Guix or Nix, the beginning of its hash."""
-    match = _STORE_PATH.fullmatch(revision)
+    match = re.fullmatch(_STORE_PATH, revision)
     return revision if match is None else match["hash"][:_SHOWN_HASH]

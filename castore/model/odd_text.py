@@ -6,25 +6,21 @@ Python represents such a byte as a surrogate, which no encoder of MessagePack or
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+import re
+from typing import Any, Final
 
-from castore.deferred import pattern
-
-if TYPE_CHECKING:
-    import re
-
-_SURROGATE: Final = pattern("[\ud800-\udfff]")
-_REPR: Final = pattern(r"(?<!\\)\\udc([89a-f][0-9a-f])")
+_SURROGATE: Final = "[\ud800-\udfff]"
+_REPR: Final = r"(?<!\\)\\udc([89a-f][0-9a-f])"
 
 
 def is_valid(text: str) -> bool:
     """Return whether a text can be encoded as UTF-8."""
-    return text.isascii() or _SURROGATE.search(text) is None
+    return text.isascii() or re.search(_SURROGATE, text) is None
 
 
 def escaped(text: str) -> str:
     r"""Return a text in which each byte that is not UTF-8 is written as `\xNN`; any other text as it is."""
-    return text if is_valid(text) else _SURROGATE.sub(_escape, text)
+    return text if is_valid(text) else re.sub(_SURROGATE, _escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -43,7 +39,7 @@ def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
 
 def message(text: str) -> str:
     r"""Return a message in valid text for people to read: `\xNN` for an odd byte, also from repr."""
-    return _REPR.sub(r"\\x\1", escaped(text))
+    return re.sub(_REPR, r"\\x\1", escaped(text))
 
 
 def printable(name: bytes | str) -> str:

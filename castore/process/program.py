@@ -11,7 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.errors import ProgramError
 from castore.process.environment import environment
 from castore.process.pipes import OwnPipes, run_as
@@ -30,8 +31,7 @@ GRACE_SECONDS: Final = 5.0
 """Seconds that a program gets to end after SIGTERM."""
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(msgspec.Struct, frozen=True):
     """A program, and how to run it."""
 
     argv: Sequence[str]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from castore.content.allowance import Allowance
 from castore.content.diff import TIMES, diff_entries, diff_streams, diff_trees
-from castore.deferred import dataclass
 from castore.errors import NotFoundError, UsageError
 from castore.services.reading import child_of
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from castore.services.selectors import Selection
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True):
     """How a part, or a path in a tree, differs between two generations."""
 
     part: str

@@ -6,13 +6,11 @@ import datetime as dt
 import re
 from typing import Final
 
-from castore.deferred import pattern
-
 _NS: Final = 1_000_000_000
 _SECONDS: Final = {"min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 _UNITS: Final = {**_SECONDS, "w": 7 * 86400, "week": 7 * 86400}
-_AGO: Final = pattern(r"([0-9]{1,6}) ?([a-z]+?)s? ago")
-_NAMED: Final = pattern(r"(today|yesterday)(?:[ T](.+))?")
+_AGO: Final = r"([0-9]{1,6}) ?([a-z]+?)s? ago"
+_NAMED: Final = r"(today|yesterday)(?:[ T](.+))?"
 
 
 def parse_date(text: str) -> int | None:
@@ -23,10 +21,10 @@ def parse_date(text: str) -> int | None:
     Times are local unless a zone is given. A day means its last nanosecond, and so does a minute or second.
     """
     now = dt.datetime.now().astimezone()
-    if (ago := _AGO.fullmatch(text)) is not None:
+    if (ago := re.fullmatch(_AGO, text)) is not None:
         seconds = _UNITS.get(ago[2])
         return None if seconds is None else _ns(now - dt.timedelta(seconds=int(ago[1]) * seconds))
-    if (named := _NAMED.fullmatch(text)) is not None:
+    if (named := re.fullmatch(_NAMED, text)) is not None:
         day = now.date() - dt.timedelta(days=named[1] == "yesterday")
         text = f"{day.isoformat()} {named[2]}" if named[2] else day.isoformat()
     # fromisoformat requires two digits for the hour, and no space before the zone.

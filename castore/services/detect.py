@@ -9,10 +9,10 @@ import pwd
 import re
 import shutil
 import stat
-from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.errors import CastoreError, UntrustedPathError
 from castore.fs.beneath import locate
 from castore.model.odd_text import is_valid, message, without_odd
@@ -35,14 +35,13 @@ _STOP: Final = 'A rollback needs the keys stop and start, for example stop = ["s
 _LINKS: Final = ("/run/current-system",)
 
 
-@dataclass
-class Found:
+class Found(msgspec.Struct):
     """A service that was detected."""
 
     name: str
     why: str
     """What was detected, for a comment."""
-    parts: dict[str, dict[str, str | int | list[str]]] = field(default_factory=dict)
+    parts: dict[str, dict[str, str | int | list[str]]] = {}
     notes: tuple[str, ...] = ()
     """What the user has to add, for comments."""
     usable: bool = True

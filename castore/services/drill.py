@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from castore.content.restore.tree_writer import restore_directory
 from castore.content.stored_dirs import open_top
 from castore.content.streams import StreamReader
-from castore.deferred import dataclass
 from castore.errors import CastoreError, DamageError
 from castore.model.counting import count as counted
 from castore.model.generation import Origin
@@ -38,13 +38,12 @@ if TYPE_CHECKING:
 _PREFIX: Final = "castore-drill-"
 
 
-@dataclass
-class Drilled:
+class Drilled(msgspec.Struct):
     """The result of a drill."""
 
     generation: Generation
     seconds: float = 0.0
-    parts: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, str] = {}
     """The findings, by part."""
 
     @property
@@ -53,8 +52,7 @@ class Drilled:
         return "; ".join(f"{name}: {finding}" for name, finding in self.parts.items())
 
 
-@dataclass(frozen=True)
-class DrillRequest:
+class DrillRequest(msgspec.Struct, frozen=True):
     """A drill of a generation, with the settings of its service."""
 
     target: Generation
@@ -95,7 +93,7 @@ def drill(
             store, generation, recorded, request.configured, say, consent=request.trust_recorded, drill=True
         )
         # Other users can enter the directory: they must find no set-id program and no device there.
-        owned = replace(request.ownership, privileges=False)
+        owned = msgspec.structs.replace(request.ownership, privileges=False)
         work = _Drill(stack.enter_context(StreamReader(store)), stack, top, owned)
         for part in generation.parts:
             progress = Progress(total=part.size, most_files=part.files)

@@ -6,7 +6,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.errors import CastoreError, StorageError
 from castore.model.events import Event
 from castore.model.odd_text import message
@@ -21,8 +22,7 @@ _LONGEST = 2000
 """Characters that are kept of an event's text."""
 
 
-@dataclass
-class Note:
+class Note(msgspec.Struct):
     """The details of an event, which the block fills in."""
 
     number: int | None = None

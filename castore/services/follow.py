@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.errors import ProgramError, UsageError
 from castore.model.names import short_revision
 from castore.services.events import event
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from castore.services.operations import ServiceOperations
 
 
-@dataclass(frozen=True)
-class Followed:
+class Followed(msgspec.Struct, frozen=True):
     """What `follow` found and did for one service."""
 
     service: str

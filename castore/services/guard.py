@@ -6,10 +6,10 @@ import contextlib
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import field
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.errors import (
     CastoreError,
     IdentityError,
@@ -35,21 +35,20 @@ if TYPE_CHECKING:
     from castore.services.operations import ServiceOperations
 
 
-@dataclass
-class Guarded:
+class Guarded(msgspec.Struct):
     """The result of a guarded deployment."""
 
-    taken: dict[str, Generation] = field(default_factory=dict)
+    taken: dict[str, Generation] = {}
     """The generation that was taken before the deployment, by service."""
     failure: str = ""
     """Why the deployment was reverted; empty: it was not."""
-    known: dict[str, Generation] = field(default_factory=dict)
+    known: dict[str, Generation] = {}
     """The newest generation of the configured revision, of each service that had this revision before."""
-    restored: dict[str, str] = field(default_factory=dict)
+    restored: dict[str, str] = {}
     """The revision that the state belonged to before it was restored, of each such service."""
-    outcome: dict[str, str] = field(default_factory=dict)
+    outcome: dict[str, str] = {}
     """What was restored, which revision is live, and what is left to do, by service."""
-    unreverted: set[str] = field(default_factory=set)
+    unreverted: set[str] = msgspec.field(default_factory=set)
     """The services whose state a failed deployment left, and which could not be reverted."""
 
 

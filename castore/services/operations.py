@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.deferred import dataclass
 from castore.errors import ProgramError, StorageError, UsageError
 from castore.model.counting import count as counted
 from castore.model.generation import Origin
@@ -40,21 +38,19 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass
-class Snapshot:
+class Snapshot(msgspec.Struct):
     """A generation that was taken, and what went wrong."""
 
     generation: Generation
-    failures: list[str] = field(default_factory=list)
+    failures: list[str] = []
     """What failed after the generation was committed, such as a hook."""
-    skipped_files: list[tuple[str, bytes, str]] = field(default_factory=list)
+    skipped_files: list[tuple[str, bytes, str]] = []
     """(part, path, reason) of files that are missing in the generation, or may be inconsistent."""
     missing_parts: tuple[str, ...] = ()
     """Parts that castore.toml describes, but the generation does not have."""
 
 
-@dataclass
-class ServiceOperations:
+class ServiceOperations(msgspec.Struct):
     """Snapshots, rollbacks and drills of services, for the command line, guard, follow and the Python API.
 
     Each operation locks its service, and records which revision the live state belongs to.
@@ -201,7 +197,7 @@ class ServiceOperations:
             trees = {
                 name: with_range_plans(reader, tree, request.ownership) for name, tree in plan.trees.items()
             }
-        return replace(plan, trees=trees)
+        return msgspec.structs.replace(plan, trees=trees)
 
     def rollback(
         self, request: RollbackRequest, progress: Progress | None = None, *, check_health: bool = True
@@ -268,7 +264,7 @@ class ServiceOperations:
 
         service = target.service
         self.of(service)
-        named = replace(self, say=lambda text: self.say(f"{service}: {text}"))
+        named = msgspec.structs.replace(self, say=lambda text: self.say(f"{service}: {text}"))
         origins = named.origins_of(target)
         request = RollbackRequest(target=target, origins=origins, take_pre_rollback=take_pre_rollback)
         done = named.rollback(request, check_health=check_health)

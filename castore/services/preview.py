@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from castore.content.scan.preview import preview_tree
-from castore.deferred import dataclass
 from castore.engines.command import Command
 from castore.errors import CastoreError
 from castore.services.sources import EngineSource, Tree, directory_ids, rules_of
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from castore.services.sources import Source
 
 
-@dataclass
-class PartPreview:
+class PartPreview(msgspec.Struct):
     """What a snapshot would take as one part."""
 
     name: str
@@ -34,8 +33,8 @@ class PartPreview:
     files: int | None = None
     """Number of names below the top of a tree."""
     excluded: int = 0
-    excluded_paths: list[bytes] = field(default_factory=list)
-    unreadable: list[tuple[bytes, str]] = field(default_factory=list)
+    excluded_paths: list[bytes] = []
+    unreadable: list[tuple[bytes, str]] = []
     error: str = ""
     """Why a snapshot would fail."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from dataclasses import field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from castore.content.restore import one_file
 from castore.content.restore.metadata import drop_inherited
@@ -15,7 +16,6 @@ from castore.content.restore.report import Report
 from castore.content.restore.resume import complete
 from castore.content.restore.tree_writer import restore_directory, restore_file
 from castore.content.streams import StreamReader
-from castore.deferred import dataclass
 from castore.errors import CastoreError, RevertInterruptedError, StorageError
 from castore.fs.beneath import OPEN_DIRECTORY, make_directory
 from castore.fs.durable import create_file
@@ -35,13 +35,12 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass
-class Restored:
+class Restored(msgspec.Struct):
     """The result of a restore."""
 
-    placed: list[str] = field(default_factory=list)
+    placed: list[str] = []
     """Paths of the restored files and directories."""
-    report: Report = field(default_factory=Report)
+    report: Report = msgspec.field(default_factory=Report)
 
 
 def restore(

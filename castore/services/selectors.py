@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.errors import (
     DamageError,
     FormatError,
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """A generation, optionally one of its parts, and optionally a path in that part."""
 
     generation: Generation

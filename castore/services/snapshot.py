@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.deferred import dataclass
 from castore.errors import BusyError, DamageError, StorageError, UsageError
 from castore.model.counting import count as counted
 from castore.model.names import check_name, check_revision
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass(frozen=True, kw_only=True)
-class SnapshotRequest:
+class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a snapshot takes, and how its generation is recorded."""
 
     service: str

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from castore.deferred import dataclass
 from castore.engines import find
 from castore.engines.base import settings_of
 from castore.errors import UsageError
@@ -26,8 +24,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(msgspec.Struct, frozen=True):
     """A directory to take as a part."""
 
     path: str
@@ -40,21 +37,19 @@ class Tree:
     """Whether the last scan that it is compared with may be of another directory."""
 
 
-@dataclass(frozen=True)
-class Absent:
+class Absent(msgspec.Struct, frozen=True):
     """Parts that do not exist, which a pre-rollback generation records as absent."""
 
-    kinds: dict[str, Literal["tree", "dump"]] = field(default_factory=dict)
+    kinds: dict[str, Literal["tree", "dump"]] = {}
     """Kind of each absent part, by name."""
-    origins: dict[str, Origin] = field(default_factory=dict)
+    origins: dict[str, Origin] = {}
     """The path that each absent part would have, by name."""
 
 
 NONE_ABSENT: Final = Absent()
 
 
-@dataclass(frozen=True)
-class EngineSource:
+class EngineSource(msgspec.Struct, frozen=True):
     """A part that an engine dumps."""
 
     name: str
@@ -79,8 +74,7 @@ def file_source(path: str) -> EngineSource:
     return EngineSource("file", File(path=os.path.abspath(path)))
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(msgspec.Struct, frozen=True):
     """A part that is read from an open file, such as standard input, to its end."""
 
     descriptor: int

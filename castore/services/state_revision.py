@@ -13,7 +13,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.model.names import short_revision
 from castore.services.hosts import own
 
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass(frozen=True)
-class StateRevision:
+class StateRevision(msgspec.Struct, frozen=True):
     """The revision of the live state, and the configured one."""
 
     revision: str

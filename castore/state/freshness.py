@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.deferred import dataclass
 from castore.errors import StaleStoreError, StorageError
 from castore.fs.durable import read_private, write_private
 from castore.state.locks import waiting_lock
@@ -75,8 +74,7 @@ class FreshnessState(msgspec.Struct, frozen=True, omit_defaults=True):
     """The public keys whose configurations are accepted if this machine has no writer key."""
 
 
-@dataclass(frozen=True)
-class PresentGenerations:
+class PresentGenerations(msgspec.Struct, frozen=True):
     """The generations that a store has now."""
 
     newest: Mapping[str, Generation]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
+import msgspec
 from blake3 import blake3
-
-from castore.deferred import dataclass
 
 _WRITER_KEY: Final = "writer.key"
 _IN_PLACE: Final = "in-place"
@@ -15,8 +14,7 @@ _LOCATIONS: Final = "locations"
 """The folder, in a store's state, with one folder for each location of the store or of its copies."""
 
 
-@dataclass(frozen=True)
-class MachinePaths:
+class MachinePaths(msgspec.Struct, frozen=True):
     """The folders on this machine that hold files for each store, under its id."""
 
     state: str

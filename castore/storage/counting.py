@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from castore.storage.decorator import StorageDecorator
 
@@ -17,11 +18,10 @@ _PAGE: Final = 1000
 """Names in one answer to a listing, and in one request to delete."""
 
 
-@dataclass
-class RequestCounts:
+class RequestCounts(msgspec.Struct):
     """What a storage was asked for."""
 
-    requests: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, int] = {}
     """The number of requests by operation: put, get, size, list, delete."""
     uploaded: int = 0
     """Bytes of objects, without those of requests that failed."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.store.format.config import DEFAULT_AVERAGE
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ def _nothing(_store_id: bytes) -> None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreOptions:
+class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a store is opened, and the settings of castore.toml and of the command line that apply to it."""
 
     local_key: bool = True
@@ -53,8 +52,7 @@ class StoreOptions:
     """Receives messages for the user about a selection."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewStore:
+class NewStore(msgspec.Struct, frozen=True, kw_only=True):
     """The properties of a new store."""
 
     average_chunk_size: int = DEFAULT_AVERAGE
@@ -65,5 +63,5 @@ class NewStore:
     """Public keys whose configurations are accepted, in addition to the admin key of the identity."""
     before_create: Callable[[bytes], None] = _nothing
     """Called with the store's id before the store exists, to keep what must exist by then: an identity."""
-    options: StoreOptions = field(default_factory=StoreOptions)
+    options: StoreOptions = msgspec.field(default_factory=StoreOptions)
     """How it is opened."""

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tests.support.checkout import ROOT, complete_definitions, import_all_modules
+from tests.support.checkout import ROOT, import_all_modules
 from tests.support.passphrases import derive_keys_cheaply
 
 _AT_START = ("LC_", "LANG", "PYTHON", "LD_")
@@ -186,7 +186,6 @@ def _forward(door: socket.socket, channel: socket.socket) -> None:
 def _serve(channel: socket.socket) -> None:
     """Fork for each request, and report how each process ends."""
     import_all_modules()
-    complete_definitions()
     derive_keys_cheaply()
     gc.freeze()
     wakeup, wake = os.pipe()

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from castore.cli import formatting
 from castore.cli.messages import report, summarize
@@ -22,7 +23,6 @@ from castore.cli.options import (
     trust_option,
 )
 from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tree_steps
-from castore.deferred import dataclass
 from castore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from castore.cli.context import CliContext
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Chosen:
+class _Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the command."""
 
     in_place: bool

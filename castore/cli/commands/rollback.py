@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from castore.cli import formatting
 from castore.cli.messages import report, summarize
@@ -24,7 +25,6 @@ from castore.cli.options import (
     trust_option,
 )
 from castore.cli.tree_steps import amounts_text, plain_amounts, print_steps, tree_steps
-from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     from castore.api.generation import Generation
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from castore.cli.context import CliContext
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Chosen:
+class _Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the command."""
 
     undo: bool

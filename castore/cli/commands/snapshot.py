@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from castore.cli.messages import note, summarize, warn
 from castore.cli.options import (
@@ -18,7 +19,6 @@ from castore.cli.options import (
     split_named,
     split_program,
 )
-from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     from castore.api.store import Store
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from castore.services.sources import Source
 
 
-@dataclass(frozen=True, kw_only=True)
-class TreeExcludes:
+class TreeExcludes(msgspec.Struct, frozen=True, kw_only=True):
     """The options that exclude paths from every tree."""
 
     patterns: tuple[str, ...]
@@ -36,8 +35,7 @@ class TreeExcludes:
     exclude_caches: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartOptions:
+class PartOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options that describe parts."""
 
     trees: tuple[str, ...]
@@ -238,14 +236,12 @@ def _chosen_services(
 
 def _configured_sources(context: CliContext, service: str, excludes: TreeExcludes) -> dict[str, Source]:
     """Return the parts that castore.toml describes, with the excludes of the options. Raises UsageError."""
-    import dataclasses
-
     from castore.services.sources import Tree, described_sources
 
     sources = described_sources(context.settings, service)
     for name, source in sources.items():
         if isinstance(source, Tree):
-            sources[name] = dataclasses.replace(
+            sources[name] = msgspec.structs.replace(
                 source,
                 exclude=(*source.exclude, *excludes.patterns),
                 one_file_system=source.one_file_system or excludes.one_file_system,
@@ -272,8 +268,7 @@ def _note_useless(sources: dict[str, Source]) -> None:
             note(f"the exclude pattern {shown} matches nothing: {found[0]}")
 
 
-@dataclass(frozen=True)
-class _SnapshotRun:
+class _SnapshotRun(msgspec.Struct, frozen=True):
     """One run of the command."""
 
     context: CliContext

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from castore.content.restore.metadata import is_privileged
 from castore.content.restore.undo_journal import Path  # noqa: TC001 - NamedTuple needs it
@@ -87,7 +88,7 @@ def with_proofs(scan: ScanCacheReader | None, ids: tuple[int, int], steps: Seque
         folder = step.path[:-1]
         if folder not in proofs:
             proofs[folder] = _proofs(scan, folder)
-        proven.append(replace(step, proof=proofs[folder].get(step.path[-1])))
+        proven.append(msgspec.structs.replace(step, proof=proofs[folder].get(step.path[-1])))
     return proven
 
 

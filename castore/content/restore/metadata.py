@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from castore.deferred import dataclass
 from castore.fs.acl import ACCESS_ACL, DEFAULT_ACL, acl_ids, mapped_acls
 from castore.fs.metadata import read_xattrs
 from castore.kernel.dir_entries import NewOwners
@@ -34,8 +33,7 @@ _ALWAYS_HELD: Final = _SECOND << 31
 """Every file system can store times from 0 up to this one (ns)."""
 
 
-@dataclass(frozen=True)
-class Ownership:
+class Ownership(msgspec.Struct, frozen=True):
     """Which owners, and which rights, restored files get."""
 
     change: bool

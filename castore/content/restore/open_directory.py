@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
-from castore.deferred import dataclass
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from castore.progress import Progress
 
 
-@dataclass
-class OpenDirectory:
+class OpenDirectory(msgspec.Struct):
     """A directory that is being filled."""
 
     fd: int
@@ -30,7 +28,7 @@ class OpenDirectory:
     """The directories still to be created, in reverse order."""
     own: Child | None = None
     """Its own entry: the metadata is set once all its files are created."""
-    chunks: Mapping[RecordId, bytes | memoryview] = field(default_factory=dict)
+    chunks: Mapping[RecordId, bytes | memoryview] = {}
     """Chunks of its streams that were read ahead."""
     inherited: bool = False
     """Whether files in it inherit an access control list from it."""
@@ -39,9 +37,9 @@ class OpenDirectory:
     files: int = 0
     size: int = 0
     """Number and bytes of the plain files."""
-    others: deque[Future[tuple[Progress, Report]]] = field(default_factory=deque)
+    others: deque[Future[tuple[Progress, Report]]] = msgspec.field(default_factory=deque)
     """Other files that workers create, each with what was done and what could not be."""
-    small_files: dict[Ref | None, RangeReader] = field(default_factory=dict)
+    small_files: dict[Ref | None, RangeReader] = {}
     """Readers of its small-file streams."""
     old: LiveFile | None = None
     """A file that may have some of the content to write."""

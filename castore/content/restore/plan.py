@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from castore.content.scan.rules import ScanRules
-from castore.deferred import dataclass
 from castore.state.restore_runs import Work
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from castore.kernel.dir_listing import Listed
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One change."""
 
     action: Action
@@ -55,8 +54,7 @@ class Step:
         return self.ranges.written if self.ranges is not None else self.size
 
 
-@dataclass(frozen=True)
-class TreePlan:
+class TreePlan(msgspec.Struct, frozen=True):
     """The steps that make a live directory equal to a stored one."""
 
     top: str
@@ -101,8 +99,7 @@ class TreePlan:
         return actions.count("create"), actions.count("replace") + actions.count("metadata"), removed
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """How a live tree is compared with a stored one.
 
     A regular file of another size or time always differs.
@@ -112,7 +109,7 @@ class Comparison:
     """Paths of files that are treated as different, regardless of size and time."""
     checksum: bool = False
     """Also compare the content of files of the same size and time, except those unchanged since `scan`."""
-    rules: ScanRules = field(default_factory=ScanRules)
+    rules: ScanRules = msgspec.field(default_factory=ScanRules)
     """Files that snapshots leave out are left alone."""
     apart: AbstractSet[bytes] = frozenset()
     """Paths below the top that are left alone, stored or not: files of other parts in this tree."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -64,7 +63,7 @@ def plan_tree(
         raise CastoreError(f"cannot compare {top}: {error}") from error
     finally:
         os.close(fd)
-    return replace(planner.plan(top), empties=planner.empties, ids=ids)
+    return msgspec.structs.replace(planner.plan(top), empties=planner.empties, ids=ids)
 
 
 def plan_entry(
@@ -87,7 +86,7 @@ def plan_entry(
         raise UsageError(f"cannot compare {path}: {error.strerror}") from error
     finally:
         os.close(fd)
-    return replace(planner.plan(top), one_file=True, ids=ids)
+    return msgspec.structs.replace(planner.plan(top), one_file=True, ids=ids)
 
 
 def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tuple[TreePlan, bool]:
@@ -106,7 +105,7 @@ def plan_removal(reader: StreamReader, top: str, comparison: Comparison) -> tupl
             os.close(fd)
     except OSError as error:
         raise CastoreError(f"cannot list {top}, which is to be removed: {error.strerror}") from error
-    return replace(planner.plan(top), ids=ids), complete
+    return msgspec.structs.replace(planner.plan(top), ids=ids), complete
 
 
 _READ_ONLY: Final = "it differs, and is mounted read-only"

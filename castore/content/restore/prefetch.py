@@ -24,7 +24,6 @@ import msgspec
 
 from castore.content.stored_dirs import Fetched, fetch_directory, open_fetched
 from castore.content.streams import StreamReader
-from castore.deferred import dataclass
 from castore.errors import CastoreError
 from castore.model.refs import RecordId, Ref, RefKind
 
@@ -61,8 +60,7 @@ class Taken(NamedTuple):
 _SIGNALS: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
-@dataclass
-class _Slot:
+class _Slot(msgspec.Struct):
     """A part of the ring, up to `end`."""
 
     end: int

@@ -14,8 +14,9 @@ import errno
 import fcntl
 import os
 import signal
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from castore.content.restore.difference import difference_of, write_difference
 from castore.content.restore.live_file import is_large, may_share, open_live
@@ -204,8 +205,8 @@ def with_range_plans(
             os.close(top)
     planner = RangePlanner(reader, ownership)
     planned = {step.path: _plan_step(planner, top, step) for step in wanted}
-    steps = (replace(step, ranges=planned.get(step.path, step.ranges)) for step in plan.steps)
-    return replace(plan, steps=tuple(steps))
+    steps = (msgspec.structs.replace(step, ranges=planned.get(step.path, step.ranges)) for step in plan.steps)
+    return msgspec.structs.replace(plan, steps=tuple(steps))
 
 
 def _plan_step(planner: RangePlanner, top: int, step: Step) -> RangePlan | None:

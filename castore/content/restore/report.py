@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TYPE_CHECKING
 
-from castore.deferred import dataclass
+import msgspec
 
 if TYPE_CHECKING:
     from castore.errors import DamageError
 
 
-@dataclass
-class Report:
+class Report(msgspec.Struct):
     """What a restore could not do."""
 
-    warnings: list[tuple[bytes, str]] = field(default_factory=list)
+    warnings: list[tuple[bytes, str]] = []
     """(path, reason) of files that lack some of their metadata, or that could not be created."""
-    unmade: list[tuple[bytes, str]] = field(default_factory=list)
+    unmade: list[tuple[bytes, str]] = []
     """Those of the warnings that are about files that do not exist."""
-    damaged: list[tuple[bytes, str]] = field(default_factory=list)
+    damaged: list[tuple[bytes, str]] = []
     """(path, reason) of files that are missing because the store is damaged."""
 
     def add(self, other: Report) -> None:

@@ -6,14 +6,13 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.deferred import pattern
 from castore.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-_CLASS: Final = pattern(r"(?<=.)\[:([a-z]+):\](?=.)")
+_CLASS: Final = r"(?<=.)\[:([a-z]+):\](?=.)"
 _CLASSES: Final = {
     "alnum": "0-9A-Za-z",
     "alpha": "A-Za-z",
@@ -24,9 +23,9 @@ _CLASSES: Final = {
     "upper": "A-Z",
     "xdigit": "0-9A-Fa-f",
 }
-_SET: Final = pattern(r"\\.|\[(\^?)(\]?(?:\\.|[^\]\\])*)\]", re.DOTALL)
+_SET: Final = r"(?s)\\.|\[(\^?)(\]?(?:\\.|[^\]\\])*)\]"
 """A set in a regular expression; or an escaped character, which may be a bracket outside of sets."""
-_RANGE: Final = pattern(r"(\\.|.)(?:-(\\.|.))?", re.DOTALL)
+_RANGE: Final = r"(?s)(\\.|.)(?:-(\\.|.))?"
 """A character or a range in a set."""
 
 
@@ -88,7 +87,9 @@ def _relative(pattern: str, top: str) -> str:
 
 def _without_classes(pattern: str) -> str:
     """Return a pattern with POSIX character classes replaced by ranges: the library does not know them."""
-    return _CLASS.sub(lambda found: _CLASSES.get(found[1], found[0]), pattern) if "[:" in pattern else pattern
+    if "[:" not in pattern:
+        return pattern
+    return re.sub(_CLASS, lambda found: _CLASSES.get(found[1], found[0]), pattern)
 
 
 def _compiled(pattern: str) -> Any:
@@ -100,7 +101,7 @@ def _compiled(pattern: str) -> Any:
         return GitIgnoreSpecPattern(None)
     # Names may contain newlines, which the library's expressions do not expect.
     expression = re.sub(r"\$(?=\)*\Z)", r"\\Z", expression)
-    return GitIgnoreSpecPattern(re.compile(_SET.sub(_escaped_set, expression), re.DOTALL), include)
+    return GitIgnoreSpecPattern(re.compile(re.sub(_SET, _escaped_set, expression), re.DOTALL), include)
 
 
 def _escaped_set(found: re.Match[str]) -> str:
@@ -110,7 +111,8 @@ def _escaped_set(found: re.Match[str]) -> str:
     """
     if found[2] is None:
         return found[0]  # an escaped character outside of sets
-    items = (_quoted(one[1]) + (f"-{_quoted(one[2])}" if one[2] else "") for one in _RANGE.finditer(found[2]))
+    ranges = re.finditer(_RANGE, found[2])
+    items = (_quoted(ends[1]) + (f"-{_quoted(ends[2])}" if ends[2] else "") for ends in ranges)
     return f"[{found[1]}{''.join(items)}]"
 
 

@@ -6,8 +6,9 @@ A file that is unchanged since the last scan keeps its stream and is not read.
 from __future__ import annotations
 
 import os
-from dataclasses import field
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
@@ -15,7 +16,6 @@ from castore.content.scan.cache import is_racily_clean, summary_of
 from castore.content.scan.entries import CHANGED, stamp_of
 from castore.content.scan.previous_files import PreviousFiles
 from castore.content.scan.record_streams import own_streams
-from castore.deferred import dataclass
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
 from castore.fs.metadata import data_extents, extra_of
@@ -218,8 +218,7 @@ class LargeFileReader:
         return done
 
 
-@dataclass
-class _Linked:
+class _Linked(msgspec.Struct):
     """The result of reading a large file, kept for its other names."""
 
     stamp: tuple[int, int, int]
@@ -228,7 +227,7 @@ class _Linked:
     stored: int = 0
     chunks: int = 0
     """The number of references to chunks."""
-    refs: list[Ref | None] = field(default_factory=list)
+    refs: list[Ref | None] = []
 
     def begin(self, chunks: int) -> None:
         """Record how many references existed before its stream."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from castore.content.scan.scanned import joined
-from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_regular, open_top
 from castore.fs.metadata import CACHE_TAG, data_extents, is_cache, is_mount_point
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 _MOST_NAMED: Final = 1000
 
 
-@dataclass
-class TreePreview:
+class TreePreview(msgspec.Struct):
     """What a scan of a tree would store."""
 
     files: int = 0
@@ -32,9 +31,9 @@ class TreePreview:
     """Bytes of content, without holes."""
     excluded: int = 0
     """Names that patterns or the other rules leave out; names below them are not counted."""
-    excluded_paths: list[bytes] = field(default_factory=list)
+    excluded_paths: list[bytes] = []
     """The first excluded paths, relative to the top; directories end with a slash."""
-    unreadable: list[tuple[bytes, str]] = field(default_factory=list)
+    unreadable: list[tuple[bytes, str]] = []
     """(path, reason) of files that a snapshot would report as missing."""
 
 

@@ -8,11 +8,11 @@ also keep dumps under a name per night, and rotate logs: for these it is found b
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.scan.record_streams import marked_own, own_streams
-from castore.deferred import pattern
 from castore.errors import CastoreError
 from castore.kernel.dir_listing import entry_at
 
@@ -32,7 +32,7 @@ _SAMPLE_CHUNKS: Final = 4
 _CANDIDATES: Final = 8
 _SIZES: Final = 4
 """A candidate is at most this many times longer or shorter."""
-_DIGITS: Final = pattern(rb"\d+")
+_DIGITS: Final = rb"\d+"
 
 
 class _LargeFile(NamedTuple):
@@ -47,7 +47,7 @@ def _ranking(
     name: bytes, info: os.stat_result, directory: int | None
 ) -> Callable[[_LargeFile], tuple[bool, bool, bool, bool, int]]:
     """Return the order of candidates for the previous version of a file: the likeliest come first."""
-    pattern = _DIGITS.sub(b"0", name)
+    pattern = re.sub(_DIGITS, b"0", name)
 
     def rank(file: _LargeFile) -> tuple[bool, bool, bool, bool, int]:
         entry, elsewhere = file.entry, file.directory != directory
@@ -55,7 +55,7 @@ def _ranking(
             (entry.dev, entry.ino) != (info.st_dev, info.st_ino),
             elsewhere or entry.name != name,
             elsewhere,
-            _DIGITS.sub(b"0", entry.name) != pattern,
+            re.sub(_DIGITS, b"0", entry.name) != pattern,
             -entry.mtime_ns,
         )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 
 from castore.content.scan.small_files import SMALL
-from castore.deferred import dataclass
 
 if TYPE_CHECKING:
     import os
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from castore.content.scan.exclude import Exclude
 
 
-@dataclass(frozen=True)
-class ScanRules:
+class ScanRules(msgspec.Struct, frozen=True):
     """Which files of a tree are stored."""
 
     exclude: Exclude | None = None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from castore.content.scan.record_streams import RecordStreams
-from castore.deferred import dataclass
 from castore.fs.acl import acl_ids
 from castore.fs.metadata import group_name, user_name
 from castore.kernel.dir_entries import GIVEN, join_entries
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from castore.model.refs import Ref
 
 
-@dataclass
-class Scanned:
+class Scanned(msgspec.Struct):
     """A directory that is being scanned."""
 
     fd: int
@@ -30,15 +29,15 @@ class Scanned:
     """The path relative to the tree's top; empty for the top itself."""
     close: Callable[[Ref], None]
     """Called with the directory's reference once it is stored."""
-    entries: dict[int, Entry] = field(default_factory=dict)
+    entries: dict[int, Entry] = {}
     """Entries by position in the listing, without plain files that are unchanged since the listing."""
-    take: bytearray = field(default_factory=bytearray)
+    take: bytearray = msgspec.field(default_factory=bytearray)
     """How each name of the listing is stored."""
-    subdirectories: list[int] = field(default_factory=list)
+    subdirectories: list[int] = []
     """Positions of the subdirectories still to be entered, in reverse order."""
-    small_files: list[Ref] = field(default_factory=list)
+    small_files: list[Ref] = []
     """Its small-file streams that are stored already."""
-    small_chunks: list[int] = field(default_factory=list)
+    small_chunks: list[int] = []
     """The number of chunks of each of these."""
     former: Sequence[Ref] = ()
     """The small-file streams of the last scan."""
@@ -48,11 +47,11 @@ class Scanned:
     """The places of its small files in them."""
     sized: bool = True
     """Whether all small files are stored with the sizes that the listing has."""
-    files: list[Ref] = field(default_factory=list)
+    files: list[Ref] = []
     """The streams of its large files that are stored already."""
-    file_chunks: list[int] = field(default_factory=list)
+    file_chunks: list[int] = []
     """The number of chunks of each of these."""
-    directories: list[Ref] = field(default_factory=list)
+    directories: list[Ref] = []
     kept: list[Ref] | None = None
     """All references but those of directories, if the directory's own listing is unchanged."""
     streams_kept: bytes = b""
@@ -61,9 +60,9 @@ class Scanned:
     time: int = 0
     """When it was listed, in ns since 1970."""
     listing: bytes = b""
-    places: array[int] = field(default_factory=lambda: array("Q"))
+    places: array[int] = msgspec.field(default_factory=lambda: array("Q"))
     """The places of the names in the listing."""
-    marks: bytearray = field(default_factory=bytearray)
+    marks: bytearray = msgspec.field(default_factory=bytearray)
     distrust: bool = False
     linked: bool = False
     """Whether it, or a directory below it, has a file with several names."""
@@ -75,9 +74,9 @@ class Scanned:
     """The position of its record in the old scan cache."""
     moved: bool = False
     """Whether its old record is of another place in the tree."""
-    below: dict[bytes, int] = field(default_factory=dict)
+    below: dict[bytes, int] = {}
     """Positions of its subdirectories' records in the old scan cache."""
-    kinds: bytearray = field(default_factory=bytearray)
+    kinds: bytearray = msgspec.field(default_factory=bytearray)
     """The kinds of the names in the listing."""
     count: int = 0
     """Number of entries, in it and below."""

@@ -14,6 +14,7 @@ keep their streams.
 from __future__ import annotations
 
 import os
+import re
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -25,7 +26,6 @@ from castore.content.scan.record_streams import decode_streams, encode_streams, 
 from castore.content.scan.scanned import Scanned, joined
 from castore.content.scan.selection import Selection
 from castore.content.scan.small_files import SMALL, SmallFileReader
-from castore.deferred import pattern
 from castore.errors import CastoreError, DamageError, UsageError
 from castore.fs.beneath import OPEN_DIRECTORY, open_top
 from castore.fs.metadata import extra_of
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from castore.model.refs import Ref
 
 
-_NOT_KEPT: Final = pattern(b"(?s)[^%c%c]" % (KEPT, KEPT_OTHER))
+_NOT_KEPT: Final = b"(?s)[^%c%c]" % (KEPT, KEPT_OTHER)
 UNLISTED: Final = "cannot be listed"
 """The beginning of the reason why a directory is stored empty."""
 
@@ -245,7 +245,7 @@ class _Scanner:
         small: list[int] = []
         large: list[int] = []
         # Most entries of most directories are small files that are kept.
-        for match in _NOT_KEPT.finditer(directory.kinds):
+        for match in re.finditer(_NOT_KEPT, directory.kinds):
             position, kind = match.start(), directory.kinds[match.start()]
             if kind in {PLAIN_FILE, SMALL_FILE}:
                 small.append(position)

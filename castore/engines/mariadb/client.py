@@ -12,11 +12,11 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.engines.connecting import Chunks, dump_when_free, open_when_free, when_free
 from castore.engines.mariadb.script import plain, unescaped
 from castore.engines.password import read_setting
@@ -62,8 +62,7 @@ def _nothing(_line: bytes) -> None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Client:
+class Client(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach a server."""
 
     names: tuple[tuple[str, ...], tuple[str, ...]]
@@ -208,7 +207,7 @@ class Client:
         allowed = "SELECT @@max_user_connections"
         session = QuerySession(self._start, most=MOST, allowed=allowed, separator=b"\n")
         try:
-            yield replace(self, session=session)
+            yield msgspec.structs.replace(self, session=session)
         finally:
             session.close()
 

@@ -6,10 +6,10 @@ import contextlib
 import os
 import re
 import shutil
-from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.engines.connecting import Chunks, when_free
 from castore.engines.password import read_setting
 from castore.engines.postgresql.script import guarded
@@ -45,8 +45,7 @@ REFUSAL: Final = re.compile(rb"FATAL: +too many connections for (?:role|database
 _RECORDS: Final = ("--tuples-only", "--no-align", "--record-separator-zero")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Client:
+class Client(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of pg_dump and psql."""
 
     elsewhere: str = "postgres"
@@ -56,7 +55,7 @@ class Client:
     user: str | None = None
     password: Secret | None = None
     program_path: str | None = None
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = {}
     """More environment variables of libpq."""
     timeout: float | None = None
     account: pwd.struct_passwd | None = None
@@ -143,7 +142,7 @@ class Client:
         """Yield a client that queries in one session during the block."""
         session = QuerySession(self._start, most=_MOST, allowed=_CONNECTIONS, separator=b"\0")
         try:
-            yield replace(self, session=session)
+            yield msgspec.structs.replace(self, session=session)
         finally:
             session.close()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.engines.connecting import dump_when_free, open_when_free
 from castore.engines.dump_stream import DumpStream, DumpWithPreamble, require_trailer
 from castore.engines.inventory import INVENTORY, Inventory
@@ -59,8 +59,7 @@ def restrict_key(client: Client, program: str, secret: str) -> tuple[str, ...]:
     return (f"--restrict-key={secret}",)
 
 
-@dataclass(frozen=True)
-class Database:
+class Database(msgspec.Struct, frozen=True):
     """A database by its name; it need not exist."""
 
     client: Client
@@ -105,7 +104,7 @@ class Database:
         argv = [program, *self.client.where(), "--format=plain", *restrict_key(self.client, program, secret)]
         argv += self.options
         with self.client.connected() as client:
-            live = replace(self, client=client)
+            live = msgspec.structs.replace(self, client=client)
             first = live.properties() or {}
             version = client.version()
         with contextlib.ExitStack() as stack:

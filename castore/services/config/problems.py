@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -18,7 +19,6 @@ from typing import (
 
 import msgspec
 
-from castore.deferred import pattern
 from castore.errors import ConfigError, ConfigProblemsError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Decoded = TypeVar("Decoded", bound=msgspec.Struct)
 Keys = tuple[str | int, ...]
 """The path of a value from the top of the file: keys of tables, positions in lists."""
 
-_BARE: Final = pattern("[A-Za-z0-9_-]+")
+_BARE: Final = "[A-Za-z0-9_-]+"
 _WORDS: Final[dict[Any, str]] = {
     str: "text",
     int: "a whole number",
@@ -202,5 +202,5 @@ def _dotted(keys: Keys) -> str:
         else:
             dot = "." if text else ""
             # TOML quotes and escapes a string as JSON does.
-            text += dot + (key if _BARE.fullmatch(key) else msgspec.json.encode(key).decode())
+            text += dot + (key if re.fullmatch(_BARE, key) else msgspec.json.encode(key).decode())
     return text

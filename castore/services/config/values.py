@@ -8,7 +8,6 @@ import re
 import threading
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import pattern
 from castore.errors import ConfigError, UsageError
 from castore.model.names import check_host, check_name
 from castore.process.users import account_of
@@ -23,15 +22,15 @@ _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | 
     "GIB": 1 << 30,
     "TIB": 1 << 40,
 }
-_SIZE: Final = pattern("([0-9]+(?:[.][0-9]+)?) ?(" + "|".join(_UNITS) + ")", re.IGNORECASE)
-_TIME: Final = pattern("([01]?[0-9]|2[0-3]):[0-5][0-9]")
-_SPAN: Final = pattern("([0-9]{1,9}) ?([hdwmy])")
+_SIZE: Final = "(?i)([0-9]+(?:[.][0-9]+)?) ?(" + "|".join(_UNITS) + ")"
+_TIME: Final = "([01]?[0-9]|2[0-3]):[0-5][0-9]"
+_SPAN: Final = "([0-9]{1,9}) ?([hdwmy])"
 _HOURS: Final = {"h": 1, "d": 24, "w": 7 * 24, "m": 31 * 24, "y": 366 * 24}
 
 
 def parse_span(text: str) -> int | None:
     """Return the seconds of a span like "36h", "14d", "8w", "6m" or "1y"; None if it is not valid."""
-    match = _SPAN.fullmatch(text)
+    match = re.fullmatch(_SPAN, text)
     return int(match[1]) * _HOURS[match[2]] * 3600 if match else None
 
 
@@ -79,7 +78,7 @@ class ValueChecks:
         """Return the bytes of a size like "5 GB"; 0 for "off". Raises ConfigError."""
         if text is None or text == "off":
             return None if text is None else 0
-        match = _SIZE.fullmatch(text)
+        match = re.fullmatch(_SIZE, text)
         if match is None:
             raise self._problems.error(
                 keys, f'a size such as "5 GB" or "500 MiB", or "off", was expected, not {text!r}'
@@ -97,7 +96,7 @@ class ValueChecks:
 
     def check_schedule(self, text: str | None, keys: Keys) -> None:
         """Raise ConfigError unless a schedule is a time of day or five fields."""
-        if text is None or _TIME.fullmatch(text) or len(text.split()) == 5:
+        if text is None or re.fullmatch(_TIME, text) or len(text.split()) == 5:
             return
         reason = f'"HH:MM" or five fields as in a crontab were expected, not {text!r}'
         raise self._problems.error(keys, reason)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from castore.content.streams import StreamReader
-from castore.deferred import dataclass
 from castore.errors import StorageError
 from castore.model.generation import Origin
 from castore.process.signal_shield import interrupt_note
@@ -45,14 +45,13 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass
-class RolledBack:
+class RolledBack(msgspec.Struct):
     """The result of a rollback."""
 
     target: Generation
     pre_rollback: Generation | None
     """The pre-rollback generation; None: none was taken."""
-    problems: list[tuple[str, bytes, str]] = field(default_factory=list)
+    problems: list[tuple[str, bytes, str]] = []
     """(part, path, reason) of what could not be restored exactly, and of what could not be removed."""
     parts: tuple[str, ...] = ()
     """The parts that differed from the target."""
@@ -87,7 +86,7 @@ def _roll_back(
     target, say = request.target, context.say
     # The plan fails before anything is changed if a part has no destination. Trees are compared again when
     # the service is stopped.
-    plan = plan_rollback(store, replace(request, trust_times=True), context)
+    plan = plan_rollback(store, msgspec.structs.replace(request, trust_times=True), context)
     check_plan(plan, request.origins, take_pre_rollback=request.take_pre_rollback)
     if plan.untouched:
         say(f"not in generation {target.number}, and left as they are: {', '.join(plan.untouched)}")

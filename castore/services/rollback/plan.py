@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from castore.content.streams import StreamReader
-from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.model.generation import Origin
 from castore.services.details import read_details
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass(frozen=True)
-class DumpPlan:
+class DumpPlan(msgspec.Struct, frozen=True):
     """How a dump is restored."""
 
     part: Part
@@ -58,8 +57,7 @@ class DumpPlan:
         return f"{settings.engine} {self.source.engine.label()}".strip()
 
 
-@dataclass(frozen=True)
-class AddedPart:
+class AddedPart(msgspec.Struct, frozen=True):
     """A live part that did not exist in the target generation, and is removed."""
 
     name: str
@@ -74,12 +72,11 @@ class AddedPart:
         return os.path.lexists(self.path) if self.source is None else self.source.engine.exists()
 
 
-@dataclass(frozen=True)
-class RollbackPlan:
+class RollbackPlan(msgspec.Struct, frozen=True):
     """The changes that a rollback would make."""
 
     target: Generation
-    trees: dict[str, TreePlan] = field(default_factory=dict)
+    trees: dict[str, TreePlan] = {}
     dumps: tuple[DumpPlan, ...] = ()
     added_parts: tuple[AddedPart, ...] = ()
     untouched: tuple[str, ...] = ()

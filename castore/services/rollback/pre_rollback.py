@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from castore.services.hooks import Hooks
 from castore.services.nested_parts import below
@@ -80,7 +81,7 @@ class PreRollback:
     ) -> Source:
         """Return the source of a part while the service is stopped."""
         if isinstance(source, Tree):
-            return replace(source, own=below(source.path, created))
+            return msgspec.structs.replace(source, own=below(source.path, created))
         if isinstance(source, EngineSource) and self._context.service.stop and name in states:
             return EngineSource(source.name, source.engine.when_stopped(states[name]))
         return source

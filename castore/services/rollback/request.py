@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
-from castore.deferred import dataclass
+import msgspec
+
 from castore.progress import unwatched
 from castore.services.config import Service
 from castore.services.ownership import stored_ownership
@@ -22,14 +22,13 @@ RESTORING: Final = "restoring"
 _NO_SERVICE: Final = Service()
 
 
-@dataclass(frozen=True, kw_only=True)
-class RollbackRequest:
+class RollbackRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A rollback of a service, with the answers to all questions that it has."""
 
     target: Generation
     origins: dict[str, Origin]
     """Where the parts of the target belong on this machine."""
-    ownership: Ownership = field(default_factory=stored_ownership)
+    ownership: Ownership = msgspec.field(default_factory=stored_ownership)
     take_pre_rollback: bool = True
     """Whether a pre-rollback generation is taken first."""
     trust_times: bool = False
@@ -38,8 +37,7 @@ class RollbackRequest:
     """Whether ranges of large live files may be overwritten."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RollbackContext:
+class RollbackContext(msgspec.Struct, frozen=True, kw_only=True):
     """The service's settings, the directories that are castore's own, and where messages go."""
 
     service: Service = _NO_SERVICE

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from castore.content.allowance import Allowance
 from castore.content.diff import TIMES, diff_trees
 from castore.content.restore.in_place import InPlace
 from castore.content.restore.plan import Comparison, Step, TreePlan
 from castore.content.restore.planner import plan_removal, plan_tree
 from castore.content.stored_dirs import open_top
-from castore.deferred import dataclass
 from castore.errors import UsageError
 from castore.model.generation import Origin
 from castore.services.last_scan import last_scan
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 
-@dataclass(frozen=True, kw_only=True)
-class TreePlanner:
+class TreePlanner(msgspec.Struct, frozen=True, kw_only=True):
     """Plans how live trees become those of a generation."""
 
     store: Store

@@ -7,11 +7,11 @@ bytes, a keyed hash. Functions that read a name take both forms, and accept only
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-from castore.deferred import pattern
 from castore.model.generation import MAX_NUMBER
 from castore.model.refs import PackId, SessionId
 
@@ -32,12 +32,12 @@ FOLDERS: Final = frozenset(
     [CONFIGS, ROTATIONS, GENERATIONS, SESSIONS, PACKS, PINS, REMOVALS, DELETIONS, FLAGS, TEMPORARY]
 )
 
-_NUMBERED: Final = pattern(r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{32}))?")
-_TAGGED: Final = pattern(r"([0-9a-f]{16})-([0-9]{10})")
-_SESSION: Final = pattern(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,17})")
-_PACK: Final = pattern(r"[0-9a-f]{64}")
-_REMOVAL: Final = pattern(r"([0-9a-f]{16})-[0-9a-f]{32}")
-_DELETION: Final = pattern(r"[0-9a-f]{32}")
+_NUMBERED: Final = r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{32}))?"
+_TAGGED: Final = r"([0-9a-f]{16})-([0-9]{10})"
+_SESSION: Final = r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,17})"
+_PACK: Final = r"[0-9a-f]{64}"
+_REMOVAL: Final = r"([0-9a-f]{16})-[0-9a-f]{32}"
+_DELETION: Final = r"[0-9a-f]{32}"
 
 
 def full_name(folder: str, short: str) -> str:
@@ -78,7 +78,7 @@ def copy_name(folder: str, number: int, data: bytes) -> str:
 
 def split_numbered(folder: str, name: str) -> Numbered | None:
     """Return what the name of an object in a numbered folder says; None if it is not such a name."""
-    match = _NUMBERED.fullmatch(short_name(folder, name))
+    match = re.fullmatch(_NUMBERED, short_name(folder, name))
     return Numbered(int(match[1]), match[2] or "") if match else None
 
 
@@ -107,7 +107,7 @@ def pin_name(tag: bytes, number: int) -> str:
 
 def is_generation(name: str) -> bool:
     """Return whether a name has the form of a generation's; its number may be too high for one."""
-    return _TAGGED.fullmatch(short_name(GENERATIONS, name)) is not None
+    return re.fullmatch(_TAGGED, short_name(GENERATIONS, name)) is not None
 
 
 def split_generation(name: str) -> tuple[bytes, int]:
@@ -121,7 +121,7 @@ def split_pin(name: str) -> tuple[bytes, int]:
 
 
 def _split_tagged(name: str) -> tuple[bytes, int]:
-    match = _TAGGED.fullmatch(name)
+    match = re.fullmatch(_TAGGED, name)
     if match is None or int(match[2]) > MAX_NUMBER:
         return b"", 0
     return bytes.fromhex(match[1]), int(match[2])
@@ -142,7 +142,7 @@ def any_session_name(session: SessionId) -> str:
 
 def split_session(name: str) -> tuple[SessionId, int] | None:
     """Return the session and the number of a session object's name; None if it is not such a name."""
-    match = _SESSION.fullmatch(short_name(SESSIONS, name))
+    match = re.fullmatch(_SESSION, short_name(SESSIONS, name))
     return (SessionId(bytes.fromhex(match[1])), int(match[2])) if match else None
 
 
@@ -154,7 +154,7 @@ def pack_name(pack: PackId) -> str:
 def pack_of(name: str) -> PackId | None:
     """Return the pack of a name; None if it is not the name of a pack."""
     short = short_name(PACKS, name)
-    return PackId(bytes.fromhex(short)) if _PACK.fullmatch(short) else None
+    return PackId(bytes.fromhex(short)) if re.fullmatch(_PACK, short) else None
 
 
 def removal_name(tag: bytes, unique: bytes) -> str:
@@ -164,7 +164,7 @@ def removal_name(tag: bytes, unique: bytes) -> str:
 
 def tag_of_removal(name: str) -> bytes | None:
     """Return the tag of a removal record's name; None if it is not such a name."""
-    match = _REMOVAL.fullmatch(short_name(REMOVALS, name))
+    match = re.fullmatch(_REMOVAL, short_name(REMOVALS, name))
     return bytes.fromhex(match[1]) if match else None
 
 
@@ -175,4 +175,4 @@ def deletion_name(unique: bytes) -> str:
 
 def is_deletion(name: str) -> bool:
     """Return whether a name is that of a pending deletion."""
-    return _DELETION.fullmatch(short_name(DELETIONS, name)) is not None
+    return re.fullmatch(_DELETION, short_name(DELETIONS, name)) is not None

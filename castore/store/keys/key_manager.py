@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from castore.crypto import Recipient
 from castore.crypto.writer_key import how_to_adopt
-from castore.deferred import dataclass
 from castore.errors import (
     ConfigError,
     DamageError,
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from castore.store.keys.trust import Accepted, Opener
 
 
-@dataclass(frozen=True)
-class _Current:
+class _Current(msgspec.Struct, frozen=True):
     """The keys under one accepted configuration. It is replaced as one, so that readers see no mixture."""
 
     accepted: Accepted
@@ -145,7 +144,7 @@ class KeyManager:
 
     def use_cutter(self, cutter: Cutter) -> None:
         """Cut with another cutter, to measure what it gives. Chunks of the store are then not found again."""
-        self._current = dataclasses.replace(self._in_use, cutter=cutter)
+        self._current = msgspec.structs.replace(self._in_use, cutter=cutter)
 
     def identity(self) -> Identity:
         """Return the identity that opens content. Raises IdentityError."""
@@ -217,7 +216,7 @@ class KeyManager:
                 f"the writer key of the store at {self.location} has been replaced; repeat the command"
             )
         if accepted.sealed.hash == self.sealed.hash:
-            self._current = dataclasses.replace(self._in_use, accepted=accepted)
+            self._current = msgspec.structs.replace(self._in_use, accepted=accepted)
             self._numbers = accepted.names
         else:
             self._use(accepted)
@@ -228,12 +227,12 @@ class KeyManager:
         local_key: use the writer key that this machine now keeps.
         """
         if local_key:
-            self._opener = dataclasses.replace(self._opener, local_key=True)
+            self._opener = msgspec.structs.replace(self._opener, local_key=True)
         self._use(choose(self._opener))
 
     def trust(self, signer: bytes) -> None:
         """Accept configurations that this admin signs, in addition to the trusted ones."""
-        self._opener = dataclasses.replace(self._opener, trusted=self._opener.trusted | {signer})
+        self._opener = msgspec.structs.replace(self._opener, trusted=self._opener.trusted | {signer})
 
     def stray_configurations(self) -> list[str]:
         """Return the names of configurations above the accepted number, and of their copies."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from castore.deferred import dataclass
 from castore.errors import (
     BusyError,
     FormatError,
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from castore.store.keys.keyring import Keyring
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resealing:
+class Resealing(msgspec.Struct, frozen=True, kw_only=True):
     """A change of the recipients."""
 
     keyring: Keyring

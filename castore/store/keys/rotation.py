@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from blake3 import blake3
 
-from castore.deferred import dataclass
 from castore.errors import BusyError, DamageError, FormatError, ObjectExistsError, ObjectMissingError
 from castore.model.refs import SessionId
 from castore.store.format.config import config_numbers, encode_config
@@ -59,8 +58,7 @@ _FOLDERS: Final = (GENERATIONS, SESSIONS, PACKS)
 """Listed in this order, every object that a listed one needs is listed, too: it was written before."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rotation:
+class Rotation(msgspec.Struct, frozen=True, kw_only=True):
     """A replacement of the writer key."""
 
     writer: WriterKey

@@ -7,13 +7,12 @@ that does not open, or that no trusted admin signed, is ignored, whatever its nu
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from dataclasses import field
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from castore.crypto import Admin, WriterKey
 from castore.crypto.writer_key import how_to_adopt
-from castore.deferred import dataclass
 from castore.errors import (
     CastoreError,
     DamageError,
@@ -48,8 +47,7 @@ _WITHOUT_CONFIG: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """A configuration that was accepted."""
 
     sealed: SealedConfig
@@ -57,7 +55,7 @@ class Accepted:
     writer: WriterKey
     """The key that opens it, without the keys that it replaced."""
     signer: bytes
-    passed_over: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, str] = {}
     """Configurations with higher numbers that are not accepted, by name, with the reasons."""
     names: frozenset[int] = frozenset()
     """The numbers of all configurations that existed."""
@@ -72,8 +70,7 @@ class Accepted:
         return (*admins, self.signer) if self.signer not in admins else tuple(admins)
 
 
-@dataclass(frozen=True)
-class Opener:
+class Opener(msgspec.Struct, frozen=True):
     """The keys with which this process opens configurations, and the signers that it accepts."""
 
     storage: Storage
@@ -164,12 +161,11 @@ class _NoSealError(CastoreError):
     """A configuration is not sealed to the identity."""
 
 
-@dataclass
-class _Rejections:
+class _Rejections(msgspec.Struct):
     """The configurations that are not accepted."""
 
-    errors: list[CastoreError] = field(default_factory=list)
-    reasons: dict[str, str] = field(default_factory=dict)
+    errors: list[CastoreError] = []
+    reasons: dict[str, str] = {}
     """The reasons for people, by the name of the configuration."""
 
     def add(self, name: str, error: CastoreError) -> None:
@@ -263,7 +259,7 @@ def _accepted(accepted: Accepted, numbers: list[int], passed: dict[str, str]) ->
     """Return the accepted configuration, with the higher ones that were ignored for it."""
     higher = {name for name in passed if int(name.rpartition("/")[2]) > accepted.sealed.number}
     reasons = {name: passed[name] for name in sorted(higher)}
-    return dataclasses.replace(accepted, passed_over=reasons, names=frozenset(numbers))
+    return msgspec.structs.replace(accepted, passed_over=reasons, names=frozenset(numbers))
 
 
 def _refusal(

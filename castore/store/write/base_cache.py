@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from castore.deferred import pattern
 from castore.errors import StorageError
 from castore.fs.durable import NewFile, make_private_directory
 from castore.fs.flock import open_lock_file, try_lock, wait_for_lock
@@ -35,7 +35,7 @@ _VERSION: Final = 1
 _BUFFER: Final = 1 << 20
 _OPEN_FILES: Final = 64
 _UNFINISHED: Final = ".part"
-_NAME: Final = pattern("[0-9a-f]{64}")
+_NAME: Final = "[0-9a-f]{64}"
 _OTHERS_SECONDS: Final = 86400
 """A younger file may belong to a running snapshot of another service, whose generation is not written yet."""
 _MAX_AGE_SECONDS: Final = 90 * 86400
@@ -209,7 +209,7 @@ class BaseCache:
 
     def packs(self) -> list[PackId]:
         """Return the packs that have cache files."""
-        return [PackId(bytes.fromhex(file.name)) for file in self._files() if _NAME.fullmatch(file.name)]
+        return [PackId(bytes.fromhex(file.name)) for file in self._files() if re.fullmatch(_NAME, file.name)]
 
     @contextlib.contextmanager
     def trimming(self) -> Iterator[Callable[[PackId, list[tuple[int, int]]], None]]:

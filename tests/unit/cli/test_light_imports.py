@@ -83,3 +83,18 @@ def test_the_version_is_what_the_command_line_prints():
     quick = subprocess.run([sys.executable, "-m", "castore", "--version"], capture_output=True, text=True, check=True).stdout
     slow = subprocess.run([sys.executable, "-m", "castore", "--quiet", "--version"], capture_output=True, text=True, check=True).stdout
     assert quick == slow
+
+
+@pytest.mark.parametrize("command", ["log", "snapshot", "rollback", "restore", "show"])
+def test_every_command_imports_msgspec_without_typing_extensions(command, home, tmp_path):
+    """Whichever module of castore is the first to import it."""
+    script = (
+        f"sys.argv = ['castore', {command!r}, 'service', '--store', '/nowhere']\n"
+        "from castore.cli.light_imports import defer_inspect\n"
+        "defer_inspect()\n"
+        "from castore.cli.main import run_command\n"
+        "run_command()\n"
+    )
+    found = imported(script)
+    assert "msgspec" in found
+    assert not found & {"typing_extensions", "dataclasses", "dis"}
