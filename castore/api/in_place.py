@@ -9,6 +9,8 @@ import msgspec
 
 from castore.api.progress import counters
 from castore.api.selection import RestoreReport
+from castore.content.restore.metadata import Ownership  # noqa: TC001 - help() evaluates it
+from castore.content.restore.plan import TreePlan  # noqa: TC001 - help() evaluates it
 from castore.errors import UsageError
 from castore.services.ownership import stored_ownership
 from castore.services.restore import plan_size
@@ -19,16 +21,14 @@ from castore.services.restore_in_place import (
     plan_in_place,
     restore_in_place,
 )
+from castore.services.selectors import Selection  # noqa: TC001 - help() evaluates it
 from castore.services.sources import configured_origins
 from castore.state.directories import absolute
+from castore.state.restore_runs import Estimate  # noqa: TC001 - help() evaluates it
 
 if TYPE_CHECKING:
     from castore.api.store import Store
-    from castore.content.restore.metadata import Ownership
-    from castore.content.restore.plan import TreePlan
     from castore.progress import Watch
-    from castore.services.selectors import Selection
-    from castore.state.restore_runs import Estimate
 
 
 class InPlacePlan(msgspec.Struct, frozen=True):

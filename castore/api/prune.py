@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
-if TYPE_CHECKING:
-    from castore.api.generation import Generation
-    from castore.errors import CastoreError
-    from castore.maintenance.compact import Compacted
-    from castore.maintenance.compaction_plan import Plan
-    from castore.services.retention import RetentionDecision
+from castore.api.generation import Generation  # noqa: TC001 - help() evaluates it
+from castore.errors import CastoreError  # noqa: TC001 - help() evaluates it
+from castore.maintenance.compact import Compacted  # noqa: TC001 - help() evaluates it
+from castore.maintenance.compaction_plan import Plan  # noqa: TC001 - help() evaluates it
+from castore.services.retention import RetentionDecision  # noqa: TC001 - help() evaluates it
 
 
 class PrunePlan(msgspec.Struct):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from castore.maintenance.repair import RepairPlan, RepairResult  # noqa: TC001 - help() evaluates it
+
 if TYPE_CHECKING:
-    from castore.maintenance.repair import RepairPlan, RepairResult
     from castore.maintenance.verify import Verification
 
 

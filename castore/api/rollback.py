@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from castore.api.generation import Generation
+from castore.content.restore.plan import TreePlan  # noqa: TC001 - help() evaluates it
 from castore.errors import UsageError
 from castore.progress import Progress
 from castore.services.follow import after_rollback_note
 from castore.services.restore_in_place import estimate_of
 from castore.services.rollback.execute import creations, missing_folders
+from castore.services.rollback.plan import AddedPart, DumpPlan  # noqa: TC001 - help() evaluates it
+from castore.services.rollback.request import RollbackRequest  # noqa: TC001 - help() evaluates it
+from castore.state.restore_runs import Estimate  # noqa: TC001 - help() evaluates it
 
 if TYPE_CHECKING:
     from castore.api.store import Store
-    from castore.content.restore.plan import TreePlan
     from castore.progress import Watch
     from castore.services.operations import ServiceOperations
-    from castore.services.rollback.plan import AddedPart, DumpPlan
-    from castore.services.rollback.request import RollbackRequest
-    from castore.state.restore_runs import Estimate
 
 
 class RollbackPlan(msgspec.Struct, frozen=True):

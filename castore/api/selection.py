@@ -10,8 +10,10 @@ import msgspec
 
 from castore.api.generation import Generation, Part
 from castore.api.progress import counters
+from castore.content.stored_dirs import Child  # noqa: TC001 - help() evaluates it
 from castore.content.streams import StreamReader
 from castore.errors import UsageError
+from castore.model.generation import Part as PartRecord  # noqa: TC001 - help() evaluates it
 from castore.progress import Progress
 from castore.services.listing import list_entries
 from castore.services.reading import child_of, read
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
     from castore.api.in_place import InPlaceOptions, InPlacePlan
     from castore.api.store import Store
-    from castore.content.stored_dirs import Child
-    from castore.model.generation import Part as PartRecord
     from castore.progress import Watch
     from castore.services.comparison import Difference
     from castore.services.selectors import Selection as Selected

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, Literal, Self, overload
 
 from castore.api.generation import Generation
 from castore.api.progress import counters
-from castore.api.prune import PrunePlan, PruneReport
 from castore.api.service import Service
 from castore.errors import NotFoundError, UsageError
 from castore.maintenance.limits import GRACE_SECONDS, MAX_UNUSED, UNFINISHED_SECONDS, Limits
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from castore.api.keys import Keys
+    from castore.api.prune import PrunePlan, PruneReport
     from castore.api.repair import RepairReport
     from castore.api.selection import Selection
     from castore.errors import ConfigError
@@ -277,6 +277,7 @@ class Store:
         progress: called with the name and the counters of each task, or None.
         Raises NotFoundError for a service without generations; ConfigError, StorageError.
         """
+        from castore.api.prune import PruneReport
         from castore.services import prune as pruning
 
         if dry_run:
@@ -304,6 +305,7 @@ class Store:
         unfinished_seconds: float = UNFINISHED_SECONDS,
     ) -> PrunePlan:
         """Return what `prune` would do. The arguments and errors are those of `prune`."""
+        from castore.api.prune import PrunePlan
         from castore.services import prune as pruning
 
         chosen, misconfigured = self._services_to_prune(keep, services)
@@ -318,6 +320,7 @@ class Store:
 
         Raises UsageError if one of them may not be deleted, NotIntactError after an interrupted rollback.
         """
+        from castore.api.prune import PrunePlan
         from castore.maintenance.compact import plan
         from castore.services.prune import check_forget
         from castore.services.rollback.journal import refuse_interrupted
@@ -351,6 +354,7 @@ class Store:
         progress: Watch | None = None,
     ) -> PruneReport:
         """Reclaim the space that no generation references. The arguments are those of `prune`."""
+        from castore.api.prune import PruneReport
         from castore.services.prune import compact_and_record
 
         with interrupt_note(_AFTER_COMPACT):
@@ -367,6 +371,7 @@ class Store:
         self, *, max_unused: float = MAX_UNUSED, unfinished_seconds: float = UNFINISHED_SECONDS
     ) -> PrunePlan:
         """Return what `compact` would do. The arguments and errors are those of `prune`."""
+        from castore.api.prune import PrunePlan
         from castore.maintenance.compact import plan
 
         return PrunePlan(plan(self.internal, max_unused=max_unused, unfinished_seconds=unfinished_seconds))

@@ -14,6 +14,7 @@ import msgspec
 from castore.errors import DamageError, FormatError, IdentityError, ObjectMissingError, StorageError
 from castore.maintenance.repack import RecordMover, record_in, records_of
 from castore.maintenance.verify import Verification, damaged_of_two, verify
+from castore.model.refs import PackId  # noqa: TC001 - help() evaluates it
 from castore.store.format.deletion import open_deletion
 from castore.store.format.generation import open_generation
 from castore.store.format.names import (
@@ -35,7 +36,6 @@ from castore.store.format.session_key import decode_session, session_numbers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from castore.model.refs import PackId
     from castore.progress import Progress
     from castore.store import Store
     from castore.store.format.pack import PackEntry

@@ -32,7 +32,7 @@ from castore.errors import (
 from castore.maintenance.impact import Affected, Reasons, affected
 from castore.maintenance.trees import Trees
 from castore.maintenance.verify_packs import DATA, PACKS, PackVerifier
-from castore.model.refs import RecordId
+from castore.model.refs import PackId, RecordId
 from castore.store.format.generation import open_generation
 from castore.store.format.names import GENERATIONS, any_session_name, full_name, is_generation, pack_name
 from castore.store.format.removal import damaged_removals
@@ -40,7 +40,6 @@ from castore.store.format.session_key import read_session, session_numbers
 from castore.store.keys import replicas
 
 if TYPE_CHECKING:
-    from castore.model.refs import PackId
     from castore.progress import Progress
     from castore.store import Store
 

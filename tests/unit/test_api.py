@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import os
+import pydoc
 import re
 import shutil
 import sqlite3
@@ -209,6 +210,18 @@ def test_every_public_name_exists_and_is_described_and_importing_castore_is_quic
     subprocess.run([sys.executable, "-c", script], check=True)
     with pytest.raises(AttributeError, match="nothing"):
         castore.nothing  # noqa: B018
+
+
+def test_help_describes_every_public_class_with_its_arguments():
+    from castore.api.in_place import InPlacePlan
+    from castore.api.repair import RepairReport
+
+    classes = [found for name in castore.__all__ if inspect.isclass(found := getattr(castore, name))]
+    assert castore.RollbackPlan in classes
+    for found in [*classes, InPlacePlan, RepairReport]:
+        assert f"class {found.__name__}" in pydoc.render_doc(found, renderer=pydoc.plaintext)
+    for result in (castore.PrunePlan, castore.RollbackPlan, castore.RestoreReport, InPlacePlan, RepairReport):
+        assert list(inspect.signature(result).parameters) == list(result.__struct_fields__)
 
 
 def test_the_examples_of_the_documentation_run(wiki: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
