@@ -30,8 +30,11 @@ class DumpStream:
 
     def __init__(self, readinto: Readinto) -> None:
         self.warnings: list[tuple[bytes, str]] = []
-        self.opened: tuple[int, Stamp] | None = None
-        """Of a stream that is a regular file, byte for byte: when it was opened (ns), and its stamp then."""
+        self.stamp: Stamp | None = None
+        """That of the regular file that this is, byte for byte.
+
+        None: it is no file, or the file may change and keep its stamp.
+        """
         self._readinto = readinto
 
     def readinto(self, view: memoryview) -> int:

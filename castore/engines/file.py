@@ -9,6 +9,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Self, TypeVar
 
+from castore.content.scan.cache import is_racily_clean
 from castore.engines.base import Contents, Engine
 from castore.engines.dump_stream import DumpStream
 from castore.engines.state import EngineState, FileSwap
@@ -310,19 +311,20 @@ class _FileStream(DumpStream):
         super().__init__(self._read)
         self._descriptor = descriptor
         now = time.time_ns()
-        self._before = stamp_of(descriptor)
+        self._before = stamp_of(os.fstat(descriptor))
         self._rest = self._before.size
-        self.opened = now, self._before
+        if not is_racily_clean(self._before.ctime, now):
+            self.stamp = self._before
 
     def _read(self, view: memoryview) -> int:
         count = os.readv(self._descriptor, [view])
         self._rest -= count
         if not count:
-            changed = stamp_of(self._descriptor) != self._before
+            changed = stamp_of(os.fstat(self._descriptor)) != self._before
             if changed and not self.warnings:
                 self.warnings.append((b".", "changed while being read; what was read is kept"))
             if changed or self._rest:
-                self.opened = None
+                self.stamp = None
         return count
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import os
 
 
 class Stamp(NamedTuple):
@@ -17,7 +19,6 @@ class Stamp(NamedTuple):
     """Times in nanoseconds."""
 
 
-def stamp_of(fd: int) -> Stamp:
-    """Return the stamp of an open file."""
-    info = os.fstat(fd)
+def stamp_of(info: os.stat_result) -> Stamp:
+    """Return the stamp of a file."""
     return Stamp(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)

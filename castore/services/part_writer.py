@@ -11,7 +11,7 @@ from castore.content.pipeline import Pipeline
 from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.scan.cache import scan_path
-from castore.content.scan.file_record import FileRecord, is_proof, is_unchanged, keep
+from castore.content.scan.file_record import FileRecord, is_unchanged, write_record
 from castore.content.streams import store_stream
 from castore.engines.dump_stream import DumpStream
 from castore.errors import ProgramError, StorageError
@@ -102,7 +102,7 @@ class PartWriter:
         for scan in self._scans:
             scan.keep()
         for path, record in self._records:
-            keep(path, record)
+            write_record(path, record)
         usage = self._store.index.usage
         with contextlib.suppress(StorageError):  # costs space or time at most
             used = self._session.pack_usage
@@ -135,11 +135,12 @@ class PartWriter:
 
     def _store_dump(self, name: str, source: Source, progress: Progress) -> Ref | None:
         store, service = self._store, self._request.service
-        previous = last_part(store, service, name)
+        part = last_part(store, service, name)
+        previous = part if part is not None and part.kind == "dump" else None
         epoch = store.index.epoch()
         roots: list[Ref | None] = []
         with Pipeline(self._session, store.keys.cutter, progress) as pipeline, ExitStack() as stack:
-            if previous is not None and previous.kind == "dump":
+            if previous is not None:
                 pipeline.compare_with(PreviousStream(iter_runs_of_chunks(store, previous.content)))
             if isinstance(source, EngineSource):
                 secret = store.keys.writer_key.dump_key(service, name)
@@ -155,26 +156,22 @@ class PartWriter:
                 return previous.content
             store_stream(pipeline, dump.readinto, roots.append)
             progress.warnings += dump.warnings
-            opened = dump.opened
-        self._record(name, opened, roots[0], epoch)
+        self._record(name, dump.stamp, roots[0], epoch)
         return roots[0]
 
     def _is_unchanged(self, name: str, dump: DumpStream, previous: Part) -> bool:
         """Whether a dump is a file that has not changed since the previous snapshot read it."""
-        if dump.opened is None or previous.kind != "dump" or previous.content is None:
+        if dump.stamp is None or previous.content is None:
             return False
         path = scan_path(self._store, self._request.service, name)
-        return is_unchanged(self._store, path, dump.opened[1], previous.content)
+        return is_unchanged(self._store, path, dump.stamp, previous.content)
 
-    def _record(
-        self, name: str, opened: tuple[int, Stamp] | None, content: Ref | None, epoch: bytes
-    ) -> None:
-        """Record what a file was read as, if it cannot change without a trace."""
+    def _record(self, name: str, stamp: Stamp | None, content: Ref | None, epoch: bytes) -> None:
+        """Record what a file was read as, if it cannot change and keep its stamp."""
         stored = StoredRef.of(content)
-        if opened is None or stored is None or not is_proof(opened[1], opened[0]):
-            return
-        record = FileRecord(opened[1], stored, epoch)
-        self._records.append((scan_path(self._store, self._request.service, name), record))
+        if stamp is not None and stored is not None:
+            path = scan_path(self._store, self._request.service, name)
+            self._records.append((path, FileRecord(stamp, stored, epoch)))
 
 
 def _part(name: str, source: Source, root: Ref | None, progress: Progress) -> Part:

@@ -25,7 +25,6 @@ from castore.content.restore.undo_journal import Journal
 from castore.errors import CastoreError, DamageError
 from castore.fs.beneath import locate, make_directory, open_below, open_content, open_entry, path_of
 from castore.fs.metadata import is_protected
-from castore.fs.stamp import stamp_of
 from castore.state.restore_runs import record_run
 
 if TYPE_CHECKING:
@@ -272,7 +271,7 @@ class InPlace(PlanWriter):
             if not self._ranges.write(undo, fd, live, child, step.ranges):
                 return False
             self._progress.files += 1
-            self.set(fd, path, child, stamp_of(live.fd)[:2])
+            self.set(fd, path, child, live.stamp[:2])
         except DamageError as error:
             self.report.damage(path, error)
         finally:

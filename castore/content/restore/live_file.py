@@ -55,13 +55,13 @@ def open_live(folder: int, name: bytes, proof: Proof | None) -> LiveFile | None:
         fd = open_regular(folder, name)
     except OSError:
         return None
-    stamp = stamp_of(fd)
+    stamp = stamp_of(os.fstat(fd))
     return LiveFile(fd, stamp, proof.ref if proof is not None and stamp == proof.stamp else None)
 
 
 def has_changed(live: LiveFile) -> bool:
     """Whether a live file was written to since it was opened. Its ctime may differ: new names change it."""
-    return stamp_of(live.fd)[:4] != live.stamp[:4]
+    return stamp_of(os.fstat(live.fd))[:4] != live.stamp[:4]
 
 
 def is_large(step: Step) -> bool:

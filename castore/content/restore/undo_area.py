@@ -211,13 +211,13 @@ class UndoArea:
         entry, ids = live_entry(folder, live, reasons.append)
         if reasons or ids != (stamp.dev, stamp.ino) or not self._link(folder, live, link_of(number)):
             return False
-        linked = os.fstat(file)
-        before = stamp_of(file)  # the new name has changed its ctime
-        if linked.st_nlink == 2 and before[:4] == stamp[:4] and self._is(link_of(number), ids):
+        info = os.fstat(file)
+        before = stamp_of(info)  # the new name has changed its ctime
+        if info.st_nlink == 2 and before[:4] == stamp[:4] and self._is(link_of(number), ids):
             # The number of steps that were begun has to survive a loss of power, too.
             os.fsync(self._log)
             save(self._fd, ranges_of(number), file, SavedRanges(entry, stamp.size, tuple(ranges)))
-            if stamp_of(file) == before:
+            if stamp_of(os.fstat(file)) == before:
                 return True
             os.unlink(ranges_of(number), dir_fd=self._fd)
         os.unlink(link_of(number), dir_fd=self._fd)

@@ -134,8 +134,3 @@ def _open_listed(directory: Scanned, entry: Listed) -> int:
         return held
     os.close(held)
     raise UnexpectedFileError(errno.ESTALE, "it was replaced")
-
-
-def stamp_of(info: os.stat_result) -> tuple[int, int, int]:
-    """Return the values that change when a file is written to."""
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns

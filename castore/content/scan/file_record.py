@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from blake3 import blake3
 
-from castore.content.scan.cache import HASH_BYTES, is_racily_clean
+from castore.content.scan.cache import HASH_BYTES
 from castore.errors import StorageError
 from castore.fs.durable import NewFile, make_private_directory
 from castore.fs.stamp import Stamp  # noqa: TC001 - msgspec needs it
@@ -41,11 +41,6 @@ class FileRecord(msgspec.Struct, frozen=True, array_like=True):
 _decoder: Final = msgspec.msgpack.Decoder(FileRecord)
 
 
-def is_proof(stamp: Stamp, since: int) -> bool:
-    """Whether a file with this stamp cannot change without another stamp. since: when it was taken (ns)."""
-    return not is_racily_clean(stamp.ctime, since)
-
-
 def is_unchanged(store: Store, path: str, stamp: Stamp, content: Ref) -> bool:
     """Whether a file with this stamp has the stored `content`, all of which the store still has.
 
@@ -58,7 +53,7 @@ def is_unchanged(store: Store, path: str, stamp: Stamp, content: Ref) -> bool:
     return record.epoch == store.index.epoch() or is_whole(store, [content])
 
 
-def keep(path: str, record: FileRecord) -> None:
+def write_record(path: str, record: FileRecord) -> None:
     """Replace the last record by this one; nothing is recorded if this machine has no room for it."""
     data = _MAGIC + msgspec.msgpack.encode(record)
     with contextlib.suppress(OSError, StorageError):

@@ -13,12 +13,13 @@ import msgspec
 from castore.content.previous_stream import PreviousStream
 from castore.content.ref_tree import iter_runs_of_chunks
 from castore.content.scan.cache import is_racily_clean, summary_of
-from castore.content.scan.entries import CHANGED, stamp_of
+from castore.content.scan.entries import CHANGED
 from castore.content.scan.previous_files import PreviousFiles
 from castore.content.scan.record_streams import own_streams
 from castore.errors import CastoreError
 from castore.fs.beneath import open_regular
 from castore.fs.metadata import data_extents, extra_of
+from castore.fs.stamp import stamp_of
 from castore.kernel.dir_listing import (
     DOUBTFUL,
     OWN_STREAM,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from castore.content.scan.cache_reader import ScanCacheReader
     from castore.content.scan.entries import EntryRecorder
     from castore.content.scan.scanned import Scanned
+    from castore.fs.stamp import Stamp
     from castore.kernel.dir_listing import Record
     from castore.model.refs import Ref
 
@@ -221,7 +223,7 @@ class LargeFileReader:
 class _Linked(msgspec.Struct):
     """The result of reading a large file, kept for its other names."""
 
-    stamp: tuple[int, int, int]
+    stamp: Stamp
     size: int
     extents: tuple[tuple[int, int], ...] | None
     stored: int = 0

@@ -11,11 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from castore.content.scan.cache import racy_since, summary_of
-from castore.content.scan.entries import CHANGED, stamp_of
+from castore.content.scan.entries import CHANGED
 from castore.content.scan.kept_streams import FormerFiles, streams_to_drop
 from castore.content.scan.record_streams import decode_streams
 from castore.errors import DamageError
 from castore.fs.metadata import extra_of
+from castore.fs.stamp import stamp_of
 from castore.kernel.dir_entries import AS_LISTED
 from castore.kernel.dir_listing import (
     BUNDLED,
