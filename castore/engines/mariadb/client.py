@@ -187,18 +187,19 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
 
         quiet: its failure is expected.
         """
-        rows = self.answer(sql)
-        if rows is None:
-            return self.quietly(sql) if quiet else self.query(sql)
-        return _decoded(rows)
+        return _decoded(self.ask_raw(sql, shown=not quiet))
 
-    def answer(self, sql: str) -> list[list[bytes]] | None:
-        """Run SQL in the open session; return the rows that it prints, as bytes.
+    def ask_raw(
+        self, sql: str, only: Filter = plain, *, force: bool = False, shown: bool = True
+    ) -> list[list[bytes]]:
+        """Run SQL that may be repeated, in the open session if there is one; return the rows as bytes.
 
-        None: it has to be run in a client of its own, which may be for the second time.
+        Without an answer it is run by `raw`, with these options.
         """
         out = self.session.answer(sql) if self.session is not None else None
-        return None if out is None else _rows(out)
+        if out is None:
+            return self.raw(sql, only=only, force=force, shown=shown)
+        return _rows(out)
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[Client]:

@@ -82,10 +82,7 @@ def definitions(client: Client, database: str, wanted: Iterable[Table]) -> dict[
         script += [f"SELECT '{_MARK.decode()}'", f"SHOW CREATE {kind} {name}"]
     if not script:
         return {}
-    sql = ";\n".join(script) + ";\n"
-    rows = client.answer(sql)
-    if rows is None:
-        rows = client.raw(sql, only=lambda _line: None, force=True)
+    rows = client.ask_raw(";\n".join(script) + ";\n", lambda _line: None, force=True)
     texts: dict[str, bytes] = {}
     at = -1
     for row in rows:

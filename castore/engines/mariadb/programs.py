@@ -133,10 +133,7 @@ def read(client: Client, database: str) -> tuple[list[Program], list[tuple[str, 
 def _triggers(client: Client, database: str) -> dict[str, tuple[str, str, bytes]]:
     columns = "TRIGGER_NAME, EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_STATEMENT"
     where = f"WHERE TRIGGER_SCHEMA = {literal(database)}"
-    sql = f"SELECT {columns} FROM {_SCHEMA}.TRIGGERS {where}"
-    rows = client.answer(sql)
-    if rows is None:
-        rows = client.raw(sql)
+    rows = client.ask_raw(f"SELECT {columns} FROM {_SCHEMA}.TRIGGERS {where}")
     return {
         name.decode(): (table.decode(), f"{timing.decode()} {event.decode()}", body)
         for name, table, timing, event, body in rows
