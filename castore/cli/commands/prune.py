@@ -97,12 +97,10 @@ def prune(
     limits = limits_of(max_unused, grace_seconds, delete_unfinished=delete_unfinished)
     with context.open_store() as store:
         if dry_run:
-            plan = store.prune(
+            plan = store.plan_prune(
                 keep,
                 services=services,
-                dry_run=True,
                 max_unused=limits.max_unused,
-                grace_seconds=limits.grace_seconds,
                 unfinished_seconds=limits.unfinished_seconds,
             )
             print_plan(store, plan, as_json=as_json)
