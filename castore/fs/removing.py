@@ -6,8 +6,18 @@ import contextlib
 import errno
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from castore.fs.beneath import OPEN_DIRECTORY, open_entry, path_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_WORKERS: Final = 4
+_MANY: Final = 64
+"""So many names or more are removed on several threads."""
 
 
 def remove(name: bytes, parent: int) -> None:
@@ -16,6 +26,24 @@ def remove(name: bytes, parent: int) -> None:
         remove_tree(name, parent)
     else:
         os.unlink(name, dir_fd=parent)
+
+
+def remove_many(names: Sequence[bytes], parent: int) -> list[OSError | None]:
+    """Remove files and directories from the directory open as `parent`; return the error of each."""
+    attempt = partial(_error_of_removing, parent)
+    if len(names) < _MANY:
+        return [attempt(name) for name in names]
+    # On a busy disk each unlink waits up to some milliseconds for the journal of the file system.
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-remove") as pool:
+        return list(pool.map(attempt, names))
+
+
+def _error_of_removing(parent: int, name: bytes) -> OSError | None:
+    try:
+        remove(name, parent)
+    except OSError as error:
+        return error
+    return None
 
 
 def remove_tree(name: bytes, parent: int) -> None:

@@ -15,7 +15,6 @@ import errno
 import os
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
@@ -35,7 +34,7 @@ from castore.fs.beneath import (
 )
 from castore.fs.durable import create_file, sync_if_supported, write_all
 from castore.fs.filesystem import sync_file_system
-from castore.fs.removing import remove, remove_all_in, remove_directory
+from castore.fs.removing import remove, remove_all_in, remove_directory, remove_many
 from castore.fs.stamp import stamp_of
 from castore.model.tree import Entry, Owners
 
@@ -56,9 +55,6 @@ UNMOVABLE: Final = {errno.EXDEV, errno.EBUSY}
 """Errors of rename(2) for another file system, a lower layer of an overlay, and a mount point."""
 _NO_LINK: Final = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT}
 """Errors of link(2) for a file that cannot have another name in the undo directory."""
-_REMOVERS: Final = 4
-_MANY: Final = 64
-"""So many files or more are removed on several threads."""
 _BEGUN: Final = b"."
 _SPECIAL: Final = stat.S_ISUID | stat.S_ISGID
 
@@ -317,7 +313,7 @@ class UndoArea:
         """
         left = []
         numbers = [number for number in map(os.fsencode, set(os.listdir(self._fd))) if number.isdigit()]
-        for number, error in zip(numbers, self._remove_aside(numbers), strict=True):
+        for number, error in zip(numbers, remove_many(numbers, self._fd), strict=True):
             if error is None:
                 continue
             action, path = self._journal.steps[int(number)]
@@ -332,22 +328,6 @@ class UndoArea:
                 os.close(fd)
             left.append((path, f"cannot be removed: {explain(error)}; what cannot be removed was left"))
         return left
-
-    def _remove_aside(self, numbers: list[bytes]) -> list[OSError | None]:
-        """Remove what was moved aside in these steps; return the error of each."""
-
-        def attempt(number: bytes) -> OSError | None:
-            try:
-                remove(number, self._fd)
-            except OSError as error:
-                return error
-            return None
-
-        if len(numbers) < _MANY:
-            return [attempt(number) for number in numbers]
-        # On a busy disk each unlink waits up to some milliseconds for the journal of the file system.
-        with ThreadPoolExecutor(_REMOVERS, thread_name_prefix="castore-remove") as pool:
-            return list(pool.map(attempt, numbers))
 
     def close(self) -> None:
         """Close its files."""
