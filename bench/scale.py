@@ -42,7 +42,7 @@ A_PACK = 1000
 DELTAS = 10
 """One chunk in so many is a delta."""
 SERVICES = 10
-CASTORE = "from castore.cli.main import main; main()"
+CASTORE = "from castore.__main__ import main; main()"
 _ENTRY = struct.Struct("<32sIIIHBB")
 
 

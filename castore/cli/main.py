@@ -135,10 +135,10 @@ def cli() -> None:
     # Before any secret is read. --version ends earlier, and reads none.
     from castore.cli.environment import complete_path, take_secrets
     from castore.cli.hardening import close_memory
-    from castore.process.own_process import collect_garbage_rarely, keep_freed_memory
+    from castore.process.own_process import freeze_imported, keep_freed_memory
 
     keep_freed_memory()
-    collect_garbage_rarely()
+    freeze_imported()
     close_memory()
     take_secrets()
     complete_path()

@@ -13,9 +13,6 @@ _M_MMAP_THRESHOLD: Final = -3
 _KEPT_BYTES: Final = 256 << 20
 _MAPPED_BYTES: Final = 64 << 20
 
-_NEW_OBJECTS: Final = 50_000
-"""How many more objects than at the last search there are at the next one."""
-
 _own = False
 
 
@@ -74,18 +71,13 @@ def release_freed_memory() -> None:
         trim(0)
 
 
-def collect_garbage_rarely() -> None:
-    """Have Python search for cycles of garbage less often, in a process of castore's own.
-
-    Most objects of a scan are tuples that live until their batch is stored, and are in no cycle. Snapshots
-    of changed trees spent 7 % of their CPU time on searches.
-    """
+def freeze_imported() -> None:
+    """Exclude what imports have created from searches for garbage, in a process of castore's own."""
     if not _own:
         return
     import gc
 
-    gc.freeze()  # what the imports have made stays
-    gc.set_threshold(_NEW_OBJECTS)
+    gc.freeze()
 
 
 def record_crash(path: str) -> int:
