@@ -317,6 +317,8 @@ class _FileStream(DumpStream):
             self.stamp = self._before
 
     def _read(self, view: memoryview) -> int:
+        if self._rest == self._before.size:
+            self._write_back()
         count = os.readv(self._descriptor, [view])
         self._rest -= count
         if not count:
@@ -326,6 +328,16 @@ class _FileStream(DumpStream):
             if changed or self._rest:
                 self.stamp = None
         return count
+
+    def _write_back(self) -> None:
+        """Have the file's changed pages written to the disk, before the first of it is read.
+
+        Of writes through a memory map, only the first to a page changes the times, until the page is written.
+        """
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError:
+            self.stamp = None
 
 
 def _status(located: Located) -> os.stat_result:

@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
 
 class Stamp(NamedTuple):
-    """What is compared of a file: no user can change its content and keep all of it."""
+    """What is compared of a file: no user can set its ctime.
+
+    A write through a memory map changes the times only if it is the first to its page since that was written
+    to the disk; on tmpfs it never does.
+    """
 
     dev: int
     ino: int

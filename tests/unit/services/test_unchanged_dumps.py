@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from castore.services.prune import forget
 from castore.services.reading import read
 from castore.services.selectors import select
 from castore.services.sources import Tree, file_source
+from tests.support.feature_tree import file_system
 from tests.support.stores import Sandbox
 
 
@@ -112,6 +114,19 @@ def test_a_change_in_place_with_its_old_time_is_noticed(settled):
         file.write(b"changed")
     os.utime(settled.dump, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert settled.take()[1]
+
+
+def test_a_change_through_a_memory_map_is_noticed(settled):
+    """Until a page is written to the disk, only the first change of it through a map changes the times."""
+    with settled.dump.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] ^= 1
+        time.sleep(0.02)
+        assert settled.take()[1]
+        before = os.stat(settled.dump)
+        mapped[0] ^= 2
+        if file_system(settled.dump) != "tmpfs":
+            assert os.stat(settled.dump).st_ctime_ns != before.st_ctime_ns
+            assert settled.take()[1]
 
 
 def test_a_replaced_file_is_read(settled):
