@@ -47,9 +47,10 @@ def _requests(store: Store, chunks: list[Ref]) -> tuple[int, int]:
     requests = 0
     packs = set()
     kept: set[RecordId] = set()
-    for run in runs_of(chunks):
-        places = store.index.locations.locate_chunks([chunk.id for chunk in run], kept)
-        kept = places.keys() - {chunk.id for chunk in run}
+    for run in runs_of(enumerate(chunks)):
+        wanted = [chunk.id for _, chunk in run]
+        places = store.index.locations.locate_chunks(wanted, kept)
+        kept = places.keys() - set(wanted)
         last_pack, last_end = None, 0
         for pack, offset, length in sorted({place[:3] for place in places.values()}):
             if pack != last_pack or offset > last_end + _GAP:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import msgspec
 
 from castore.content.stored_dirs import open_directory, references
-from castore.content.streams import check_length
+from castore.content.streams import read_chunks
 from castore.content.versions import Damaged, Found, Seen, Version
 from castore.errors import DamageError, MissingError
 from castore.kernel.dir_entries import select_entries
@@ -254,8 +254,7 @@ def _read_entries(
     opened: dict[bytes, bytes] = {}
     chunks = [refs[0] for _, _, refs in some if refs[0].kind is RefKind.CHUNK]
     with contextlib.suppress(DamageError, MissingError):
-        found = reader.store.read_chunks([chunk.id for chunk in chunks])
-        opened = {chunk.id: check_length(chunk, data) for chunk, data in zip(chunks, found, strict=True)}
+        opened = dict(zip((chunk.id for chunk in chunks), read_chunks(reader.store, chunks), strict=True))
     for key, ref, refs in some:
         try:
             data = opened.get(refs[0].id) or reader.read_all(refs[0], MAX_ENTRIES_BYTES)

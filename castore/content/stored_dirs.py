@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_list
-from castore.content.streams import RangeReader, check_length
+from castore.content.streams import RangeReader, read_chunks
 from castore.errors import DamageError, NotFoundError, UsageError
 from castore.kernel.dir_entries import Split, count_entries, split_entries
 from castore.model.odd_text import escaped
@@ -117,9 +117,7 @@ def fetch_directory(reader: StreamReader, ref: Ref, room: int) -> Fetched:
             room -= one.size
     chunks: dict[RecordId, bytes] = {}
     with contextlib.suppress(DamageError):
-        found = reader.store.read_chunks([one.id for one in wanted])
-        for one, data in zip(wanted, found, strict=True):
-            chunks[one.id] = check_length(one, data)
+        chunks = dict(zip((one.id for one in wanted), read_chunks(reader.store, wanted), strict=True))
     return Fetched(refs, chunks)
 
 
@@ -132,11 +130,9 @@ def fetch_directories(reader: StreamReader, wanted: list[Ref]) -> list[Fetched |
         nodes = reader.store.reader.read_nodes_bytes([ref.id for ref in wanted])
         listed = [_flat(ref, plain) for ref, plain in zip(wanted, nodes, strict=True)]
         firsts = {refs[0].id: refs[0] for refs in listed if refs}
-        opened = reader.store.read_chunks(list(firsts))
-        entries = [check_length(ref, data) for ref, data in zip(firsts.values(), opened, strict=True)]
+        found = dict(zip(firsts, read_chunks(reader.store, list(firsts.values())), strict=True))
     except DamageError:
         return [None] * len(wanted)
-    found = dict(zip(firsts, entries, strict=True))
     return [Fetched(refs, {refs[0].id: found[refs[0].id]}) if refs else None for refs in listed]
 
 

@@ -9,7 +9,7 @@ from castore.content.ref_tree import iter_chunks
 from castore.errors import DamageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
     from types import TracebackType
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Run = TypeVar("Run")
 Done = TypeVar("Done")
+Place = TypeVar("Place")
 _Bytes = TypeVar("_Bytes", bytes, "bytes | memoryview")
 
 _WORKERS: Final = 2
@@ -63,12 +64,11 @@ class StreamReader:
     def read(self, ref: Ref | None) -> Iterator[bytes]:
         """Yield the bytes of a stream, a chunk at a time. Raises DamageError, MissingError."""
 
-        def open_run(run: list[Ref]) -> list[bytes]:
-            found = self.store.read_chunks([chunk.id for chunk in run])
-            return [check_length(chunk, data) for chunk, data in zip(run, found, strict=True)]
+        def open_run(run: list[tuple[int, Ref]]) -> list[bytes]:
+            return read_chunks(self.store, [chunk for _, chunk in run])
 
-        for found in self.ahead(runs_of(chunk for _, chunk in iter_chunks(self.store, ref)), open_run):
-            yield from found
+        for opened in self.ahead(runs_of(iter_chunks(self.store, ref)), open_run):
+            yield from opened
 
     def ahead(self, runs: Iterable[Run], work: Callable[[Run], Done]) -> Generator[Done, None, None]:
         """Yield the results of `work` for each run, in order; it runs on worker threads, some runs ahead."""
@@ -94,9 +94,9 @@ class StreamReader:
             self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="castore-open")
         return self._pool
 
-    def runs(self, chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
-        """Divide the chunks of a stream into runs for `ahead`; the first is short, to begin soon."""
-        return runs_of(chunks)
+    def runs(self, placed: Iterable[tuple[Place, Ref]]) -> Iterator[list[tuple[Place, Ref]]]:
+        """Divide chunks of a stream, with their places, into runs for `ahead`, as `runs_of` does."""
+        return runs_of(placed)
 
     def read_all(self, ref: Ref | None, most: int = _MOST_AT_ONCE) -> bytes:
         """Return the bytes of a stream of at most `most` bytes, opened on this thread. Raises DamageError."""
@@ -105,9 +105,8 @@ class StreamReader:
                 f"the stream {ref.id.hex()} has {ref.size:,} bytes; castore writes at most {most:,} there"
             )
         pieces = []
-        for run in runs_of(chunk for _, chunk in iter_chunks(self.store, ref)):
-            opened = self.store.read_chunks([chunk.id for chunk in run])
-            pieces += [check_length(chunk, data) for chunk, data in zip(run, opened, strict=True)]
+        for run in runs_of(iter_chunks(self.store, ref)):
+            pieces += read_chunks(self.store, [chunk for _, chunk in run])
         return b"".join(pieces)
 
 
@@ -119,23 +118,34 @@ class SerialReader(StreamReader):
         for run in runs:
             yield work(run)
 
-    def runs(self, chunks: Iterable[Ref]) -> Iterator[list[Ref]]:
-        """Divide the chunks of a stream into runs for `ahead`."""
-        return runs_of(chunks, first=_RUN_BYTES)
+    def runs(self, placed: Iterable[tuple[Place, Ref]]) -> Iterator[list[tuple[Place, Ref]]]:
+        """Divide chunks of a stream, with their places, into runs for `ahead`; none is short."""
+        return runs_of(placed, first=_RUN_BYTES)
 
 
-def runs_of(chunks: Iterable[Ref], first: int = _RUN_BYTES // 8) -> Iterator[list[Ref]]:
-    """Divide the chunks of a stream into runs of about _RUN_BYTES; the first is short, to begin soon."""
-    run: list[Ref] = []
+def runs_of(
+    placed: Iterable[tuple[Place, Ref]], first: int = _RUN_BYTES // 8
+) -> Iterator[list[tuple[Place, Ref]]]:
+    """Divide chunks of a stream, with their places, into runs of about _RUN_BYTES.
+
+    first: bytes of the first run; it is short, to begin soon.
+    """
+    run: list[tuple[Place, Ref]] = []
     room = first
-    for chunk in chunks:
-        run.append(chunk)
+    for place, chunk in placed:
+        run.append((place, chunk))
         room -= chunk.size
         if room <= 0 or len(run) == _RUN_CHUNKS:
             yield run
             run, room = [], _RUN_BYTES
     if run:
         yield run
+
+
+def read_chunks(store: Store, chunks: Sequence[Ref]) -> list[bytes]:
+    """Return the bytes of chunks, faster than one by one. Raises DamageError, MissingError."""
+    opened = store.read_chunks([chunk.id for chunk in chunks])
+    return [check_length(chunk, data) for chunk, data in zip(chunks, opened, strict=True)]
 
 
 def check_length(chunk: Ref, data: _Bytes) -> _Bytes:

@@ -37,7 +37,7 @@ _MOST_AHEAD: Final = 64
 _MOST_OPEN: Final = 512
 """How many directories that were compared ahead are open at once."""
 _MOST_BELOW: Final = 768
-"""The same, with those that were compared only when the planner needed one above them."""
+"""How many are open at most, with those that the planner compares itself: it then compares one at a time."""
 
 _Result = LiveDirectory | Exception
 
@@ -89,7 +89,7 @@ class CompareAhead:
     def compare(self, parent: int, batch: list[Wanted], most: int = _TASK) -> list[_Result]:
         """Compare some subdirectories of an open directory, and directories below these.
 
-        most: how many. Return an exception where that fails.
+        most: how many in all. The result of a directory that cannot be compared is the exception.
         """
         found: dict[bytes, _Result] = {}
         todo = deque((parent, found, wanted) for wanted in batch)

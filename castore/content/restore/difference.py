@@ -6,18 +6,17 @@ import contextlib
 import os
 import threading
 from array import array
-from collections import deque
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_chunks
-from castore.content.streams import check_length, runs_of
+from castore.content.streams import read_chunks, runs_of
 from castore.errors import DamageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from castore.content.restore.live_file import LiveFile
+    from castore.content.stored_dirs import Child
     from castore.content.streams import StreamReader
     from castore.model.refs import Ref
     from castore.store import Store
@@ -130,7 +129,7 @@ def difference_of_file(
 
     found = Difference()
     small = True
-    with contextlib.closing(reader.ahead(_placed_runs(store, new), compare)) as compared:
+    with contextlib.closing(reader.ahead(runs_of(iter_chunks(store, new)), compare)) as compared:
         for changed in compared:
             for start, end in changed:
                 found.add(start, end)
@@ -143,15 +142,6 @@ def difference_of_file(
 def _inside(length: int, offset: int, chunk: Ref) -> int:
     """Return how many bytes of a chunk at an offset are inside of a file of `length` bytes."""
     return max(min(chunk.size, length - offset), 0)
-
-
-def _placed_runs(store: Store, new: Ref | None) -> Iterator[list[tuple[int, Ref]]]:
-    """Yield runs of a stream's chunks, each chunk with its offset."""
-    offset = 0
-    for run in runs_of(chunk for _, chunk in iter_chunks(store, new)):
-        ends = list(accumulate((chunk.size for chunk in run), initial=offset))
-        yield list(zip(ends, run, strict=False))
-        offset = ends[-1]
 
 
 def _first(store: Store, new: Ref | None, start: int) -> tuple[int, Ref]:
@@ -175,29 +165,29 @@ def _is_same(store: Store, fd: int, offset: int, chunk: Ref) -> bool:
 def write_difference(
     reader: StreamReader, fd: int, difference: Difference, new: Ref | None, wrote: Callable[[int], None]
 ) -> None:
-    """Overwrite the ranges of an open file that differ from a stream.
+    """Give an open file the content of a stream: overwrite the ranges that differ, and set its size.
 
-    wrote: called with the number of bytes of each write. Raises DamageError, MissingError, OSError.
+    wrote: called with the number of bytes of each write, and of all that is equal. Raises DamageError,
+    MissingError, OSError.
     """
-    waiting: deque[int] = deque()
-
-    def chunks() -> Iterator[Ref]:
-        for offset, chunk in difference.chunks(reader.store, new):
-            waiting.append(offset)
-            yield chunk
-
-    def placed() -> Iterator[list[tuple[int, Ref]]]:
-        for run in runs_of(chunks()):
-            yield [(waiting.popleft(), chunk) for chunk in run]
 
     def put(run: list[tuple[int, Ref]]) -> int:
-        found = reader.store.read_chunks([chunk.id for _, chunk in run])
-        for (offset, chunk), data in zip(run, found, strict=True):
-            write_at(fd, offset, memoryview(check_length(chunk, data)))
-        return sum(chunk.size for _, chunk in run)
+        opened = read_chunks(reader.store, [chunk for _, chunk in run])
+        for (offset, _), data in zip(run, opened, strict=True):
+            write_at(fd, offset, memoryview(data))
+        return sum(map(len, opened))
 
-    for count in reader.ahead(placed(), put):
+    for count in reader.ahead(runs_of(difference.chunks(reader.store, new)), put):
         wrote(count)
+    size = new.size if new is not None else 0
+    os.ftruncate(fd, size)
+    wrote(size - difference.size)
+
+
+def has_size_of_stream(child: Child) -> bool:
+    """Whether a stored file is as long as its stream: no holes, and no damage, which a new file reports."""
+    entry = child.entry
+    return entry.extra.extents is None and entry.size == (child.ref.size if child.ref is not None else 0)
 
 
 def write_at(fd: int, offset: int, data: memoryview) -> None:

@@ -6,20 +6,24 @@ import contextlib
 import errno
 import mmap
 import os
-from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from castore.content.ref_tree import iter_chunks
-from castore.content.restore.difference import difference_of, write_at, write_difference
+from castore.content.restore.difference import (
+    difference_of,
+    has_size_of_stream,
+    write_at,
+    write_difference,
+)
 from castore.content.restore.live_file import has_changed
-from castore.content.streams import check_length
+from castore.content.streams import read_chunks
 from castore.errors import CastoreError, DamageError
 from castore.fs.filesystem import network_of
 from castore.fs.metadata import data_extents
 from castore.fs.sharing import can_share_blocks, clone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from castore.content.restore.live_file import LiveFile
     from castore.content.stored_dirs import Child
@@ -41,7 +45,7 @@ class _Span(NamedTuple):
     end: int
 
 
-_Placed = list[tuple["Ref", list[_Span]]]
+_Placed = tuple[list[_Span], "Ref"]
 
 
 def write_large(
@@ -63,17 +67,16 @@ def write_large(
         if kept:
             _refuse_changed(old)
 
-    def write(run: list[Ref], spans: _Placed) -> int:
-        count = 0
-        found = reader.store.read_chunks([chunk.id for chunk in run])
-        for (chunk, places), data in zip(spans, found, strict=True):
-            whole = memoryview(check_length(chunk, data))
-            for offset, begin, end in places:
+    def write(run: list[_Placed]) -> int:
+        opened = read_chunks(reader.store, [chunk for _, chunk in run])
+        for (spans, _), data in zip(run, opened, strict=True):
+            whole = memoryview(data)
+            for offset, begin, end in spans:
                 write_at(fd, offset, whole[begin:end])
-                count += end - begin
-        return count
+        return sum(map(len, opened))
 
-    for count in reader.ahead(_runs(reader, child, kept), lambda one: write(*one)):
+    new = (placed for placed in _placed(reader.store, child) if placed[1].id not in kept)
+    for count in reader.ahead(reader.runs(new), write):
         wrote(count)
     os.ftruncate(fd, child.entry.size)
 
@@ -93,16 +96,15 @@ def _write_clone(
     """
     size = child.entry.size
     info = os.fstat(old.fd)
-    sparse = child.entry.extra.extents is not None or data_extents(old.fd, info.st_size, info.st_blocks)
-    if sparse or not clone(old.fd, fd):
+    if not has_size_of_stream(child) or data_extents(old.fd, info.st_size, info.st_blocks) is not None:
+        return False
+    if not clone(old.fd, fd):
         return False
     difference = difference_of(reader, old, child.ref, lambda found: 2 * found.size <= size).difference
     if difference is None:
         os.ftruncate(fd, 0)
         return False
     write_difference(reader, fd, difference, child.ref, wrote)
-    os.ftruncate(fd, size)
-    wrote(size - difference.size)
     return True
 
 
@@ -132,28 +134,11 @@ def is_remote(store: Store) -> bool:
     return not os.path.isabs(location) or network_of(location) is not None
 
 
-def _runs(
-    reader: StreamReader, child: Child, kept: Container[RecordId]
-) -> Iterator[tuple[list[Ref], _Placed]]:
-    """Yield the chunks of a file that are not kept in runs, each with the places of its chunks."""
-    waiting: deque[tuple[Ref, list[_Span]]] = deque()
-
-    def chunks() -> Iterator[Ref]:
-        for one in _placed(reader.store, child):
-            if one[0].id not in kept:
-                waiting.append(one)
-                yield one[0]
-
-    for run in reader.runs(chunks()):
-        yield run, [waiting.popleft() for _ in run]
-
-
-def _placed(store: Store, child: Child) -> Iterator[tuple[Ref, list[_Span]]]:
+def _placed(store: Store, child: Child) -> Iterator[_Placed]:
     """Yield the chunks of a file's stream with their places in the file."""
-    chunks = (chunk for _, chunk in iter_chunks(store, child.ref)) if child.ref is not None else iter(())
     extents = iter(child.entry.extents_or_whole)
     offset = room = 0
-    for chunk in chunks:
+    for _, chunk in iter_chunks(store, child.ref):
         spans = []
         at = 0
         while at < chunk.size:
@@ -164,7 +149,7 @@ def _placed(store: Store, child: Child) -> Iterator[tuple[Ref, list[_Span]]]:
             count = min(room, chunk.size - at)
             spans.append(_Span(offset, at, at + count))
             at, offset, room = at + count, offset + count, room - count
-        yield chunk, spans
+        yield spans, chunk
     if room or next(extents, None) is not None:
         raise DamageError("a file's stream is shorter than its entry says")
 
@@ -203,7 +188,7 @@ def holds_content(store: Store, fd: int, child: Child) -> bool:
     Chunks are compared by their ids, so none is read from the store. Raises DamageError, OSError.
     """
     position = 0
-    for chunk, spans in _placed(store, child):
+    for spans, chunk in _placed(store, child):
         pieces = []
         for offset, begin, end in spans:
             if not _is_hole(fd, position, offset):
@@ -236,11 +221,11 @@ def _is_hole(fd: int, start: int, end: int) -> bool:
 
 
 def _copy_kept(
-    fd: int, old: int, placed: Iterable[tuple[Ref, list[_Span]]], kept: dict[RecordId, int]
+    fd: int, old: int, placed: Iterable[_Placed], kept: dict[RecordId, int]
 ) -> Iterator[int]:
     """Copy kept chunks from the old file; yield the number of bytes of each copy."""
     first = source = length = 0
-    for chunk, spans in placed:
+    for spans, chunk in placed:
         where = kept.get(chunk.id)
         for offset, begin, end in spans if where is not None else ():
             at = (where or 0) + begin

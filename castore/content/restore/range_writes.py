@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from castore.content.restore.difference import difference_of, write_difference
+from castore.content.restore.difference import difference_of, has_size_of_stream, write_difference
 from castore.content.restore.live_file import is_large, may_share, open_live
 from castore.content.restore.metadata import is_privileged
 from castore.errors import CastoreError, DamageError
@@ -128,7 +128,7 @@ class RangePlanner:
         return (
             info.st_nlink == 1  # other names must not change
             and child.entry.extra.link is None
-            and child.entry.extra.extents is None
+            and has_size_of_stream(child)
             and not is_privileged(info.st_mode, read_xattrs(live.fd, lambda _reason: None))
             and may_share(self._ownership, live.fd, child)
             and network_of(os.fsdecode(path_of(live.fd))) is None
@@ -176,9 +176,7 @@ class RangeWriter(RangePlanner):
         if not undo.save_ranges(folder, file, plan.stamp, plan.ranges):
             return False
         write_difference(self._reader, file, difference, child.ref, self._wrote)
-        os.ftruncate(file, plan.size)
         os.fsync(file)
-        self._wrote(plan.size - difference.size)
         return True
 
 

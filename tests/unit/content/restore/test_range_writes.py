@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import castore
 from castore.content import streams
 from castore.content.restore import difference, large_files, range_writes, saved_ranges, undo_area
 from castore.content.scan import cache
-from castore.errors import CastoreError
+from castore.errors import CastoreError, DamageError
 from castore.services.restore_in_place import plan_in_place, restore_in_place
 from castore.services.selectors import select
 from castore.services.sources import Tree
@@ -212,6 +213,22 @@ def test_damage_in_the_store_reverts_what_was_written(
     with pytest.raises(CastoreError, match="deep/large: chunk: damaged"):
         sandbox.in_place("s@1:t", live)
     assert done
+    assert compare(before, walk(live)) == []
+
+
+@pytest.mark.parametrize("length", [3 * MIB, 4 * MIB])
+def test_a_stored_file_of_another_length_than_its_stream_is_damaged(
+    sandbox: Sandbox, live: Path, large: Path, stored: dict, length: int
+) -> None:
+    before = walk(live)
+    with sandbox.open() as store:
+        store.sync()
+        plan = plan_in_place(store, select(store, "s@1:t"), str(live), sandbox.ownership)
+        child = plan.steps[0].child
+        wrong = child._replace(entry=replace(child.entry, size=length))
+        plan = replace(plan, steps=(replace(plan.steps[0], child=wrong, ranges=None), *plan.steps[1:]))
+        with pytest.raises(DamageError, match=r"deep/large: a file's stream is (longer|shorter)"):
+            restore_in_place(store, plan, sandbox.ownership, castore.Progress())
     assert compare(before, walk(live)) == []
 
 
