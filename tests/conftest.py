@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.support.seaweedfs import SeaweedFS
+    from tests.support.sshd import Sshd
+
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
@@ -81,6 +84,25 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(path / folder))
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[SeaweedFS]:
+    """An S3 server with the bucket castore-test, one for all tests of a process: it takes seconds to start."""
+    from tests.support.seaweedfs import SeaweedFS
+
+    with SeaweedFS() as running:
+        running.make_bucket("castore-test")
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_sshd() -> Iterator[Sshd]:
+    """An SSH server, one for all tests of a process; `authorize` it before use."""
+    from tests.support.sshd import Sshd
+
+    with Sshd() as running:
+        yield running
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,13 @@ from castore.store import Store as OpenStore
 from castore.store.format.config import DEFAULT_AVERAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from castore.api.identity import AnyIdentity
     from castore.crypto import Identity
     from castore.services.config import Settings
     from castore.state.paths import MachinePaths
+    from castore.storage import Storage
     from castore.store.keys.trust import Agree
 
 
@@ -107,13 +109,24 @@ def open_store(request: OpenRequest) -> Store:
     """Open a store as the request says. Raises as `open` does."""
     messages = Messages(request.note)
     options = _options(request, messages)
-    opened = OpenStore.open(open_storage(request.address), request.paths, request.identity, options)
+    with _closed_if_it_fails(open_storage(request.address)) as storage:
+        opened = OpenStore.open(storage, request.paths, request.identity, options)
     for name, reason in opened.keys.passed_over.items():
         messages(
             f"{name} is not accepted, and nothing depends on it: {reason} ('castore repair' with the "
             "identity of an admin deletes it)"
         )
     return Store(opened, messages, request.settings, request.excluded_paths, request.report)
+
+
+@contextlib.contextmanager
+def _closed_if_it_fails(storage: Storage) -> Iterator[Storage]:
+    """Close the connections of a storage if the block raises an error."""
+    try:
+        yield storage
+    except BaseException:
+        storage.close()
+        raise
 
 
 def _options(request: OpenRequest, say: Callable[[str], None]) -> StoreOptions:
@@ -213,9 +226,12 @@ def create_store(request: CreateRequest, *, excluded_paths: Callable[[], Sequenc
         before_create=request.keep,
         options=StoreOptions(say=messages),
     )
-    with interrupt_note("the store is not complete: repeat the command to create it"):
+    with (
+        interrupt_note("the store is not complete: repeat the command to create it"),
+        _closed_if_it_fails(open_storage(request.address, create=True)) as storage,
+    ):
         opened = OpenStore.create(
-            open_storage(request.address, create=True),
+            storage,
             request.paths,
             [(recipient, "") for recipient in request.recipients],
             None if owner is None else lambda: owner,

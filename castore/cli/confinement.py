@@ -42,12 +42,13 @@ def allow_confinement() -> None:
     _allowed.append(True)
 
 
-def confine(writable: Iterable[str], *, network: bool = False) -> bool:
+def confine(writable: Iterable[str], *, network: bool = False, programs: bool = False) -> bool:
     """Deny this process changes outside these directories, and all programs; return whether it is confined.
 
     Call it before threads are started. A path that does not exist is replaced by the nearest existing
-    directory above it. network: leave TCP allowed. Return False if the kernel has no Landlock or a version
-    that is too old, and in a process that does more than run castore.
+    directory above it. network: leave TCP allowed. programs: leave programs allowed, which are confined, too.
+    Return False if the kernel has no Landlock or a version that is too old, and in a process that does more
+    than run castore.
     """
     if not _allowed:
         return False
@@ -58,7 +59,7 @@ def confine(writable: Iterable[str], *, network: bool = False) -> bool:
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)
     if version < _OLDEST:
         return False
-    attributes = struct.pack("=Q", _EXECUTE | _CHANGES)
+    attributes = struct.pack("=Q", _CHANGES if programs else _EXECUTE | _CHANGES)
     if version >= 4:
         attributes += struct.pack("=Q", 0 if network else _NETWORK)
     if version >= 6:

@@ -108,7 +108,7 @@ class CliContext(msgspec.Struct, frozen=True, dict=True):
         from castore.cli.confinement import confine
         from castore.errors import StorageError
         from castore.fs.durable import make_private_directory
-        from castore.storage import is_url
+        from castore.storage import import_backend, is_url
 
         is_remote = is_url(address)
         starts_ssh = address.startswith("ssh://")
@@ -120,9 +120,15 @@ class CliContext(msgspec.Struct, frozen=True, dict=True):
         for folder in (own.state, own.cache):
             with contextlib.suppress(StorageError):
                 make_private_directory(folder)
+        # Some libraries write temporary files and run programs while they are imported.
+        import_backend(address)
         # A restore looks up names of users, and a directory service may provide them.
         store = [] if is_remote else [address]
-        confine([*store, own.state, own.cache, *writable], network=is_remote or bool(writable))
+        confine(
+            [*store, own.state, own.cache, *writable],
+            network=is_remote or bool(writable),
+            programs=address.startswith("sftp://"),  # a ProxyCommand in ~/.ssh/config
+        )
 
     def identity(self) -> Callable[[], Identity]:
         """Return a function that gets the identity when it is needed."""
@@ -147,7 +153,8 @@ class CliContext(msgspec.Struct, frozen=True, dict=True):
         from castore.storage import open_storage
         from castore.store import Store
 
-        store_ids = Store.read_ids(open_storage(self.store_address()))
+        with contextlib.closing(open_storage(self.store_address())) as storage:
+            store_ids = Store.read_ids(storage)
         paths = [directories.identity_path(store_id) for store_id in store_ids]
         return next((path for path in paths if os.path.exists(path)), paths[0])
 
@@ -191,9 +198,7 @@ class CliContext(msgspec.Struct, frozen=True, dict=True):
         )
 
     @staticmethod
-    def report_restored(
-        warnings: list[tuple[bytes, str]], damaged: list[tuple[bytes, str]]
-    ) -> None:
+    def report_restored(warnings: list[tuple[bytes, str]], damaged: list[tuple[bytes, str]]) -> None:
         """Print what a restore could not restore. Raises DamageError or IncompleteError for it."""
         from castore.errors import DamageError, IncompleteError
 

@@ -49,7 +49,8 @@ def refuse_replacement(address: str) -> None:
 
 def _has_config(address: str) -> bool:
     if is_url(address):
-        return any(True for _ in open_storage(address).list(CONFIGS))
+        with contextlib.closing(open_storage(address)) as storage:
+            return any(True for _ in storage.list(CONFIGS))
     return os.path.isdir(os.path.join(address, CONFIGS))
 
 

@@ -21,17 +21,29 @@ else:
     _Floats = _Texts = click.ParamType  # generic from click 8.5 on
 
 
-class LocalPath(_Texts):
-    """A path on this machine; a leading `~`, which shells leave in --option=~/dir, is replaced."""
+class StoreAddress(_Texts):
+    """The path of a store, in which a leading `~` is replaced, or its URL."""
 
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
-        """Return the path."""
+        """Return the address."""
         from castore.state.directories import absolute, expanded
 
         absolute(value)  # refuses a relative one in a deleted working directory
         return expanded(value)
+
+
+class LocalPath(StoreAddress):
+    """A path on this machine; a leading `~`, which shells leave in --option=~/dir, is replaced."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path. A URL is refused: it would become a directory named `s3:`."""
+        from castore.storage import is_url
+
+        if is_url(value):
+            self.fail(f"{value!r} is a URL, but a path of this machine is needed here", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class SubcommandGroup(click.Group):
@@ -55,8 +67,8 @@ json_option = click.option(
 _store_option = click.option(
     "--store",
     metavar="PATH",
-    type=LocalPath(),
-    help="The store's directory; else CASTORE_STORE, or castore.toml's.",
+    type=StoreAddress(),
+    help="The store's directory or URL; else CASTORE_STORE, or castore.toml's.",
 )
 _config_option = click.option(
     "--config", metavar="FILE", type=LocalPath(), help="The castore.toml to read; else CASTORE_CONFIG."

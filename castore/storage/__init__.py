@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from castore.storage.address import is_url, normalized_url, open_storage
+from castore.storage.address import import_backend, is_url, normalized_url, open_storage
 from castore.storage.base import Storage, Writer
 from castore.storage.local import LocalStorage
 
-__all__ = ["LocalStorage", "Storage", "Writer", "is_url", "normalized_url", "open_storage"]
+__all__ = ["LocalStorage", "Storage", "Writer", "import_backend", "is_url", "normalized_url", "open_storage"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -54,6 +56,13 @@ def open_storage(address: str, *, create: bool = False) -> Storage:
     return RetryingStorage(_BACKENDS[url.scheme](url, create))
 
 
+def import_backend(address: str) -> None:
+    """Import what the storage at an address needs, before the process is confined. Raises UsageError."""
+    if is_url(address) and (module := _LIBRARIES.get(_parsed(normalized_url(address)).scheme)):
+        with contextlib.suppress(ImportError):  # the backend reports it
+            importlib.import_module(module)
+
+
 def _object_storage(url: StoreUrl, _create: bool) -> Storage:
     from castore.storage.object_store import ObjectStorage  # noqa: PLC0415 - needs castore[s3]
 
@@ -80,3 +89,5 @@ _BACKENDS: Final[dict[str, Callable[[StoreUrl, bool], Storage]]] = {
     "sftp": _sftp_storage,
 }
 """How to open the storage of each scheme: a function of the URL and of `create`."""
+_LIBRARIES: Final = {"sftp": "asyncssh", "s3": "obstore", "gs": "obstore", "az": "obstore"}
+"""What the backend of a scheme imports of others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -37,13 +38,18 @@ class _Probe:
         self._storage = storage
         self._mark = os.urandom(8).hex()
         self._data = os.urandom(_LENGTH)
+        self.has_written = False
 
     def _name(self, which: str) -> str:
         return f"{_FOLDER}/{self._mark}-{which}"
 
-    def read_after_write(self) -> str | None:
-        """Write an object, and read it at once."""
+    def write(self) -> None:
+        """Write the first object. Raises StorageError."""
         self._storage.put(self._name("a"), self._data)
+        self.has_written = True
+
+    def read_after_write(self) -> str | None:
+        """Read the object that was just written."""
         if self._storage.get(self._name("a")) != self._data:
             return "an object that was just written has other bytes"
         if self._storage.size(self._name("a")) != _LENGTH:
@@ -130,8 +136,22 @@ _TESTS: Final[tuple[tuple[str, Callable[[_Probe], str | None], str], ...]] = (
 
 
 def probe(storage: Storage) -> list[Check]:
-    """Return what a place can do; objects of the test are written to its folder `flags`, and deleted."""
+    """Return what a place can do; objects of the test are written to its folder `flags`, and deleted.
+
+    Raises StorageError if nothing can be written there at all, which says nothing about the place.
+    """
     tests = _Probe(storage)
+    try:
+        return _checks(tests)
+    except BaseException:
+        if tests.has_written:
+            with contextlib.suppress(CastoreError):
+                tests.deletion()
+        raise
+
+
+def _checks(tests: _Probe) -> list[Check]:
+    tests.write()
     checks = []
     for name, test, consequence in _TESTS:
         try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +49,10 @@ _NAME: Final = re.compile(r"[a-z]{1,32}/(?!\.{1,2}$)[a-z0-9.-]{1,128}")
 _FOLDER: Final = re.compile(r"[a-z]{1,32}")
 _THREADS: Final = 4
 _MAX_PUT: Final = MAX_BODY
+_LARGE: Final = 65 << 20
+"""A body longer than this, of which a pack has none, is handled while no other request is."""
+_MAX_LOCKS: Final = 8
+"""Locks that a client may hold or wait for; castore needs one."""
 _HASHED: Final = 1 << 20
 """Bytes read at once to hash an object."""
 
@@ -69,6 +74,7 @@ class Server:
         self._writing = threading.Lock()
         self._locks: dict[int, contextlib.ExitStack] = {}
         """The locks that are held, by the number of the request."""
+        self._lock_threads: list[threading.Thread] = []
         self._operations: dict[str, Callable[[Request, bytes], Reply]] = {
             "hello": self._hello,
             "put": self._put,
@@ -92,9 +98,15 @@ class Server:
                     request = decoder.decode(frame[0])
                 except msgspec.DecodeError:
                     raise StorageError("a request is not one of castore's protocol") from None
-                # At most so many requests are in memory; a lock is taken in the order of the requests.
-                waiting.acquire()
-                threads.submit(self._answer, request, frame[1], waiting)
+                if request.operation == "lock":
+                    self._answer_lock(request)
+                    continue
+                # At most so many requests are in memory.
+                taken = _THREADS if len(frame[1]) > _LARGE else 1
+                for _ in range(taken):
+                    waiting.acquire()
+                answered = threads.submit(self._answer, request, frame[1])
+                answered.add_done_callback(partial(_release, waiting, taken))
                 del frame
 
     @property
@@ -109,16 +121,22 @@ class Server:
         try:
             yield
         finally:
-            for lock in self._locks.values():
-                lock.close()
+            for number in [*self._locks]:
+                self._locks.pop(number).close()
 
-    def _answer(self, request: Request, body: bytes, waiting: threading.BoundedSemaphore) -> None:
-        try:
-            answer, data = self._result(request, body)
-            with self._writing, contextlib.suppress(OSError):  # the client is not there any more
-                self._frames.write(answer, data)
-        finally:
-            waiting.release()
+    def _answer_lock(self, request: Request) -> None:
+        """Wait for a lock in a thread that neither delays other requests nor the end of this process."""
+        self._lock_threads = [thread for thread in self._lock_threads if thread.is_alive()]
+        if len(self._lock_threads) + len(self._locks) >= _MAX_LOCKS:
+            raise StorageError(f"a client may hold and wait for {_MAX_LOCKS} locks")
+        thread = threading.Thread(target=self._answer, args=(request, b""), daemon=True)
+        self._lock_threads.append(thread)
+        thread.start()
+
+    def _answer(self, request: Request, body: bytes) -> None:
+        answer, data = self._result(request, body)
+        with self._writing, contextlib.suppress(OSError):  # the client is not there any more
+            self._frames.write(answer, data)
 
     def _result(self, request: Request, body: bytes) -> Reply:
         try:
@@ -176,6 +194,8 @@ class Server:
             raise StoragePermissionError(
                 "this key may not lock the store for itself: the server was started with --append-only"
             )
+        if request.number in self._locks:
+            raise StorageError(f"the request {request.number} holds a lock already")
         lock = contextlib.ExitStack()
         held = lock.enter_context(self._storage.lock(exclusive=request.exclusive))
         self._locks[request.number] = lock
@@ -193,6 +213,10 @@ class Server:
             hasher.update(data)
             offset += len(data)
         return Answer(request.number, size=offset), hasher.digest()
+
+
+def _release(waiting: threading.BoundedSemaphore, taken: int, _: Future[None]) -> None:
+    waiting.release(taken)
 
 
 def _unknown(request: Request, _body: bytes) -> Reply:

@@ -121,7 +121,7 @@ class SftpStorage(RemoteStorage):
                 given["username"] = self._url.user
             if self._url.port is not None:
                 given["port"] = self._url.port
-            connection = await asyncssh.connect(
+            self._connection = await asyncssh.connect(
                 self._url.host.strip("[]"),
                 **given,
                 connect_timeout=_CONNECT_SECONDS,
@@ -129,7 +129,11 @@ class SftpStorage(RemoteStorage):
                 keepalive_interval=15,
                 keepalive_count_max=4,
             )
-            self._connection, self._client = connection, await connection.start_sftp_client()
+            try:
+                self._client = await self._connection.start_sftp_client()
+            except BaseException:
+                await self._forget()
+                raise
             return self._client
 
     async def _forget(self) -> None:
@@ -152,12 +156,17 @@ class SftpStorage(RemoteStorage):
                 await self._forget()
                 raise
 
+        running = asyncio.run_coroutine_threadsafe(run(), self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(run(), self._loop).result(_PATIENCE)
+            return running.result(_PATIENCE)
         except CastoreError:
             raise
         except (asyncssh.Error, OSError, TimeoutError) as error:
             raise self._refusal(doing, name, error) from error
+        finally:
+            # After an interrupt, or if the server does not answer in time.
+            if running.cancel():
+                asyncio.run_coroutine_threadsafe(self._forget(), self._loop)
 
     def put(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Write an object."""
@@ -239,7 +248,7 @@ class SftpStorage(RemoteStorage):
             except asyncssh.SFTPNoSuchFile:
                 await sftp.stat(self._root)
                 return []
-            return [name for name in names if name not in {".", ".."} and name > after]
+            return [name for name in names if name not in {".", ".."} and "/" not in name and name > after]
 
         yield from self._run("list", folder, ask)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -48,6 +51,8 @@ _OPTIONS: Final = (
 _PATIENCE: Final = 600.0
 """Seconds to wait for an answer on a connection that is alive: a pack may be sent slowly."""
 _LOCK_PATIENCE: Final = 24 * 3600.0
+_END_PATIENCE: Final = 1.0
+"""Seconds for ssh to end by itself: at a prompt for a password, it switches the terminal's echo on again."""
 _KEPT_ERRORS: Final = 2000
 """Bytes of what ssh and the far side print on standard error, for the message."""
 
@@ -94,9 +99,13 @@ class SshStorage(RemoteStorage):
             return connection
 
     def _ask(self, operation: str, body: bytes | bytearray | memoryview = b"", **fields: object) -> _Reply:
-        name = str(fields.get("name", ""))
-        patience = _LOCK_PATIENCE if operation == "lock" else _PATIENCE
-        answer, data = self._connected().ask(operation, body, fields, patience)
+        return self._checked(
+            self._connected().ask(operation, body, fields, _PATIENCE), str(fields.get("name", ""))
+        )
+
+    def _checked(self, reply: _Reply, name: str) -> _Reply:
+        """Return a reply. Raises the error that it carries."""
+        answer, data = reply
         if answer.error is None:
             return answer, data
         if answer.error == "exists":
@@ -111,11 +120,20 @@ class SshStorage(RemoteStorage):
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return an object's bytes."""
-        return self._ask("get", name=name, offset=offset, length=length)[1]
+        data = self._ask("get", name=name, offset=offset, length=length)[1]
+        if length is not None and len(data) > length:
+            raise self._nonsense(f"{len(data):,} bytes of {name}, instead of {length:,}")
+        return data
+
+    def _nonsense(self, answer: str) -> StorageError:
+        return StorageError(f"the server of {self._url} answers with {answer}: is it really 'castore serve'?")
 
     def size(self, name: str) -> int:
         """Return an object's length."""
-        return self._ask("size", name=name)[0].size
+        size = self._ask("size", name=name)[0].size
+        if size < 0:
+            raise self._nonsense(f"a length of {size}")
+        return size
 
     def hash(self, name: str) -> tuple[bytes, int]:
         """Return the BLAKE3 hash and the length of an object, computed by the server."""
@@ -126,6 +144,9 @@ class SshStorage(RemoteStorage):
         """Yield the names in a folder, in order."""
         while True:
             answer, _ = self._ask("list", name=folder, after=after)
+            # Else a listing could go on for ever.
+            if any(name <= before for before, name in pairwise((after, *answer.names))):
+                raise self._nonsense(f"names of {folder}/ that are not in order")
             yield from answer.names
             if not answer.more or not answer.names:
                 return
@@ -149,14 +170,18 @@ class SshStorage(RemoteStorage):
     @contextlib.contextmanager
     def lock(self, *, exclusive: bool = False) -> Iterator[bool]:
         """Hold the lock of the store, which the server takes and releases."""
-        answer, _ = self._ask("lock", exclusive=exclusive)
+        connection = self._connected()
+        answer, _ = self._checked(connection.ask("lock", b"", {"exclusive": exclusive}, _LOCK_PATIENCE), "")
         with self._connecting:
             self._locks += 1
+            is_lost = self._connection is not connection
         try:
+            if is_lost:
+                raise StorageError(f"the connection to {self._url} broke: repeat the command")
             yield answer.flag
         finally:
             with contextlib.suppress(StorageError):
-                self._ask("unlock", offset=answer.number)
+                connection.ask("unlock", b"", {"offset": answer.number}, _PATIENCE)
             with self._connecting:
                 self._locks -= 1
 
@@ -183,25 +208,25 @@ class _Connection:
         self._url = url
         if shutil.which(argv[0]) is None:
             raise UsageError(f"{url} needs the program {argv[0]}: install openssh-client")
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=True
-        )
+        self._process = _started(argv)
         if self._process.stdin is None or self._process.stdout is None:
             raise AssertionError
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._frames = Frames(self._stdout, self._stdin)
         self._lock = threading.Lock()
-        self._writing = threading.Lock()
         self._waiting: dict[int, Future[_Reply]] = {}
+        self._unsent: queue.SimpleQueue[_Unsent | None] = queue.SimpleQueue()
+        """Requests; None ends the connection."""
         self._numbers = 0
         self._failure: StorageError | None = None
         self._printed = b""
         self._stderr_ended = threading.Event()
-        self._readers = [
-            threading.Thread(target=work, daemon=True) for work in (self._read_answers, self._read_stderr)
+        self._threads = [
+            threading.Thread(target=work, daemon=True)
+            for work in (self._send_requests, self._read_answers, self._read_stderr)
         ]
-        for reader in self._readers:
-            reader.start()
+        for thread in self._threads:
+            thread.start()
         answer, _ = self.ask("hello", b"", {}, _PATIENCE)
         if answer.error is not None:
             self.close()
@@ -220,19 +245,17 @@ class _Connection:
     def ask(
         self, operation: str, body: bytes | bytearray | memoryview, fields: dict[str, object], patience: float
     ) -> _Reply:
-        """Send a request, and wait for its answer."""
+        """Send a request, and wait for its answer, for at most `patience` seconds."""
         future: Future[_Reply] = Future()
         with self._lock:
             if self._failure is not None:
                 raise self._failure
             self._numbers += 1
-            number = self._numbers
-            self._waiting[number] = future
-        try:
-            with self._writing:
-                self._frames.write(Request(number, operation, **fields), body)  # type: ignore[arg-type]
-        except OSError:
-            self._break(None)
+            self._waiting[self._numbers] = future
+            # Not by this thread: an interrupt would leave a part of a request, and the next one would be read
+            # as the rest of it; and a server that reads no more would block it for ever.
+            request = Request(self._numbers, operation, **fields)  # type: ignore[arg-type]
+            self._unsent.put((request, body))
         try:
             return future.result(patience)
         except TimeoutError:
@@ -241,6 +264,18 @@ class _Connection:
             raise error from None
         except CastoreError as error:
             raise error.with_traceback(None) from None
+        except BaseException:
+            # An interrupt does not wait until a pack is uploaded.
+            self._break(StorageError(f"the requests to {self._url} were interrupted"))
+            raise
+
+    def _send_requests(self) -> None:
+        with contextlib.suppress(OSError):
+            while (unsent := self._unsent.get()) is not None:
+                self._frames.write(*unsent)
+                del unsent
+        with contextlib.suppress(OSError):
+            self._stdin.close()
 
     def _read_answers(self) -> None:
         decoder = msgspec.msgpack.Decoder(Answer)
@@ -250,7 +285,7 @@ class _Connection:
                 answer = decoder.decode(frame[0])
                 with self._lock:
                     future = self._waiting.pop(answer.number, None)
-                if future is not None:
+                if future is not None and not future.done():
                     future.set_result((answer, frame[1]))
         except StorageError as failure:
             error = None if isinstance(failure, UnreachableError) else failure
@@ -270,22 +305,32 @@ class _Connection:
         self._stderr_ended.set()
 
     def _break(self, error: StorageError | None) -> None:
-        """Fail all requests that wait, and all later ones. error: None if the connection ended."""
+        """End ssh, and fail all requests with an error; None if the connection ended by itself."""
         with self._lock:
             if self._failure is not None:
                 return
-            self._process.kill()
+            self._process.terminate()
+        self._end()
         self._stderr_ended.wait(2)
+        self._fail(error or self._ended())
+
+    def _fail(self, error: StorageError) -> None:
+        """Fail all requests that wait, and all later ones, with the first error of the connection."""
         with self._lock:
-            if self._failure is None:
-                self._failure = error or self._ended()
+            failure = self._failure = self._failure or error
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
-            if not future.done():
-                future.set_exception(self._failure)
-        self._process.wait()
-        with contextlib.suppress(OSError):
-            self._stdin.close()
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(failure)
+
+    def _end(self, patience: float = _END_PATIENCE) -> None:
+        """Wait until ssh has ended, and kill it if it takes too long."""
+        self._unsent.put(None)
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _ended(self) -> StorageError:
         """Return the error for a connection that ended, with the reason that ssh or the far side printed."""
@@ -298,17 +343,26 @@ class _Connection:
 
     def close(self) -> None:
         """End the connection, and wait until ssh has ended."""
-        with self._lock:
-            if self._failure is None:
-                self._failure = StorageError(f"the connection to {self._url} was closed")
-        with contextlib.suppress(OSError):
-            self._stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        self._process.kill()
-        self._process.wait()
-        for reader in self._readers:
-            reader.join(5)
+        self._fail(StorageError(f"the connection to {self._url} was closed"))
+        try:
+            self._end(5)
+        except BaseException:
+            self._process.kill()
+            raise
+        for thread in self._threads:
+            thread.join(5)
+
+
+_Unsent = tuple[Request, "bytes | bytearray | memoryview"]
+
+
+def _started(argv: list[str]) -> subprocess.Popen[bytes]:
+    """Start ssh without SIGINT: Ctrl-C must not end the connection that castore needs to revert its work."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _FOR_GOOD: Final = (

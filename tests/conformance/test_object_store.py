@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
+import time
 
 import pytest
 
-from castore.errors import StorageError, StoragePermissionError, UnreachableError
+from castore.errors import StorageError, StoragePermissionError, UnreachableError, UsageError
 from castore.storage import Storage, open_storage
 from castore.storage.object_store import ObjectStorage
 from castore.storage.url import StoreUrl
 from tests.conformance.storage import StorageContract, machine
-from tests.support.seaweedfs import SeaweedFS, free_ports
-
-pytestmark = pytest.mark.xdist_group("seaweedfs")
+from tests.support.seaweedfs import free_ports
 
 
-@pytest.fixture(scope="module")
-def server():
-    with SeaweedFS() as running:
-        running.make_bucket("castore-test")
-        yield running
+@pytest.fixture
+def server(seaweedfs):
+    return seaweedfs
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +69,49 @@ def test_a_server_that_is_down_is_reported(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(UnreachableError, match="no connection"):
         ObjectStorage(StoreUrl("s3://castore-test/x")).put("packs/a", b"")
+
+
+@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:9000", "https://"])
+def test_an_endpoint_that_is_no_url_is_refused(monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL"):
+        _fresh()
+
+
+def test_the_endpoint_of_s3_alone_comes_first(monkeypatch, server):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    storage = _fresh()
+    storage.put("packs/a", b"x")
+    assert storage.get("packs/a") == b"x"
+
+
+def test_an_interrupt_ends_the_wait_for_a_server_that_hangs(server):
+    storage = _fresh()
+    storage.put("packs/a", b"x")
+    interrupt = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    os.kill(server.process_id, signal.SIGSTOP)
+    try:
+        interrupt.start()
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            storage.get("packs/a")
+        assert time.monotonic() - begun < 10
+    finally:
+        interrupt.cancel()
+        os.kill(server.process_id, signal.SIGCONT)
+    assert storage.get("packs/a") == b"x"
+
+
+def test_a_missing_object_keeps_no_other_from_being_deleted(tmp_path, monkeypatch):
+    """Google and Azure report it, as obstore's directories do, and the rest of the request is not done."""
+    from obstore.store import LocalStore
+
+    storage = ObjectStorage(StoreUrl("s3://castore-test/x"))
+    for client in ("_store", "_metadata"):
+        monkeypatch.setattr(storage, client, LocalStore(tmp_path))
+    names = [f"packs/{number}" for number in range(100)]
+    for name in names[::2]:
+        storage.put(name, b"x")
+    storage.delete_all(names)
+    assert [*storage.list("packs")] == []

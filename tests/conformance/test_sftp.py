@@ -12,15 +12,13 @@ from castore.errors import NotFoundError, StorageError, StoragePermissionError, 
 from castore.storage.sftp import SftpStorage
 from castore.storage.url import StoreUrl
 from tests.conformance.storage import StorageContract, machine
-from tests.support.sshd import Sshd
 
 
 @pytest.fixture(scope="module")
-def server():
-    with Sshd() as running:
-        _servers.append(running)
-        yield running
-        _servers.remove(running)
+def server(shared_sshd):
+    _servers.append(shared_sshd)
+    yield shared_sshd
+    _servers.remove(shared_sshd)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +28,7 @@ def environment(server, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-_servers: list[Sshd] = []
+_servers = []
 _numbers = itertools.count()
 _opened: list[SftpStorage] = []
 
@@ -38,7 +36,7 @@ _opened: list[SftpStorage] = []
 def _fresh() -> SftpStorage:
     while len(_opened) > 1:
         _opened.pop(0).close()
-    path = os.path.join(_servers[-1].folder, f"store-{next(_numbers)}")
+    path = os.path.join(_servers[-1].folder, f"sftp-{next(_numbers)}")
     _opened.append(SftpStorage(StoreUrl(f"sftp://castore-test{path}"), create=True))
     return _opened[-1]
 
@@ -49,6 +47,7 @@ def connected(server):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        server.authorize()
         storage = _fresh()
         yield storage
         storage.close()

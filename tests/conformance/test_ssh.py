@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 
 import pytest
 
@@ -12,15 +13,13 @@ from castore.errors import StorageError, StoragePermissionError, UsageError
 from castore.storage.ssh import SshStorage
 from castore.storage.url import StoreUrl
 from tests.conformance.storage import StorageContract, machine
-from tests.support.sshd import Sshd
 
 
 @pytest.fixture(scope="module")
-def server():
-    with Sshd() as running:
-        _servers.append(running)
-        yield running
-        _servers.remove(running)
+def server(shared_sshd):
+    _servers.append(shared_sshd)
+    yield shared_sshd
+    _servers.remove(shared_sshd)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +29,7 @@ def environment(server, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-_servers: list[Sshd] = []
+_servers = []
 _numbers = itertools.count()
 _opened: list[SshStorage] = []
 
@@ -38,7 +37,7 @@ _opened: list[SshStorage] = []
 def _fresh() -> SshStorage:
     while len(_opened) > 1:
         _opened.pop(0).close()
-    path = os.path.join(_servers[-1].folder, f"store-{next(_numbers)}")
+    path = os.path.join(_servers[-1].folder, f"ssh-{next(_numbers)}")
     _opened.append(SshStorage(StoreUrl(f"ssh://castore-test{path}"), create=True))
     return _opened[-1]
 
@@ -49,6 +48,7 @@ def connected(server):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        server.authorize()
         storage = _fresh()
         yield storage
         storage.close()
@@ -122,6 +122,17 @@ def test_a_connection_that_was_killed_is_made_again(storage):
     storage.put("packs/ab", b"x")
     os.kill(storage.process_id, signal.SIGKILL)
     assert _eventually(lambda: storage.get("packs/ab")) == b"x"
+
+
+def test_an_interrupt_of_the_terminal_does_not_end_the_connection(storage):
+    """Ctrl-C reaches ssh, too, and castore may need its connection to revert what it began."""
+    storage.put("packs/ab", b"x")
+    connection = storage.process_id
+    with storage.lock():
+        os.kill(connection, signal.SIGINT)
+        time.sleep(0.5)
+        assert storage.get("packs/ab") == b"x"
+    assert storage.process_id == connection
 
 
 def test_a_lock_that_was_lost_with_its_connection_stops_its_holder(storage):

@@ -7,21 +7,19 @@ import itertools
 import os
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
-
-from tests.support.seaweedfs import SeaweedFS
-from tests.support.sshd import Sshd
 
 KINDS = ("s3", "ssh", "sftp")
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def servers():
-    with SeaweedFS() as s3, Sshd() as sshd:
-        s3.make_bucket("castore-test")
-        yield s3, sshd
+@pytest.fixture
+def servers(seaweedfs, shared_sshd):
+    shared_sshd.authorize()
+    return seaweedfs, shared_sshd
 
 
 @pytest.fixture(params=KINDS)
@@ -110,3 +108,38 @@ def test_a_url_in_castore_toml_names_the_store(castore, remote, tree, home, monk
     assert "wiki" in castore("log", "--config", config).stdout
     config.write_text('store = "s4://bucket/x"\n')
     assert "store: 's4://bucket/x'" in castore("config", "check", "--config", config, expect=2).stderr
+
+
+def test_a_new_process_reads_a_store_although_it_is_confined(castore, remote, tree):
+    """The processes of the other tests inherit imported modules; some write files when they are imported."""
+    castore("init")
+    castore("snapshot", "wiki", "--revision", "r1", "--tree", f"d={tree}")
+    done = subprocess.run([sys.executable, "-m", "castore", "log"], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert "wiki" in done.stdout
+
+
+def test_a_place_that_cannot_be_reached_is_not_called_unsound(castore, servers, monkeypatch):
+    s3, _ = servers
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    for command in (("store", "probe"), ("init",)):
+        failed = castore(*command, "s3://castore-test/x", expect=1)
+        assert "the server refuses these credentials" in failed.stderr
+        assert "a snapshot may be unreadable" not in failed.stderr + failed.stdout
+
+
+def test_a_probe_of_a_missing_directory_names_the_way_out(castore, servers, monkeypatch, tmp_path):
+    _, sshd = servers
+    for name, value in sshd.environment.items():
+        monkeypatch.setenv(name, value)
+    missing = tmp_path / "missing"
+    for address in (missing, f"ssh://castore-test{missing}", f"sftp://castore-test{missing}"):
+        assert f"castore init {address}" in castore("store", "probe", address, expect=6).stderr
+        assert not missing.exists()
+
+
+def test_a_url_is_no_directory_to_restore_to(castore, home):
+    assert "is a URL" in castore("restore", "wiki@1:d", "s3://bucket/x", expect=2).stderr
+    assert os.listdir(home) == []

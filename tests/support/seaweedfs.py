@@ -112,6 +112,12 @@ class SeaweedFS:
                     raise RuntimeError(f"SeaweedFS does not start: {log_text.read()[-2000:]}")
             time.sleep(0.1)
 
+    @property
+    def process_id(self) -> int:
+        """The process of the server."""
+        assert self._process is not None
+        return self._process.pid
+
     def _answers(self) -> bool:
         try:
             self.request("GET", "")

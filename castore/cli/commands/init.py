@@ -8,14 +8,14 @@ import click
 
 from castore.cli.identity_files import new_passphrase
 from castore.cli.messages import is_quiet, summarize
-from castore.cli.options import LocalPath, common, json_option, print_json
+from castore.cli.options import StoreAddress, common, json_option, print_json
 
 if TYPE_CHECKING:
     from castore.cli.context import CliContext
 
 
 @click.command(epilog="Example: castore init /var/backups/castore")
-@click.argument("path", metavar="[STORE]", required=False, type=LocalPath())
+@click.argument("path", metavar="[STORE]", required=False, type=StoreAddress())
 @click.option(
     "--recipient",
     "recipients",

@@ -20,18 +20,23 @@ def probe(address: str, as_json: bool) -> None:
 
     Writes, reads and deletes some objects there. 'castore init' runs these tests for a URL.
     """
+    import contextlib
+    import shlex
+
     from castore.cli import formatting
-    from castore.errors import StorageError
+    from castore.errors import NotFoundError, StorageError
     from castore.state.directories import store_address
     from castore.storage import open_storage
     from castore.storage.probe import probe as run_probe
 
     address = store_address(address)
-    storage = open_storage(address)
     try:
-        checks = run_probe(storage)
-    finally:
-        storage.close()
+        with contextlib.closing(open_storage(address)) as storage:
+            checks = run_probe(storage)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error}; create the directory first, or with a store: castore init {shlex.quote(address)}"
+        ) from None
     if as_json:
         print_json([check._asdict() for check in checks])
     else:

@@ -105,8 +105,8 @@ def _sheet(context: CliContext) -> Sheet:
         recipient = Identity.parse(line, None).recipient.text
     store, store_id = context.store_address(), ""
     # The store may be on another machine, or its disk not mounted: the sheet then has no store id.
-    with contextlib.suppress(CastoreError):
-        store_id = Store.read_id(open_storage(store)).hex()
+    with contextlib.suppress(CastoreError), contextlib.closing(open_storage(store)) as storage:
+        store_id = Store.read_id(storage).hex()
     return Sheet(line, recipient, store, store_id, dt.datetime.now().astimezone().date().isoformat())
 
 
