@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from castore.services.config import Settings
     from castore.state.paths import MachinePaths
     from castore.storage import Storage
+    from castore.storage.limited import Limits
     from castore.store.keys.trust import Agree
 
 
@@ -48,6 +50,8 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to use the writer key of this machine, if it has one; else the identity."""
     confirm_configuration: Agree | None = None
     """Asks the user whether a configuration that no known admin has signed is right."""
+    limits: Limits | None = None
+    """Of the bytes a second; None: none."""
     report: Callable[[str], None] | None = None
     """Receives the messages of operations."""
     note: Callable[[str], None] | None = None
@@ -63,6 +67,8 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
     host: str | None = None,
     trust_admins: Collection[str] = (),
     accept_older: bool = False,
+    limit_upload: float | None = None,
+    limit_download: float | None = None,
     paths: MachinePaths | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Store:
@@ -75,6 +81,8 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
     host: select generations of this host, of every host if "*", or of this machine if None.
     trust_admins: admin keys as text, which are accepted from now on.
     accept_older: accept a store that is older than this machine has seen it.
+    limit_upload, limit_download: the bytes a second that are sent to the store, and received from it, at
+        most, or None for the limits of castore.toml, and `math.inf` for none.
     paths: where this machine keeps its keys, index and caches, or None for the places of the command line.
     report: called with each message for the user when it arises. Results and `Store.warnings` also have
         the messages. Exceptions of `report` are logged, and do not end the operation.
@@ -99,6 +107,7 @@ def open(  # noqa: A001 - castore.open is what a caller looks for
         host=host,
         trust_admins=trust_admins,
         accept_older=accept_older,
+        limits=limits_of(settings, limit_upload, limit_download),
         report=report,
         note=report,
     )
@@ -109,7 +118,7 @@ def open_store(request: OpenRequest) -> Store:
     """Open a store as the request says. Raises as `open` does."""
     messages = Messages(request.note)
     options = _options(request, messages)
-    with _closed_if_it_fails(open_storage(request.address)) as storage:
+    with _closed_if_it_fails(open_storage(request.address, limits=request.limits)) as storage:
         opened = OpenStore.open(storage, request.paths, request.identity, options)
     for name, reason in opened.keys.passed_over.items():
         messages(
@@ -117,6 +126,22 @@ def open_store(request: OpenRequest) -> Store:
             "identity of an admin deletes it)"
         )
     return Store(opened, messages, request.settings, request.excluded_paths, request.report)
+
+
+def limits_of(
+    settings: Settings | None, upload: float | None = None, download: float | None = None
+) -> Limits | None:
+    """Return the given limits, or else those of castore.toml; None if there are none. Raises UsageError."""
+    if settings is not None:
+        upload = settings.limit_upload if upload is None else upload
+        download = settings.limit_download if download is None else download
+    if upload is None and download is None:
+        return None
+    from castore.storage.limited import Limits
+
+    return Limits(
+        upload=math.inf if upload is None else upload, download=math.inf if download is None else download
+    )
 
 
 @contextlib.contextmanager
@@ -164,6 +189,8 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
     average_chunk_size: int = DEFAULT_AVERAGE
     host: str = ""
     """The name of this machine in the store, or empty for its host name."""
+    limits: Limits | None = None
+    """Of the bytes a second; None: none."""
     keep: Callable[[bytes], None] = lambda _store_id: None
     """Called with the id of the store before the store exists, to save the identity."""
 
@@ -177,6 +204,8 @@ def create(
     admins: Collection[str] = (),
     average_chunk_size: int = DEFAULT_AVERAGE,
     host: str = "",
+    limit_upload: float | None = None,
+    limit_download: float | None = None,
     paths: MachinePaths | None = None,
 ) -> Store:
     """Create a store at `path`, a directory or a URL, which must be new or empty, and open it.
@@ -187,6 +216,7 @@ def create(
     admins: admin keys, as text, that may also change recipients and machines.
     average_chunk_size: the mean length of a chunk, in bytes.
     host: the name of this machine in the store, or empty for its host name.
+    limit_upload, limit_download: as in `open`; None: no limit.
     paths: as in `open`.
     Raises UsageError if there
     is no recipient at all; StorageError.
@@ -205,6 +235,7 @@ def create(
         admins=admins,
         average_chunk_size=average_chunk_size,
         host=host,
+        limits=limits_of(None, limit_upload, limit_download),
     )
     files = files_of(identity)
     return create_store(request, excluded_paths=lambda: files)
@@ -228,7 +259,7 @@ def create_store(request: CreateRequest, *, excluded_paths: Callable[[], Sequenc
     )
     with (
         interrupt_note("the store is not complete: repeat the command to create it"),
-        _closed_if_it_fails(open_storage(request.address, create=True)) as storage,
+        _closed_if_it_fails(open_storage(request.address, create=True, limits=request.limits)) as storage,
     ):
         opened = OpenStore.create(
             storage,

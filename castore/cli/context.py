@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from castore.crypto import Identity
     from castore.model.generation import Generation
     from castore.services.config import Service, Settings
+    from castore.storage.limited import Limits
     from castore.store import Store as OpenStore
     from castore.store.keys.trust import Agree
 
@@ -33,6 +34,9 @@ class CliContext(msgspec.Struct, frozen=True, dict=True):
     host: str | None = None
     trusted: tuple[str, ...] = ()
     """Admin keys that --trust-admin names."""
+    limit_upload: float | None = None
+    """Bytes a second; None: the limit of castore.toml."""
+    limit_download: float | None = None
 
     @cached_property
     def settings(self) -> Settings | None:
@@ -51,6 +55,12 @@ class CliContext(msgspec.Struct, frozen=True, dict=True):
             return directories.store_address(explicit)
         configured = self.settings.store if self.settings is not None else None
         return configured or environment.default_store()
+
+    def limits(self) -> Limits | None:
+        """Return the limits of the bytes a second; None if there are none."""
+        from castore.api.opening import limits_of
+
+        return limits_of(self.settings, self.limit_upload, self.limit_download)
 
     def open_store(
         self,
@@ -88,6 +98,7 @@ class CliContext(msgspec.Struct, frozen=True, dict=True):
             accept_older=self.accept_older,
             use_writer_key=use_writer_key,
             confirm_configuration=confirm_configuration,
+            limits=self.limits(),
             report=report,
             note=note,
         )

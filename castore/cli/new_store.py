@@ -74,6 +74,7 @@ def make_store(context: CliContext, wanted: NewStore) -> dict[str, Any]:
         admins=wanted.admins,
         average_chunk_size=wanted.average or DEFAULT_AVERAGE,
         host=(context.settings.host or "") if context.settings is not None else "",
+        limits=context.limits(),
         keep=keep_identity,
     )
     create_store(request).close()

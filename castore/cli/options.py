@@ -100,6 +100,39 @@ _trust_option = click.option(
 )
 
 
+
+
+class Rate(_Floats):
+    """A number of bytes a second, such as 500K or 10M; `off`: infinite."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the bytes a second."""
+        if isinstance(value, float):
+            return value
+        from castore.model.sizes import parse_size
+
+        rate = float("inf") if value == "off" else float(parse_size(value) or 0)
+        if not rate:
+            self.fail(f"{value!r}: bytes a second like 500K or 10M, or off, were expected", param, ctx)
+        return rate
+
+
+_upload_option = click.option(
+    "--limit-upload",
+    metavar="RATE",
+    type=Rate(),
+    help="Send at most RATE bytes a second (500K, 10M) to the store; 'off': any. Default: castore.toml's.",
+)
+_download_option = click.option(
+    "--limit-download",
+    metavar="RATE",
+    type=Rate(),
+    help="Receive at most RATE bytes a second from the store; 'off': any. Default: castore.toml's.",
+)
+
+
 def host_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --host, which chooses the host whose generations a command selects. Apply it before `common`."""
 
@@ -222,13 +255,37 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         identity_file: str | None,
         accept_older: bool,
         trusted: tuple[str, ...],
+        limit_upload: float | None,
+        limit_download: float | None,
         **others: Any,
     ) -> Any:
         from castore.cli.context import CliContext
 
-        return command(CliContext(store, config, identity_file, accept_older, trusted=trusted), **others)
+        context = CliContext(
+            store,
+            config,
+            identity_file,
+            accept_older,
+            trusted=trusted,
+            limit_upload=limit_upload,
+            limit_download=limit_download,
+        )
+        return command(context, **others)
 
-    return _store_option(_config_option(_identity_option(_older_option(_trust_option(with_context)))))
+    for option in reversed(_common_options):
+        with_context = option(with_context)
+    return with_context
+
+
+_common_options = (
+    _store_option,
+    _config_option,
+    _identity_option,
+    _older_option,
+    _trust_option,
+    _upload_option,
+    _download_option,
+)
 
 
 def print_json(value: Any) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from castore.storage.base import Storage
+    from castore.storage.limited import Limits
     from castore.storage.url import StoreUrl
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -42,18 +43,21 @@ def normalized_url(text: str) -> str:
     return str(url)
 
 
-def open_storage(address: str, *, create: bool = False) -> Storage:
+def open_storage(address: str, *, create: bool = False, limits: Limits | None = None) -> Storage:
     """Open the storage at an address, an absolute path or a URL.
 
-    create: create the directory of the store if there is none. Raises UsageError, NotFoundError,
-    StorageError.
+    create: create the directory of the store if there is none. limits: of the bytes a second; None: none.
+    Raises UsageError, NotFoundError, StorageError.
     """
     if not is_url(address):
-        return LocalStorage(address, create=create)
+        directory = LocalStorage(address, create=create)
+        return directory if limits is None else limits.apply(directory)
     url = _parsed(normalized_url(address))
     from castore.storage.retrying import RetryingStorage  # noqa: PLC0415 - most stores are directories
 
-    return RetryingStorage(_BACKENDS[url.scheme](url, create))
+    storage = _BACKENDS[url.scheme](url, create)
+    # What is sent again takes bandwidth again.
+    return RetryingStorage(storage if limits is None else limits.apply(storage))
 
 
 def import_backend(address: str) -> None:

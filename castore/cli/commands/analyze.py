@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castore.cli.options import LocalPath, common, json_option, print_json, split_program
+from castore.model.sizes import parse_size
 
 if TYPE_CHECKING:
     from castore.analysis.results import Analysis
@@ -22,14 +23,7 @@ if TYPE_CHECKING:
 else:
     _Sizes = _Size = _Price = click.ParamType
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _GB = {"GB": 1.0, "TB": 1e-3, "GIB": 1e9 / (1 << 30), "TIB": 1e9 / (1 << 40)}
-
-
-def parse_size(text: str) -> int | None:
-    """Return a size such as 65536, 64K, 64KiB or 2G in bytes; None if it is not one."""
-    found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:iB)?", text.strip(), re.IGNORECASE)
-    return None if found is None else int(found[1]) * _UNITS[found[2].upper()]
 
 
 class Size(_Size):

@@ -113,7 +113,7 @@ class _Decoder:
 
     def _top(self, document: dict[str, Any]) -> Settings:
         top = self._problems.convert_partly(document, TopTable, ())
-        store = size = None
+        store = size = upload = download = None
         recipients: tuple[str, ...] = ()
         with self._problems.collecting():
             store = None if top.store is None else self._values.store_address(top.store, ("store",))
@@ -123,12 +123,18 @@ class _Decoder:
         with self._problems.collecting():
             size = self._values.size(top.base_cache, ("base-cache",))
         with self._problems.collecting():
+            upload = self._values.rate(top.limit_upload, ("limit-upload",))
+        with self._problems.collecting():
+            download = self._values.rate(top.limit_download, ("limit-download",))
+        with self._problems.collecting():
             self._values.check_host(top.host, ("host",))
         for name in top.former_hosts:
             with self._problems.collecting():
                 self._values.check_host(name, ("former-hosts",))
         return Settings(
             store=store,
+            limit_upload=upload,
+            limit_download=download,
             recipients=recipients,
             base_cache=size,
             host=top.host,

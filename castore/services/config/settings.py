@@ -113,7 +113,11 @@ class Settings(_Table, frozen=True):
     """The settings of one castore.toml."""
 
     store: str | None = None
-    """The store's directory, absolute."""
+    """The store's directory, absolute, or its URL."""
+    limit_upload: int | None = None
+    """Bytes that are sent to the store in a second at most; None: no limit."""
+    limit_download: int | None = None
+    """Bytes that are received from the store in a second at most; None: no limit."""
     recipients: tuple[str, ...] = ()
     """The recipients of a store that is created with these settings: castore-pub-..."""
     base_cache: int | None = None
@@ -174,6 +178,8 @@ class TopTable(_Table, frozen=True):
     """The top level of a castore.toml, whose services are not decoded."""
 
     store: str | None = None
+    limit_upload: str | None = None
+    limit_download: str | None = None
     recipients: tuple[str, ...] = ()
     base_cache: str | None = None
     host: str | None = None

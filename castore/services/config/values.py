@@ -10,19 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from castore.errors import ConfigError, UsageError
 from castore.model.names import check_host, check_name
+from castore.model.sizes import parse_size
 from castore.process.users import account_of
 from castore.storage import is_url, normalized_url
 
 if TYPE_CHECKING:
     from castore.services.config.problems import Keys, Problems
 
-_UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    "KIB": 1 << 10,
-    "MIB": 1 << 20,
-    "GIB": 1 << 30,
-    "TIB": 1 << 40,
-}
-_SIZE: Final = "(?i)([0-9]+(?:[.][0-9]+)?) ?(" + "|".join(_UNITS) + ")"
 _TIME: Final = "([01]?[0-9]|2[0-3]):[0-5][0-9]"
 _SPAN: Final = "([0-9]{1,9}) ?([hdwmy])"
 _HOURS: Final = {"h": 1, "d": 24, "w": 7 * 24, "m": 31 * 24, "y": 366 * 24}
@@ -78,13 +72,22 @@ class ValueChecks:
         """Return the bytes of a size like "5 GB"; 0 for "off". Raises ConfigError."""
         if text is None or text == "off":
             return None if text is None else 0
-        match = re.fullmatch(_SIZE, text)
-        if match is None:
+        size = parse_size(text) if text.endswith(("B", "b")) else None
+        if size is None:
             raise self._problems.error(
                 keys, f'a size such as "5 GB" or "500 MiB", or "off", was expected, not {text!r}'
             )
-        # No disk is larger.
-        return int(min(float(match[1]) * _UNITS[match[2].upper()], 1 << 62))
+        return size
+
+    def rate(self, text: str | None, keys: Keys) -> int | None:
+        """Return the bytes a second of a rate like "10M"; None for "off". Raises ConfigError."""
+        if text is None or text == "off":
+            return None
+        rate = parse_size(text)
+        if not rate:
+            reason = f'bytes a second such as "500K" or "10 MB", or "off", were expected, not {text!r}'
+            raise self._problems.error(keys, reason)
+        return rate
 
     def check_user(self, name: str | None, keys: Keys) -> None:
         """Raise ConfigError for a user that no program can be run as here, if programs are looked for."""

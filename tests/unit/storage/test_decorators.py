@@ -15,9 +15,11 @@ from castore.errors import (
     ThrottledError,
     TransientStorageError,
     UnreachableError,
+    UsageError,
 )
+from castore.storage import LocalStorage, open_storage
 from castore.storage.counting import CountingStorage
-from castore.storage.limited import LimitedStorage
+from castore.storage.limited import LimitedStorage, Limits
 from castore.storage.read_only import ReadOnlyStorage
 from castore.storage.retrying import RetryingStorage
 from tests.conformance.storage import StorageContract, machine
@@ -67,7 +69,7 @@ class TestLimitedStorage(StorageContract):
     @pytest.fixture
     def storage(self):
         clock = Clock()
-        return LimitedStorage(MemoryStorage(), upload=1000, download=1000, sleep=clock.sleep, clock=clock)
+        return LimitedStorage(MemoryStorage(), Limits(upload=1000, download=1000), sleep=clock.sleep, clock=clock)
 
 
 TestRetryingStorageAgainstADict = machine(_unreliable, examples=10)
@@ -168,7 +170,7 @@ def test_what_does_not_pass_is_not_repeated():
 
 def test_a_limit_is_kept_over_many_requests():
     clock = Clock()
-    storage = LimitedStorage(MemoryStorage(), upload=1000, download=500, sleep=clock.sleep, clock=clock)
+    storage = LimitedStorage(MemoryStorage(), Limits(upload=1000, download=500), sleep=clock.sleep, clock=clock)
     for number in range(10):
         storage.put(f"packs/{number}", bytes(1000))
     assert 8 <= clock.now <= 10
@@ -176,6 +178,45 @@ def test_a_limit_is_kept_over_many_requests():
     for number in range(10):
         storage.get(f"packs/{number}")
     assert 17 <= clock.now - started <= 20
+
+
+def test_a_limit_applies_to_an_object_that_is_written_in_pieces(tmp_path):
+    clock = Clock()
+    inner = LocalStorage(str(tmp_path / "store"), create=True)
+    storage = LimitedStorage(inner, Limits(upload=1000), sleep=clock.sleep, clock=clock)
+    with storage.create() as writer:
+        for _ in range(10):
+            writer.write(bytes(1000))
+        writer.commit("packs/a")
+    assert 8 <= clock.now <= 10
+    started = clock.now
+    assert storage.get("packs/a") == bytes(10_000)
+    assert clock.now == started
+
+
+def test_a_repeated_upload_waits_for_its_share_again():
+    clock, turns = Clock(), iter(["before"])
+    faulty = FaultyStorage(MemoryStorage(), lambda operation, _name: next(turns, None) if operation == "put" else None)
+    limited = LimitedStorage(faulty, Limits(upload=1000), sleep=clock.sleep, clock=clock)
+    RetryingStorage(limited, sleep=clock.sleep, clock=clock).put("packs/a", bytes(3000))
+    assert clock.now >= 5
+
+
+@pytest.mark.parametrize("limits", [{}, {"upload": 500.0}])
+def test_limits_are_below_the_repetition_of_requests(limits, tmp_path):
+    local = open_storage(str(tmp_path), limits=Limits(**limits))
+    remote = open_storage("ssh://nowhere/srv/store", limits=Limits(**limits))
+    assert isinstance(remote, RetryingStorage)
+    assert isinstance(remote.inner, LimitedStorage) == isinstance(local, LimitedStorage) == bool(limits)
+    # A forked process would have a limit of its own.
+    assert local.forks == (not limits)
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan")])
+@pytest.mark.parametrize("name", ["upload", "download"])
+def test_a_limit_that_lets_nothing_through_is_refused(name, rate):
+    with pytest.raises(UsageError, match=f"limit_{name} is {rate}"):
+        Limits(**{name: rate})
 
 
 def test_requests_and_bytes_are_counted():

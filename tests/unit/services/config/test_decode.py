@@ -63,6 +63,12 @@ def test_a_whole_file_is_read(read):
     assert settings.service["a.b"].parts == {}
 
 
+def test_limits_are_bytes_a_second(read):
+    settings = read('limit-upload = "500K"\nlimit-download = "1.5 MB"\n')
+    assert (settings.limit_upload, settings.limit_download) == (512_000, 1_500_000)
+    assert read('limit-upload = "off"').limit_upload is None
+
+
 def test_an_empty_file_has_nothing(read):
     assert read("") == config.Settings(path=read("").path)
 
@@ -77,6 +83,12 @@ PART = "[service.d.parts.p]\n"
         ("store = 1", "store: expected text, got a number"),
         ('store = "backups"', "store: 'backups' is a relative path"),
         ('store = "~/backups"', "store: '~/backups' is a relative path, since no home"),
+        *(
+            (f"limit-{way} = {rate!r}", f"limit-{way}: bytes a second such as")
+            for way in ("upload", "download")
+            for rate in ("0", "0.1", "-1", "-5M", "", "fast", "1 PB", "1e3", "inf")
+        ),
+        ("limit-upload = 500", "limit-upload: expected text, got a number"),
         ('recipients = "x"', "recipients: expected a list, got text"),
         ("recipients = [1]", "recipients[0]: expected text, got a number"),
         ('recipients = ["castore-pub-x"]', "recipients[0]: "),
