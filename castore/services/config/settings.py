@@ -114,14 +114,14 @@ class Settings(_Table, frozen=True):
 
     store: str | None = None
     """The store's directory, absolute, or its URL."""
-    limit_upload: int | None = None
-    """Bytes that are sent to the store in a second at most; None: no limit."""
-    limit_download: int | None = None
-    """Bytes that are received from the store in a second at most; None: no limit."""
     recipients: tuple[str, ...] = ()
     """The recipients of a store that is created with these settings: castore-pub-..."""
     base_cache: int | None = None
     """Bytes that the unencrypted base cache of this machine may use; 0: no cache; None: the default."""
+    limit_upload: int | None = None
+    """Bytes that are sent to the store in a second at most; None: no limit."""
+    limit_download: int | None = None
+    """Bytes that are received from the store in a second at most; None: no limit."""
     host: str | None = None
     """The name that this machine is certified for; None: the one that it already has in the store."""
     former_hosts: tuple[str, ...] = ()
@@ -178,10 +178,10 @@ class TopTable(_Table, frozen=True):
     """The top level of a castore.toml, whose services are not decoded."""
 
     store: str | None = None
-    limit_upload: str | None = None
-    limit_download: str | None = None
     recipients: tuple[str, ...] = ()
     base_cache: str | None = None
+    limit_upload: str | None = None
+    limit_download: str | None = None
     host: str | None = None
     former_hosts: tuple[str, ...] = ()
     isolate_writers: bool = False
