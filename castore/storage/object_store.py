@@ -209,7 +209,10 @@ def _other_refusal(failed: str, error: BaseException, status: int | None, reason
     if kind is not None and kind[1] == "Timeout":
         return StorageTimeoutError(f"{failed}the server did not answer in time")
     if kind is not None:
-        return UnreachableError(f"{failed}there is no connection to the server; is AWS_ENDPOINT_URL right?")
+        return UnreachableError(
+            f"{failed}there is no connection to the server; repeat the command when it runs, or correct "
+            "AWS_ENDPOINT_URL"
+        )
     if isinstance(error, failures.GenericError):
         return UnreachableError(f"{failed}the connection to the server broke, or there are no credentials")
     return StorageError(f"{failed}the request was refused ({type(error).__name__})")

@@ -307,7 +307,12 @@ class SftpStorage(RemoteStorage):
             return TransientStorageError(f"{failed}: {reason}")
         if isinstance(error, TimeoutError):
             return StorageTimeoutError(f"{failed}: the server did not answer in time")
-        return UnreachableError(f"{failed}: {reason}")
+        if isinstance(error, OSError) and error.errno:
+            reason = os.strerror(error.errno)
+        host = self._url.host
+        return UnreachableError(
+            f"{failed}: {reason}; repeat the command when there is a connection, test it with: sftp {host}"
+        )
 
 
 _AT_ONCE: Final = 64

@@ -339,7 +339,10 @@ class _Connection:
         shown = "".join(character for character in reason if character.isprintable())
         if any(text in shown for text in _FOR_GOOD):
             return StorageError(f"cannot reach {self._url}: {shown}")
-        return UnreachableError(f"the connection to {self._url} ended{': ' if shown else ''}{shown}")
+        return UnreachableError(
+            f"the connection to {self._url} ended{': ' if shown else ''}{shown}; repeat the command when "
+            "there is a connection: ssh with that host tests it"
+        )
 
     def close(self) -> None:
         """End the connection, and wait until ssh has ended."""
