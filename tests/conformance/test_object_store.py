@@ -90,7 +90,7 @@ def test_an_interrupt_ends_the_wait_for_a_server_that_hangs(server):
     storage = _fresh()
     storage.put("packs/a", b"x")
     interrupt = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
-    os.kill(server.process_id, signal.SIGSTOP)
+    server.suspend()
     try:
         interrupt.start()
         begun = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import random
@@ -42,6 +43,11 @@ def free_ports(count: int, *, below: int = 45000) -> list[int]:
             if port not in found:
                 found.append(port)
     return found
+
+
+def _state(path: str) -> str:
+    with open(path, encoding="ascii") as text:
+        return text.read().rpartition(")")[2].split()[0]
 
 
 class SeaweedFS:
@@ -126,6 +132,14 @@ class SeaweedFS:
         except OSError:
             return False
         return True
+
+    def suspend(self) -> None:
+        """Stop all threads of the server, until SIGCONT; it is sent, and takes effect, one after the other."""
+        os.kill(self.process_id, signal.SIGSTOP)
+        deadline = time.monotonic() + _PATIENCE
+        while any(_state(path) != "T" for path in glob.glob(f"/proc/{self.process_id}/task/*/stat")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def kill(self) -> None:
         """Kill the server, as a crash does."""
