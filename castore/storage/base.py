@@ -95,6 +95,14 @@ class Storage(ABC):
     def size(self, name: str) -> int:
         """Return an object's length in bytes. Raises ObjectMissingError, StorageError."""
 
+    def hash(self, name: str) -> tuple[bytes, int] | None:
+        """Return the BLAKE3 hash and the length of an object, as the server states them without sending it.
+
+        None: the server cannot, so read the object. Raises ObjectMissingError, StorageError.
+        """
+        del name
+        return None
+
     @abstractmethod
     def list(self, folder: str, after: str = "") -> Iterator[str]:
         """Yield the names, without `folder` and `/`, of the objects directly in `folder`, in any order.

@@ -41,6 +41,10 @@ class StorageDecorator(RemoteStorage):
         """Return an object's length."""
         return self.inner.size(name)
 
+    def hash(self, name: str) -> tuple[bytes, int] | None:
+        """Return the hash and the length of an object, if the server states them."""
+        return self.inner.hash(name)
+
     def list(self, folder: str, after: str = "") -> Iterator[str]:
         """Yield the names in a folder."""
         return self.inner.list(folder, after)

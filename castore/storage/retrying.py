@@ -119,6 +119,10 @@ class RetryingStorage(StorageDecorator):
         """Return an object's length."""
         return self._repeat(lambda: self.inner.size(name))
 
+    def hash(self, name: str) -> tuple[bytes, int] | None:
+        """Return the hash and the length of an object, if the server states them."""
+        return self._repeat(lambda: self.inner.hash(name))
+
     def list(self, folder: str, after: str = "") -> Iterator[str]:
         """Yield the names in a folder, each once; what fails in the middle is listed again."""
         yield from self._repeat(lambda: [*self.inner.list(folder, after)])

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,24 @@ def _same(one, other):
     names = sorted(os.listdir(one))
     assert names == sorted(os.listdir(other))
     assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
+
+
+def test_packs_are_hashed_by_the_server(castore, servers, tree, monkeypatch, tmp_path, home):
+    _, sshd = servers
+    for name, value in sshd.environment.items():
+        monkeypatch.setenv(name, value)
+    place = f"{sshd.folder}/hashed"
+    monkeypatch.setenv("CASTORE_STORE", f"ssh://castore-test{place}")
+    castore("init")
+    castore("snapshot", "wiki", "--tree", f"d={tree}")
+    # At this limit, 3 MB take longer than the time.
+    assert "no damage found" in castore("verify", "--packs", "--limit-download", "20K", timeout=60).stdout
+    (pack,) = sorted(Path(place, "packs").iterdir(), key=lambda path: path.stat().st_size)[-1:]
+    pack.chmod(0o600)
+    with pack.open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"damaged")
+    assert "its bytes are not those that were written" in castore("verify", "--packs", expect=5).stdout
 
 
 def test_a_store_on_another_machine_is_used_as_one_on_this_one(castore, remote, tree, tmp_path, home):
