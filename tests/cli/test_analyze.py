@@ -61,7 +61,7 @@ def test_the_figures_agree_with_a_real_store(castore: Run, nights: list[Path], t
     command = ("analyze", "--json", "--nights", "--no-levels", "--no-peers", "--average", "64K,256K", *map(str, nights))
     found = json.loads(castore(*command).stdout)
     rows = {(row["average"], row["deltas"]): row for row in found["rows"]}
-    assert (found["advice"]["average"], found["advice"]["deltas"]) in {(262144, True), (262144, False)}
+    assert (found["advice"]["average"], found["advice"]["deltas"]) in rows  # which one: the cutting key decides
     for average, deltas in _SETTINGS:
         store, config = tmp_path / f"store-{average}-{deltas}", tmp_path / f"{average}-{deltas}.toml"
         config.write_text(f'store = "{store}"\n' + ("" if deltas else 'base-cache = "off"\n'))
